@@ -1,0 +1,12 @@
+"""Doctests see the public names, as a reader of the examples would import them."""
+
+import pytest
+import torch
+
+import proxy_losses
+
+
+@pytest.fixture(autouse=True)
+def _doctest_names(doctest_namespace: dict) -> None:
+    doctest_namespace["torch"] = torch
+    doctest_namespace.update({n: getattr(proxy_losses, n) for n in proxy_losses.__all__})

@@ -1,0 +1,165 @@
+"""Checks of shapes, dtypes and static ranges. They read metadata only, never tensor values."""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from numbers import Integral, Real
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+INTERPOLATIONS = ("linear", "lower", "higher", "midpoint", "nearest")
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def _fail_type(name: str, expected: str, got: object) -> NoReturn:
+    what = f"a tensor of {got.dtype}" if isinstance(got, Tensor) else type(got).__name__
+    raise TypeError(f"{name} must be {expected}, got {what}")
+
+
+def check_floating(name: str, x: object) -> None:
+    """Raise `TypeError` unless x is a floating-point tensor."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        _fail_type(name, "a floating-point tensor", x)
+
+
+def check_bool(name: str, x: object) -> None:
+    """Raise `TypeError` unless x is a bool tensor."""
+    if not isinstance(x, Tensor) or x.dtype != torch.bool:
+        _fail_type(name, "a bool tensor", x)
+
+
+def check_same_list(name: str, x: Tensor, scores: Tensor) -> None:
+    """Raise `ValueError` unless x has scores' last axis and leading axes that broadcast with it."""
+    if x.dim() == 0 or x.shape[-1] != scores.shape[-1]:
+        raise ValueError(
+            f"{name} must have the list length of scores on its last axis: "
+            f"expected [..., {scores.shape[-1]}], got {list(x.shape)}"
+        )
+    try:
+        torch.broadcast_shapes(x.shape, scores.shape)
+    except RuntimeError:
+        raise ValueError(
+            f"leading axes of {name} must broadcast with those of scores: "
+            f"expected {list(scores.shape)}, got {list(x.shape)}"
+        ) from None
+
+
+def check_lists(
+    scores: Tensor,
+    pos_mask: Tensor,
+    valid_mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+) -> None:
+    """Check the arguments that every list-wise metric takes."""
+    check_floating("scores", scores)
+    if scores.dim() == 0:
+        raise ValueError("scores must have at least one axis [..., M], got a 0-d tensor")
+    check_bool("pos_mask", pos_mask)
+    check_same_list("pos_mask", pos_mask, scores)
+    if valid_mask is not None:
+        check_bool("valid_mask", valid_mask)
+        check_same_list("valid_mask", valid_mask, scores)
+    if sample_weight is not None:
+        check_floating("sample_weight", sample_weight)
+        check_same_list("sample_weight", sample_weight, scores)
+
+
+def check_tau(tau: float | Tensor, lists: torch.Size) -> None:
+    """Raise unless tau is a positive number, or a floating tensor that broadcasts to the lists."""
+    if not isinstance(tau, Tensor):
+        check_positive("tau", tau)
+        return
+    check_floating("tau", tau)
+    tail = lists[len(lists) - tau.dim() :]
+    if tau.dim() > len(lists) or any(t not in (1, n) for t, n in zip(tau.shape, tail, strict=True)):
+        raise ValueError(
+            f"tau must be 0-d or one value per list {list(lists)}, got {list(tau.shape)}"
+        )
+
+
+def check_positive(name: str, x: float) -> None:
+    """Raise unless x is a finite number > 0."""
+    if isinstance(x, bool) or not isinstance(x, Real | torch.SymFloat | torch.SymInt):
+        _fail_type(name, "a number", x)
+    if not (x > 0 and (not isinstance(x, Real) or math.isfinite(x))):
+        raise ValueError(f"{name} must be positive and finite, got {x}")
+
+
+def check_int(name: str, x: int, minimum: int) -> None:
+    """Raise `TypeError` unless x is an integer, `ValueError` if it is below minimum."""
+    if isinstance(x, bool) or not isinstance(x, Integral):
+        _fail_type(name, "an integer", x)
+    if x < minimum:
+        raise ValueError(f"{name} must be >= {minimum}, got {x}")
+
+
+def check_quantile(quantile: float, interpolation: str) -> None:
+    """Raise `ValueError` unless 0 < quantile < 1 and the interpolation is one of torch.quantile."""
+    if not 0.0 < quantile < 1.0:
+        raise ValueError(
+            f"quantile (the top fraction; 0.005 is the top 0.5 %) must be in (0, 1), got {quantile}"
+        )
+    check_choice("interpolation", interpolation, INTERPOLATIONS)
+
+
+def check_choice(name: str, x: str, choices: tuple[str, ...]) -> None:
+    """Raise `ValueError` unless x is one of choices."""
+    if x not in choices:
+        raise ValueError(f"{name} must be one of {list(choices)}, got {x!r}")
+
+
+def check_rtol(rtol: float | None) -> None:
+    """Raise `ValueError` unless rtol is None or in (0, 1)."""
+    if rtol is not None and not 0.0 < rtol < 1.0:
+        raise ValueError(f"rtol must be None or in (0, 1), got {rtol}")
+
+
+def check_batch(logits: Tensor, targets: Tensor, num_classes: int | None = None) -> None:
+    """Check a training batch.
+
+    logits [N, C] floating; targets [N] integers, or labels [N, C] (bool) when C > 1.
+    """
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"logits must be [N, C], got {shape}")
+    check_floating("logits", logits)
+    n, c = logits.shape
+    if num_classes is not None and c != num_classes:
+        raise ValueError(f"logits must be [N, num_classes={num_classes}], got {list(logits.shape)}")
+    if not isinstance(targets, Tensor):
+        _fail_type("targets", "a tensor", targets)
+    if targets.shape != (n,) and not (targets.shape == (n, c) and is_labels(targets)):
+        raise ValueError(
+            f"targets must be [N={n}] class ids, or [N={n}, C={c}] bool labels with C > 1, "
+            f"got {list(targets.shape)} of {targets.dtype}"
+        )
+    if targets.dim() == 1 and (targets.is_floating_point() or targets.is_complex()):
+        _fail_type("targets", "integer class ids", targets)
+
+
+def is_labels(targets: Tensor) -> bool:
+    """Whether targets are multi-label, [N, C] bool, rather than class ids, [N]."""
+    return targets.dim() == 2 and targets.dtype == torch.bool and targets.shape[1] > 1
+
+
+def check_rows(name: str, x: Tensor | None, n: int) -> None:
+    """Raise unless x is None or a tensor with one entry per row, [N]."""
+    if x is not None and not isinstance(x, Tensor):
+        _fail_type(name, "a tensor", x)
+    if x is not None and x.shape != (n,):
+        raise ValueError(f"{name} must match logits dim-0: expected [{n}], got {list(x.shape)}")
+
+
+def warn_user(message: str) -> None:
+    """`UserWarning` attributed to the caller's own line, however many of our frames lie above."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in (
+        "proxy_losses",
+        "torch",
+    ):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, UserWarning, stacklevel=level)

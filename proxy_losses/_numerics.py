@@ -1,0 +1,106 @@
+"""Arithmetic shared by all metrics: precision, masked means, quantiles by selection."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+# float32 counts exactly up to here; torch.quantile refuses longer lists.
+_EXACT_FLOAT32 = 1 << 24
+
+
+def lift(x: Tensor) -> Tensor:
+    """float16 and bfloat16 to float32; other dtypes unchanged."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def full_precision(fn: F) -> F:
+    """Run fn, whose first argument is the scores, outside autocast and with the scores lifted."""
+
+    @wraps(fn)
+    def run(scores: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(scores, Tensor):  # let fn's own checks name the argument
+            return fn(scores, *args, **kwargs)
+        with torch.autocast(device_type=scores.device.type, enabled=False):
+            return fn(lift(scores), *args, **kwargs)
+
+    return run  # type: ignore[return-value]
+
+
+def clean(scores: Tensor, valid_mask: Tensor | None) -> Tensor:
+    """Scores with 0 in the rows that are not valid, so that a NaN there reaches no gradient."""
+    return scores if valid_mask is None else torch.where(valid_mask, scores, 0.0)
+
+
+def poison(scores: Tensor) -> Tensor:
+    """[...]: 1 where all scores [..., M] of the list are finite, NaN elsewhere; no gradient."""
+    return (scores.detach() * 0.0).sum(-1) + 1.0
+
+
+def positive_weight(pos: Tensor, sample_weight: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Weight of each row in the mean over positives: 0 off pos, else 1 or its sample_weight."""
+    if sample_weight is None:
+        return pos.to(dtype)
+    return torch.where(pos, sample_weight.to(dtype), 0.0)
+
+
+def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
+    """Sum of weight * values over the last axis divided by the sum of weight; 0 where that is 0."""
+    total = weight.sum(-1)
+    return (weight * values).sum(-1) / torch.where(total > 0, total, 1.0)
+
+
+def masked_quantile(
+    scores: Tensor, q: float, interpolation: str, valid_mask: Tensor | None = None
+) -> Tensor:
+    """`torch.quantile(scores[valid], q)` of every list [..., M] -> [...], detached.
+
+    The same rank arithmetic as `torch.quantile`, hence the same value wherever that one works;
+    found by selecting the shorter tail instead of a full sort, at any length. A list without
+    valid rows gives 0. Non-finite valid scores give an unspecified value: see `poison`.
+    """
+    s = scores.detach()
+    m = s.shape[-1]
+    if m == 0:
+        return s.new_zeros(s.shape[:-1])
+    rank_dtype = torch.float64 if m > _EXACT_FLOAT32 else s.dtype
+    if valid_mask is None:
+        count = torch.full((1,) * (s.dim() - 1), m, dtype=torch.int64, device=s.device)
+    else:
+        count = valid_mask.sum(-1)
+        s, valid_mask = torch.broadcast_tensors(s, valid_mask)
+    top = q >= 0.5
+    if valid_mask is not None:
+        s = s.masked_fill(~valid_mask, -math.inf if top else math.inf)
+    # Ranks from below, as torch.quantile rounds them; 2 covers that rounding.
+    share = 1.0 - q if top else q
+    tail = min(m, math.ceil(share * (m - 1)) + 2)
+    ordered = s.topk(tail, dim=-1, largest=top).values
+    last = (count - 1).clamp(min=0)
+    rank = torch.full((), q, dtype=rank_dtype, device=s.device) * last.to(rank_dtype)
+    if interpolation == "nearest":
+        below = above = rank.round()
+    else:
+        below, above = rank.floor(), rank.ceil()
+    if interpolation == "lower":
+        above = below
+    elif interpolation == "higher":
+        below = above
+
+    def at_rank(k: Tensor) -> Tensor:
+        index = k.to(torch.int64)
+        index = (last - index if top else index).clamp(0, tail - 1)
+        return ordered.gather(-1, index.expand(s.shape[:-1])[..., None])[..., 0]
+
+    value = at_rank(below)
+    if interpolation in ("linear", "midpoint"):
+        mix = rank - below if interpolation == "linear" else torch.full_like(rank, 0.5)
+        value = torch.lerp(value, at_rank(above), mix.to(s.dtype).expand(value.shape))
+    return torch.where(count > 0, value, 0.0)

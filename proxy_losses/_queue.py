@@ -1,0 +1,177 @@
+"""A memory queue of past rows: an immutable state, taken in and returned new."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._checks import check_batch, check_bool, check_int, check_rows, is_labels
+
+
+class QueueState(NamedTuple):
+    """The last `capacity` rows. Every field is a tensor, so states stack under vmap.
+
+    One running counter gives both the next slot, enqueued % capacity, and the fill,
+    min(enqueued, capacity).
+    """
+
+    logits: Tensor  # [capacity, C] floating
+    targets: Tensor  # [capacity] int64 class ids, or [capacity, C] bool labels (multi-label)
+    sample_weight: Tensor  # [capacity] float32, 1 when none was given
+    iid_mask: Tensor  # [capacity] bool, True when none was given
+    enqueued: Tensor  # [] int64, rows ever enqueued
+    ignore_index: Tensor  # [] int64, class id of rows that do not count
+
+
+def init_queue(
+    capacity: int,
+    num_classes: int,
+    *,
+    ignore_index: int = -100,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+    multi_label: bool = False,
+) -> QueueState:
+    """An empty queue.
+
+    Args:
+        capacity: rows kept, >= 1.
+        num_classes: C >= 1.
+        ignore_index: class id of rows that are stored but never count.
+        dtype: of the stored logits; float32 keeps half-precision training exact.
+        device: where to keep it.
+        multi_label: store [C] bool labels instead of a class id. A queue made without turns into
+            an empty one that does at its first multi-label batch (one more compile).
+
+    Returns:
+        `QueueState`.
+
+    Raises:
+        TypeError, ValueError: capacity or num_classes is not a positive integer.
+
+    Example:
+        >>> queue = enqueue(init_queue(4, 1), torch.ones(3, 1), torch.tensor([0, 1, -100]))
+        >>> queue_rows(queue)[2]
+        tensor([ True,  True, False, False])
+    """
+    check_int("capacity", capacity, 1)
+    check_int("num_classes", num_classes, 1)
+    if multi_label:
+        targets = torch.zeros(capacity, num_classes, dtype=torch.bool, device=device)
+    else:
+        targets = torch.full((capacity,), ignore_index, dtype=torch.int64, device=device)
+    return QueueState(
+        logits=torch.zeros(capacity, num_classes, dtype=dtype, device=device),
+        targets=targets,
+        sample_weight=torch.ones(capacity, device=device),
+        iid_mask=torch.ones(capacity, dtype=torch.bool, device=device),
+        enqueued=torch.zeros((), dtype=torch.int64, device=device),
+        ignore_index=torch.full((), ignore_index, dtype=torch.int64, device=device),
+    )
+
+
+def reset_queue(queue: QueueState) -> QueueState:
+    """The same queue, empty.
+
+    Example:
+        >>> queue = enqueue(init_queue(4, 1), torch.ones(3, 1), torch.zeros(3, dtype=torch.int64))
+        >>> reset_queue(queue).enqueued
+        tensor(0)
+    """
+    targets = torch.zeros_like(queue.targets)
+    return queue._replace(
+        logits=torch.zeros_like(queue.logits),
+        targets=targets if is_labels(targets) else targets + queue.ignore_index,
+        sample_weight=torch.ones_like(queue.sample_weight),
+        iid_mask=torch.ones_like(queue.iid_mask),
+        enqueued=torch.zeros_like(queue.enqueued),
+    )
+
+
+def enqueue(
+    queue: QueueState,
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    sample_weight: Tensor | None = None,
+    iid_mask: Tensor | None = None,
+    where: Tensor | None = None,
+) -> QueueState:
+    """Store a batch over the oldest rows; of a batch above capacity the last rows remain.
+
+    Args:
+        queue: the queue so far, left unchanged.
+        logits: [N, C] floating, stored detached in the queue's dtype.
+        targets: [N] class ids, or [N, C] bool labels when C > 1.
+        sample_weight: [N] floating or None for 1.
+        iid_mask: [N] bool or None for True.
+        where: [] bool or None; False stores nothing.
+
+    Returns:
+        The new `QueueState`.
+
+    Raises:
+        TypeError, ValueError: wrong dtypes or shapes, or class ids given to a multi-label queue.
+    """
+    capacity, num_classes = queue.logits.shape
+    check_batch(logits, targets, num_classes)
+    n = logits.shape[0]
+    check_rows("sample_weight", sample_weight, n)
+    check_rows("iid_mask", iid_mask, n)
+    if iid_mask is not None:
+        check_bool("iid_mask", iid_mask)
+    queue = match_targets(queue, targets)
+    if where is None:
+        where = torch.ones_like(queue.enqueued, dtype=torch.bool)
+    # Slots beyond capacity would repeat, in undefined order: keep the rows that survive.
+    drop = max(n - capacity, 0)
+    steps = torch.arange(drop, n, device=queue.enqueued.device)
+    slots = (queue.enqueued + steps) % capacity
+
+    def put(field: Tensor, rows: Tensor | None) -> Tensor:
+        old = field.index_select(0, slots)
+        if rows is None:
+            new = torch.ones_like(old)
+        else:
+            new = rows.detach()[drop:].to(field.device, field.dtype)
+        return field.index_copy(0, slots, torch.where(where, new, old))
+
+    return queue._replace(
+        logits=put(queue.logits, logits),
+        targets=put(queue.targets, targets),
+        sample_weight=put(queue.sample_weight, sample_weight),
+        iid_mask=put(queue.iid_mask, iid_mask),
+        enqueued=queue.enqueued + n * where,
+    )
+
+
+def match_targets(queue: QueueState, targets: Tensor) -> QueueState:
+    """The queue if it stores this kind of targets; an empty one for labels if it stores ids."""
+    if is_labels(targets) == is_labels(queue.targets):
+        return queue
+    if is_labels(queue.targets):
+        raise ValueError(
+            "this queue stores multi-label targets: expected [N, C] bool, "
+            f"got {list(targets.shape)} of {targets.dtype}"
+        )
+    empty = reset_queue(queue)
+    return empty._replace(targets=torch.zeros_like(queue.logits, dtype=torch.bool))
+
+
+def queue_rows(queue: QueueState) -> tuple[Tensor, Tensor, Tensor]:
+    """All slots and which of them count.
+
+    Args:
+        queue: the queue.
+
+    Returns:
+        (logits [capacity, C], targets [capacity] or [capacity, C], valid_mask [capacity] bool);
+        slots not yet filled and rows of ignore_index are not valid.
+    """
+    slots = torch.arange(queue.logits.shape[0], device=queue.enqueued.device)
+    valid = slots < queue.enqueued
+    if not is_labels(queue.targets):
+        valid = valid & (queue.targets != queue.ignore_index)
+    return queue.logits, queue.targets, valid

@@ -1,0 +1,123 @@
+"""The primitive under every metric: pairwise sigmoid sums, and soft ranks from them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._checks import check_bool, check_floating, check_rtol, check_tau
+from . import op
+
+__all__ = ["SoftRanks", "sigmoid_sums", "soft_ranks"]
+
+
+class SoftRanks(NamedTuple):
+    """Soft ranks at the positives, 1 for the largest score; 0 in all other rows."""
+
+    all: Tensor  # [..., M] floating, rank among all valid rows
+    pos: Tensor  # [..., M] floating, rank among the positives
+
+
+def sigmoid_sums(
+    scores: Tensor,
+    weights: Tensor,
+    at: Tensor,
+    tau: float | Tensor,
+    *,
+    rtol: float | None = None,
+) -> Tensor:
+    r"""Pairwise sigmoid sums, the primitive that every soft rank is made of.
+
+    ``out[g, i] = sum_j weights[g, j] * sigmoid((scores[j] - scores[i]) / tau)`` for the rows i
+    in ``at``, 0 elsewhere; j runs over all rows, i included (its own term is weights / 2).
+
+    Differentiable in scores, weights and tau, twice; the second derivative takes
+    O(M^2) memory, everything else O(M). Sums accumulate in float64.
+
+    Args:
+        scores: [..., M] float32 or float64.
+        weights: [..., G, M] floating or bool.
+        at: [..., M] bool.
+        tau: temperature > 0: a number, a 0-d tensor or one value per list [...].
+        rtol: accuracy asked for, in (0, 1); accepted, and exact at present.
+
+    Returns:
+        [..., G, M] in the dtype of scores. A list with a non-finite score is NaN at its targets.
+
+    Raises:
+        TypeError: wrong dtypes.
+        ValueError: shapes that do not fit, tau or rtol out of range.
+
+    Example:
+        >>> s = torch.tensor([2.0, 0.0])
+        >>> sigmoid_sums(s, torch.ones(1, 2), torch.tensor([True, True]), 1.0)
+        tensor([[0.6192, 1.3808]])
+    """
+    check_floating("scores", scores)
+    check_bool("at", at)
+    check_rtol(rtol)
+    if weights.dim() < 2 or scores.dim() < 1:
+        raise ValueError(
+            f"expected scores [..., M] and weights [..., G, M], got {list(scores.shape)} "
+            f"and {list(weights.shape)}"
+        )
+    m = scores.shape[-1]
+    if not (weights.shape[-1] == m == at.shape[-1]):
+        raise ValueError(
+            f"scores, weights and at must share their last axis, got {list(scores.shape)}, "
+            f"{list(weights.shape)} and {list(at.shape)}"
+        )
+    lists = torch.broadcast_shapes(scores.shape[:-1], weights.shape[:-2], at.shape[:-1])
+    check_tau(tau, lists)
+    groups = weights.shape[-2]
+    if not isinstance(tau, Tensor):
+        tau = torch.full((), tau, dtype=torch.float64, device=scores.device)
+    n = lists.numel()
+    out = op.sigmoid_sums(
+        scores.expand(*lists, m).reshape(n, m),
+        weights.expand(*lists, groups, m).reshape(n, groups, m),
+        at.expand(*lists, m).reshape(n, 1, m),
+        tau.to(scores.device, torch.float64).expand(lists).reshape(n),
+    )
+    return out.reshape(*lists, groups, m)
+
+
+def soft_ranks(
+    scores: Tensor,
+    pos_mask: Tensor,
+    tau: float | Tensor,
+    *,
+    valid_mask: Tensor | None = None,
+    rtol: float | None = None,
+) -> SoftRanks:
+    r"""Soft rank of every positive among all valid rows, and among the positives.
+
+    ``R_i = 1 + sum_{j != i} sigmoid((s_j - s_i) / tau)`` over the valid rows j, R+ over the
+    positives (Brown et al., ECCV 2020).
+
+    Args:
+        scores: [..., M] float32 or float64. Rows that are not valid must hold finite numbers.
+        pos_mask: [..., M] bool; positives that are not valid do not count.
+        tau: temperature > 0: a number, a 0-d tensor or one value per list [...].
+        valid_mask: [..., M] bool or None for all.
+        rtol: see `sigmoid_sums`.
+
+    Returns:
+        `SoftRanks` of [..., M].
+
+    Example:
+        >>> ranks = soft_ranks(
+        ...     torch.tensor([3.0, 1.0, 2.0]), torch.tensor([True, False, True]), 0.01
+        ... )
+        >>> ranks.all, ranks.pos
+        (tensor([1., 0., 2.]), tensor([1., 0., 2.]))
+    """
+    valid = torch.ones_like(pos_mask) if valid_mask is None else valid_mask
+    pos = pos_mask & valid
+    groups = torch.stack(torch.broadcast_tensors(valid, pos), dim=-2)
+    sums = sigmoid_sums(scores, groups, pos, tau, rtol=rtol)
+    # The row's own sigmoid(0) = 1/2 is in the sum already.
+    ranks = torch.where(pos[..., None, :], sums + 0.5, 0.0)
+    return SoftRanks(*ranks.unbind(-2))

@@ -1,0 +1,170 @@
+"""Registration of the primitive: eager, autograd, vmap, torch.func, compile and export.
+
+Two opaque ops hold what depends on the data; an autograd.Function per direction gives the
+derivative; `allow_in_graph` keeps that derivative when a gradient is taken inside a compiled
+function (without it, 2.13 silently differentiates the forward instead).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import dense
+
+_LIB = torch.library.Library("proxy_losses", "FRAGMENT")
+_LIB.define(
+    "pair_sums(Tensor scores, Tensor weights, Tensor at, Tensor tau, bool value, bool slope)"
+    " -> Tensor[]"
+)
+
+
+def _pair_sums(
+    scores: Tensor, weights: Tensor, at: Tensor, tau: Tensor, value: bool, slope: bool
+) -> list[Tensor]:
+    if scores.numel() == 0 or weights.shape[1] == 0:
+        return _like(scores, weights, at, tau, value, slope)
+    low, high = scores.aminmax(dim=-1)
+    broken = ~torch.isfinite(high - low)
+    sums = dense.pair_sums(scores, weights, at, tau, value=value, slope=slope)
+    # One contract for every method: a non-finite score makes its whole list NaN.
+    return [s.masked_fill_(broken[:, None, None] & at, torch.nan) for s in sums]
+
+
+def _like(
+    scores: Tensor, weights: Tensor, at: Tensor, tau: Tensor, value: bool, slope: bool
+) -> list[Tensor]:
+    return [scores.new_empty(weights.shape) for _ in range(value + slope)]
+
+
+def _vmap(
+    info: Any, dims: tuple[int | None, ...], *args: Any
+) -> tuple[list[Tensor], list[int | None]]:
+    """Fold the mapped axis into the list axis."""
+    tensors = [
+        t.movedim(d, 0) if d is not None else t.expand(info.batch_size, *t.shape)
+        for t, d in zip(args[:4], dims[:4], strict=True)
+    ]
+    lists = tensors[0].shape[:2]
+    flat = (t.reshape(lists.numel(), *t.shape[2:]) for t in tensors)
+    sums = torch.ops.proxy_losses.pair_sums(*flat, *args[4:])
+    return [s.unflatten(0, lists) for s in sums], [0] * len(sums)
+
+
+for _device in ("CPU", "CUDA"):
+    _LIB.impl("pair_sums", _pair_sums, _device)
+torch.library.register_fake("proxy_losses::pair_sums", _like, lib=_LIB)
+torch.library.register_vmap("proxy_losses::pair_sums", _vmap, lib=_LIB)
+
+
+class _SigmoidSums(torch.autograd.Function):
+    """(scores, weights, at, tau) -> (sums, slopes); slopes are kept for the backward."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        scores: Tensor, weights: Tensor, at: Tensor, tau: Tensor, slope: bool
+    ) -> tuple[Tensor, Tensor]:
+        out = torch.ops.proxy_losses.pair_sums(scores, weights, at, tau, True, slope)
+        return out[0], out[1] if slope else scores.new_empty(0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        scores, weights, at, tau, _ = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(scores, weights, at, tau, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return None, None, None, None, None
+        scores, weights, at, tau, slope = ctx.saved_tensors
+        need_scores, need_weights, _, need_tau, _ = ctx.needs_input_grad
+        # Off the targets the sums are the constant 0.
+        grad = torch.where(at, grad, 0.0)
+        g_scores, g_weights = _SigmoidSumsBackward.apply(  # type: ignore[no-untyped-call]
+            grad, scores, weights, at, tau, slope, need_weights
+        )
+        g_tau = None
+        if need_tau:  # sums depend on scores / tau alone
+            centred = scores - scores.mean(-1, keepdim=True)
+            g_tau = -((centred * g_scores).sum(-1) / tau).to(tau.dtype)
+        return (g_scores if need_scores else None, g_weights if need_weights else None, None,
+                g_tau, None)  # fmt: skip
+
+
+class _SigmoidSumsBackward(torch.autograd.Function):
+    """The derivative of the sums: the same sums with sources and targets exchanged."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        grad: Tensor,
+        scores: Tensor,
+        weights: Tensor,
+        at: Tensor,
+        tau: Tensor,
+        slope: Tensor,
+        need_weights: bool,
+    ) -> tuple[Tensor, Tensor]:
+        op = torch.ops.proxy_losses.pair_sums
+        pull = op(scores, grad, weights != 0, tau, False, True)[0]
+        g_scores = (weights * pull - grad * slope).sum(-2) / tau[:, None]
+        if not need_weights:
+            return g_scores.to(scores.dtype), scores.new_empty(0)
+        everywhere = torch.ones_like(at[:, :1])
+        # sigma(s_k - s_i) = 1 - sigma(s_i - s_k)
+        g_weights = grad.sum(-1, keepdim=True) - op(scores, grad, everywhere, tau, True, False)[0]
+        return g_scores.to(scores.dtype), g_weights
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        grad, scores, weights, at, tau, _, ctx.need_weights = inputs
+        ctx.save_for_backward(grad, scores, weights, at, tau)
+
+    @staticmethod
+    def backward(ctx: Any, v_scores: Tensor, v_weights: Tensor) -> tuple[Tensor | None, ...]:
+        grad, scores, weights, at, tau = ctx.saved_tensors
+        if not ctx.need_weights:
+            v_weights = torch.zeros_like(grad)
+
+        def plain(c: Tensor, s: Tensor, w: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+            return _plain_backward(torch.where(at, c, 0.0), s, w, t)
+
+        vjp = torch.func.vjp(plain, grad, scores, weights.to(scores.dtype), tau)[1]
+        g, s, w, t = vjp((v_scores, v_weights))
+        return g, s, w if weights.is_floating_point() else None, None, t, None, None
+
+
+def _plain_backward(
+    grad: Tensor, scores: Tensor, weights: Tensor, tau: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What `_SigmoidSumsBackward` computes, in differentiable torch with all [M, M] pairs."""
+    z = (scores[:, None, :] - scores[:, :, None]) / tau.to(scores.dtype)[:, None, None]
+    k = torch.sigmoid(z)
+    d = k * torch.sigmoid(-z)
+    pull, slope = grad @ d, weights @ d.mT
+    g_scores = (weights * pull - grad * slope).sum(-2) / tau.to(scores.dtype)[:, None]
+    return g_scores, grad @ k
+
+
+def _apply(scores: Tensor, weights: Tensor, at: Tensor, tau: Tensor, slope: bool) -> Tensor:
+    sums: Tensor = _SigmoidSums.apply(scores, weights, at, tau, slope)[0]  # type: ignore[no-untyped-call]
+    return sums
+
+
+_apply_in_graph: Callable[..., Tensor] = torch.compiler.allow_in_graph(_apply)
+
+
+def sigmoid_sums(scores: Tensor, weights: Tensor, at: Tensor, tau: Tensor) -> Tensor:
+    """Flat form: scores [L, M], weights [L, G, M] (floating or bool), at [L, 1 or G, M], tau [L].
+
+    Returns [L, G, M].
+    """
+    return _apply_in_graph(scores, weights, at, tau, torch.is_grad_enabled())

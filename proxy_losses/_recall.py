@@ -1,0 +1,101 @@
+"""Recall in the top fraction of the scores."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _numerics as num
+from ._checks import check_lists, check_quantile, check_tau
+
+
+def recall_counts(
+    pos_mask: Tensor, valid_mask: Tensor | None = None, sample_weight: Tensor | None = None
+) -> Tensor:
+    """Which lists `recall_at_quantile` is defined for: those with a positive of weight > 0.
+
+    Args:
+        pos_mask: [..., M] bool.
+        valid_mask: [..., M] bool or None.
+        sample_weight: [..., M] floating or None.
+
+    Returns:
+        [...] bool.
+
+    Example:
+        >>> recall_counts(torch.tensor([[True, False], [False, False]]))
+        tensor([ True, False])
+    """
+    pos = pos_mask if valid_mask is None else pos_mask & valid_mask
+    if sample_weight is not None:
+        pos = pos & (sample_weight > 0)
+    return pos.any(-1)
+
+
+@num.full_precision
+def recall_at_quantile(
+    scores: Tensor,
+    pos_mask: Tensor,
+    tau: float | Tensor,
+    *,
+    quantile: float = 0.005,
+    interpolation: str = "higher",
+    valid_mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    r"""Smooth recall among the top fraction `quantile` of the scores, in [0, 1]; larger is better.
+
+    ``theta`` is the (1 - quantile) quantile of all valid scores, a constant of the gradient;
+    ``recall = mean over positives i of sigmoid((s_i - theta) / tau)``. Only positives get a
+    gradient.
+
+    Args:
+        scores: [..., M] floating; lists on the last axis, leading axes are a batch. Half
+            precision is computed in, and returned as, float32.
+        pos_mask: [..., M] bool, the positives.
+        tau: temperature in units of the scores, > 0: a number, a 0-d tensor, or one value per
+            list [...].
+        quantile: the top fraction, in (0, 1): 0.005 is the top 0.5 % of the scores (the q of
+            `torch.quantile` is 1 - quantile).
+        interpolation: "linear", "lower", "higher", "midpoint" or "nearest", as in
+            `torch.quantile`, whose value this equals wherever that function works; there is no
+            limit on M here.
+        valid_mask: [..., M] bool, rows that count; None means all.
+        sample_weight: [..., M] floating >= 0, weights of the mean over positives; the threshold
+            is never weighted.
+
+    Returns:
+        [...] in the dtype of scores (float32 for half input). A list without positives, or with
+        zero weight on all of them, gives 0 with zero gradient (`recall_counts` tells which); one
+        without negatives counts. A non-finite valid score gives NaN.
+
+    Raises:
+        TypeError: wrong dtypes.
+        ValueError: shapes that do not fit, tau, quantile or interpolation out of range.
+
+    Example:
+        >>> scores = torch.arange(100.0)
+        >>> pos = scores >= 90  # ten positives, two of them in the top 2 %
+        >>> recall_at_quantile(scores, pos, 0.01, quantile=0.02)
+        tensor(0.1500)
+
+        The row on the threshold counts half.
+
+    Reference: the surrogate of Boyd et al., "Accuracy at the Top", NeurIPS 2012, with a sigmoid in
+    place of the hinge.
+    """
+    check_lists(scores, pos_mask, valid_mask, sample_weight)
+    check_quantile(quantile, interpolation)
+    lists = torch.broadcast_shapes(
+        scores.shape, pos_mask.shape, scores.shape if valid_mask is None else valid_mask.shape
+    )[:-1]
+    check_tau(tau, lists)
+    if isinstance(tau, Tensor):
+        tau = tau.to(scores.device, scores.dtype)[..., None]
+    scores = num.clean(scores, valid_mask)
+    theta = num.masked_quantile(scores, 1.0 - quantile, interpolation, valid_mask)
+    above = torch.sigmoid((scores - theta[..., None]) / tau)
+    pos = pos_mask if valid_mask is None else pos_mask & valid_mask
+    recall = num.weighted_mean(above, num.positive_weight(pos, sample_weight, above.dtype))
+    recall = recall * num.poison(scores)
+    return torch.where(recall_counts(pos_mask, valid_mask, sample_weight), recall, 0.0)

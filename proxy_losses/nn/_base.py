@@ -1,0 +1,228 @@
+"""What all ranking losses keep: the queue and the temperature, and no mathematics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from .. import _step
+from .._checks import (
+    REDUCTIONS,
+    check_batch,
+    check_bool,
+    check_choice,
+    check_int,
+    check_positive,
+    check_rows,
+    warn_user,
+)
+from .._step import ClassLosses, Pool
+from ..distributed import all_gather_no_grad, all_gather_with_grad, world_size
+from ._published import PublishedNames
+from ._queue import MemoryQueue, never_narrow
+
+LossOutput: TypeAlias = Tensor | tuple[Tensor, Tensor, Tensor]
+
+
+class RankingLoss(PublishedNames, nn.Module):
+    """What `SmoothAPLoss` and `RecallAtQuantileLoss` share: pooling, queue, reduction, gather."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        queue_size: int,
+        temperature: float,
+        reduction: str,
+        ignore_index: int,
+        update_queue_in_eval: bool,
+        gather_distributed: bool | None,
+        max_pool_size: int | None,
+    ) -> None:
+        super().__init__()
+        check_int("num_classes", num_classes, 1)
+        check_int("queue_size", queue_size, 0)
+        check_choice("reduction", reduction, REDUCTIONS)
+        if max_pool_size is not None:
+            check_int("max_pool_size", max_pool_size, 1)
+        self.num_classes = num_classes
+        self.queue_size = queue_size
+        self.reduction = reduction
+        self.ignore_index = ignore_index
+        self.update_queue_in_eval = update_queue_in_eval
+        self.gather_distributed = gather_distributed
+        self.max_pool_size = max_pool_size
+        self._tau: Tensor
+        self.register_buffer("_tau", torch.zeros((), dtype=torch.float64), persistent=False)
+        self.temperature = temperature
+        self._queue = MemoryQueue(queue_size, num_classes, ignore_index) if queue_size else None
+        self._gather_resolved: bool | None = None
+        self._subsample_warned = False
+        self._zero_weight_warned = False
+        if max_pool_size is not None:
+            self._draws: Tensor
+            self.register_buffer("_draws", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def temperature(self) -> float:
+        """Temperature in units of the logits; writable. Compiled code reads it as a tensor."""
+        return self._temperature
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        self._temperature = float(value)
+        check_positive("temperature", self._temperature)
+        self._tau.fill_(self._temperature)
+
+    def reset_queue(self) -> None:
+        """Empty the queue."""
+        if self._queue is not None:
+            self._queue.reset()
+
+    def forward(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        iid_mask: Tensor | bool | None = None,
+        return_per_class: bool = False,
+        *,
+        sample_weight: Tensor | None = None,
+    ) -> LossOutput:
+        """Loss of the batch against itself and the queue; in training, the batch is then stored.
+
+        Args:
+            logits: [N, C] floating.
+            targets: [N] or [N, 1] class ids; with C > 1 also [N, C] labels, bool or 0/1 floats.
+            iid_mask: [N] bool or None, stored with the rows; these losses do not read it. A bool
+                here means return_per_class, as it did in proxy-losses 0.1.1.
+            return_per_class: also return the losses of the classes and which of them count.
+            sample_weight: [N] floating >= 0, finite, or None for 1; weighs the mean over
+                positives.
+
+        Returns:
+            loss, or (loss, per_class [C] with NaN where invalid, valid [C] bool).
+
+        Raises:
+            TypeError, ValueError: wrong dtypes, shapes or values; nothing is stored then.
+        """
+        if isinstance(iid_mask, bool):
+            return_per_class, iid_mask = iid_mask, None
+        if isinstance(sample_weight, Tensor) and not sample_weight.is_floating_point():
+            sample_weight = sample_weight.float()
+        targets = self._as_targets(targets)
+        check_batch(logits, targets, self.num_classes)
+        self._check_rows(logits, targets, iid_mask, sample_weight)
+        if self._gathers():
+            logits = all_gather_with_grad(logits)
+            targets = all_gather_no_grad(targets)
+            iid_mask = None if iid_mask is None else all_gather_no_grad(iid_mask)
+            if sample_weight is not None:
+                sample_weight = all_gather_no_grad(sample_weight)
+        store = self.training or self.update_queue_in_eval
+        losses, queue = _step.step(
+            self._capped_classes,
+            logits,
+            targets,
+            self._queue.state if self._queue is not None else None,
+            ignore_index=self.ignore_index,
+            sample_weight=sample_weight,
+            iid_mask=iid_mask,
+            store=store,
+        )
+        if self._queue is not None and store:
+            assert queue is not None
+            self._queue.store(queue)
+        loss = _step.reduce_classes(losses, self.reduction)
+        return (loss, losses.per_class, losses.counts) if return_per_class else loss
+
+    def _classes(self, pool: Pool) -> ClassLosses:
+        raise NotImplementedError
+
+    def _capped_classes(self, pool: Pool) -> ClassLosses:
+        cap = self.max_pool_size
+        if cap is not None and pool.valid_mask.numel() > cap:
+            rows = int(pool.valid_mask.sum())
+            if rows > cap and not self._subsample_warned:
+                self._subsample_warned = True
+                warn_user(
+                    f"{type(self).__name__}: the pool of {rows} rows is above max_pool_size="
+                    f"{cap} and is subsampled; the soft ranks here need no such cap"
+                )
+            # A counter instead of a generator: equal on every rank, and resumed with the state.
+            pool = _step.subsample_pool(pool, cap, seed=int(self._draws))
+            self._draws += 1
+        return self._classes(pool)
+
+    def _as_targets(self, targets: Tensor) -> Tensor:
+        """[N, 1] to [N]; float class ids, as BCE takes them, to int64; 0/1 float labels to bool."""
+        if not isinstance(targets, Tensor):
+            return targets
+        if targets.dim() == 2 and targets.shape[1] == 1:
+            targets = targets[:, 0]
+        if targets.dim() == 1 and targets.is_floating_point():
+            return targets.to(torch.int64)
+        if targets.dim() == 2 and targets.is_floating_point() and self.num_classes > 1:
+            return targets > 0.5
+        return targets
+
+    def _check_rows(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        iid_mask: Tensor | None,
+        sample_weight: Tensor | None,
+    ) -> None:
+        n = logits.shape[0]
+        check_rows("iid_mask", iid_mask, n)
+        if iid_mask is not None:
+            check_bool("iid_mask", iid_mask)
+        check_rows("sample_weight", sample_weight, n)
+        if torch.compiler.is_compiling():
+            return
+        if self.num_classes == 1:
+            self._warn_binary(targets)
+        if sample_weight is not None and n:
+            self._check_weight(sample_weight)
+
+    def _check_weight(self, sample_weight: Tensor) -> None:
+        if not sample_weight.isfinite().all():
+            raise ValueError("sample_weight must be finite")
+        if (sample_weight < 0).any():
+            raise ValueError(
+                f"sample_weight must be non-negative, got {float(sample_weight.min())}"
+            )
+        if not self._zero_weight_warned and not sample_weight.any():
+            self._zero_weight_warned = True
+            warn_user(
+                f"{type(self).__name__}: sample_weight is entirely zero; rows of weight 0 give no "
+                "gradient"
+            )
+
+    def _warn_binary(self, targets: Tensor) -> None:
+        stray = (targets != 0) & (targets != 1) & (targets != self.ignore_index)
+        if stray.any():
+            warn_user(
+                f"{type(self).__name__} with num_classes=1 expects targets in {{0, 1}}; "
+                f"{int(stray.sum())} other values count as positive"
+            )
+
+    def _gathers(self) -> bool:
+        """Whether to gather, decided at the first forward, when the process group is there."""
+        if self._gather_resolved is None:
+            self._gather_resolved = self.gather_distributed is not False and world_size() > 1
+        return self._gather_resolved
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RankingLoss:
+        # The queue guards its own buffers; the wide temperature is guarded here.
+        super()._apply(never_narrow(fn), recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Accept the flat buffer names of proxy-losses 0.1.1."""
+        for key in [k for k in state_dict if k.startswith(prefix + "_q_")]:
+            state_dict[prefix + "_queue." + key[len(prefix) :]] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

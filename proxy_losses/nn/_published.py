@@ -1,0 +1,96 @@
+"""Underscore names of the published packages, for code and tests that reached for them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .. import _queue as q
+from .._recall import recall_at_quantile, recall_counts
+from .._schedule import in_warmup
+from .._smooth_ap import smooth_ap, smooth_ap_counts
+
+if TYPE_CHECKING:
+    from .._schedule import Clock, Schedule, ScheduleState
+    from ._queue import MemoryQueue
+
+
+class PublishedNames:
+    """Names kept on the ranking losses; new code uses the functions they call."""
+
+    _queue: MemoryQueue | None
+    _temperature: float
+
+    def _state(self) -> q.QueueState:
+        if self._queue is None:
+            raise AttributeError("there is no queue: queue_size is 0")
+        return self._queue.state
+
+    @property
+    def _q_logits(self) -> Tensor:
+        return self._state().logits
+
+    @property
+    def _q_targets(self) -> Tensor:
+        return self._state().targets
+
+    @property
+    def _q_ptr(self) -> Tensor:
+        state = self._state()
+        return (state.enqueued % state.logits.shape[0])[None]
+
+    def _enqueue(self, logits: Tensor, targets: Tensor) -> None:
+        if self._queue is not None:
+            self._queue.store(q.enqueue(self._queue.state, logits, targets))
+
+    def _merge_with_queue(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        if self._queue is None:
+            return logits, targets
+        state = self._queue.state
+        return (
+            torch.cat([logits, state.logits.to(logits)]),
+            torch.cat([targets, state.targets.to(targets)]),
+        )
+
+    @staticmethod
+    def _compute_smooth_ap(scores: Tensor, is_pos: Tensor, tau: float) -> tuple[Tensor, bool]:
+        return smooth_ap(scores, is_pos, tau), bool(smooth_ap_counts(is_pos))
+
+    def _soft_recall_at_quantile(self, scores: Tensor, is_pos: Tensor) -> tuple[Tensor, bool]:
+        recall = recall_at_quantile(
+            scores, is_pos, self._temperature,
+            quantile=self.quantile,  # type: ignore[attr-defined]
+            interpolation=self.quantile_interpolation,  # type: ignore[attr-defined]
+        )  # fmt: skip
+        return recall, bool(recall_counts(is_pos))
+
+
+class PublishedSchedule:
+    """Names kept on the wrapper; new code uses its properties."""
+
+    _state: ScheduleState
+    _sched: Schedule
+    _clock: Clock
+
+    @property
+    def _epoch(self) -> int:
+        return int(self._state.epoch)
+
+    @property
+    def _global_step(self) -> int:
+        return int(self._state.step)
+
+    @property
+    def _step_mode(self) -> bool:
+        return self._clock == "step"
+
+    @property
+    def _switch_step(self) -> int | None:
+        """None before the main phase, -1 in it until its first batch, then that step."""
+        switch = int(self._state.switch_step)
+        if switch >= 0:
+            return switch
+        now = self._epoch if self._clock == "epoch" else self._global_step
+        return None if in_warmup(now, self._sched) else -1

@@ -1,0 +1,283 @@
+"""Warmup -> blend -> ranking loss, with the temperature schedule, as a module."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import _schedule as sched_fns
+from .._checks import check_int, warn_user
+from .._schedule import Clock, Schedule, ScheduleState
+from ._published import PublishedSchedule
+
+
+def _first(out: Any) -> Any:
+    """The loss of a callable that returns it alone or first of a tuple."""
+    return out[0] if isinstance(out, tuple) else out
+
+
+def _takes_sample_weight(loss: Callable[..., Any]) -> bool:
+    try:
+        params = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters
+    except (TypeError, ValueError):
+        return False
+    return "sample_weight" in params or any(
+        p.kind is inspect.Parameter.VAR_KEYWORD for p in params.values()
+    )
+
+
+class LossWarmupWrapper(PublishedSchedule, nn.Module):
+    """Trains with a standard loss first, blends into a ranking loss, then decays its temperature.
+
+    Call `on_train_epoch_start(epoch)` and `on_train_batch_start(global_step)` from the training
+    loop; step mode (warmup_steps given) needs the second alone. At the first batch of the main
+    phase the queue of main_loss is emptied once and the temperature clock starts.
+
+    Args:
+        warmup_loss: any callable (logits, targets) -> loss; of a tuple the first element counts.
+        main_loss: any callable (logits, targets) -> loss; a writable `temperature` is scheduled,
+            a `reset_queue()` is called at the switch.
+        warmup_epochs: epochs of warmup_loss alone, >= 0.
+        temp_start: temperature at the switch, > 0.
+        temp_end: temperature after temp_decay_steps, > 0.
+        temp_decay_steps: steps from the switch to temp_end, >= 1; see `temp_at`.
+        blend_epochs: epochs of the linear ramp from warmup_loss to main_loss, >= 0.
+        warmup_steps: warmup in steps instead of epochs.
+        blend_steps: blend in steps; requires warmup_steps.
+        final_main_weight: weight of main_loss after the blend, in (0, 1].
+        reset_queue_each_epoch: also empty the queue at each epoch start of the main phase.
+        gather_distributed: None leaves main_loss.gather_distributed; True and False overwrite it.
+
+    Raises:
+        ValueError: an argument out of range, or epoch and step variants given together.
+
+    Example:
+        >>> wrapper = LossWarmupWrapper(
+        ...     torch.nn.CrossEntropyLoss(), SmoothAPLoss(4), warmup_epochs=5, blend_epochs=2
+        ... )
+        >>> for epoch in (4, 5, 6, 7):
+        ...     wrapper.on_train_epoch_start(epoch)
+        ...     print(round(wrapper.main_weight, 3))
+        0.0
+        0.333
+        0.667
+        1.0
+    """
+
+    def __init__(
+        self,
+        warmup_loss: Callable[..., Any],
+        main_loss: Callable[..., Any],
+        warmup_epochs: int = 0,
+        temp_start: float = 0.05,
+        temp_end: float = 0.005,
+        temp_decay_steps: int = 10_000,
+        *,
+        blend_epochs: int = 0,
+        warmup_steps: int | None = None,
+        blend_steps: int | None = None,
+        final_main_weight: float = 1.0,
+        reset_queue_each_epoch: bool = False,
+        gather_distributed: bool | None = None,
+    ) -> None:
+        super().__init__()
+        _check_clocks(warmup_epochs, blend_epochs, warmup_steps, blend_steps)
+        self._clock: Clock = "epoch" if warmup_steps is None else "step"
+        self._sched = Schedule(
+            warmup_epochs if warmup_steps is None else warmup_steps,
+            blend_epochs if warmup_steps is None else (blend_steps or 0),
+            temp_start,
+            temp_end,
+            temp_decay_steps,
+            final_main_weight,
+        )
+        sched_fns.check_schedule(self._sched)
+        self.warmup_loss = warmup_loss
+        self.main_loss = main_loss
+        self.warmup_epochs = warmup_epochs
+        self.blend_epochs = blend_epochs
+        self.warmup_steps = warmup_steps
+        self.blend_steps = blend_steps
+        self.temp_start = temp_start
+        self.temp_end = temp_end
+        self.temp_decay_steps = temp_decay_steps
+        self.final_main_weight = final_main_weight
+        self.reset_queue_each_epoch = reset_queue_each_epoch
+        self._has_temperature = hasattr(main_loss, "temperature")
+        self._weight_to_warmup = _takes_sample_weight(warmup_loss)
+        self._batch_hook_seen = False
+        self._no_batch_hook_warned = False
+        if not self._has_temperature:
+            warn_user(
+                f"main_loss {type(main_loss).__name__} has no attribute 'temperature': there is "
+                "no temperature to schedule"
+            )
+        if reset_queue_each_epoch and not hasattr(main_loss, "reset_queue"):
+            warn_user(
+                "reset_queue_each_epoch is set, but main_loss "
+                f"{type(main_loss).__name__} has no method 'reset_queue'"
+            )
+        if gather_distributed is not None and hasattr(main_loss, "gather_distributed"):
+            main_loss.gather_distributed = gather_distributed
+        self._blend_weight = torch.zeros(())
+        self._enter(sched_fns.init_schedule(self._sched))
+        self._set_temperature()
+
+    def _enter(self, state: ScheduleState) -> None:
+        """Take over a schedule state and what follows from it."""
+        self._state = state
+        weight = sched_fns.state_weight(state, self._sched, clock=self._clock)
+        self._main_weight = float(weight)
+        self._blend_weight.fill_(self._main_weight)  # in place: compiled code holds the tensor
+
+    def _set_temperature(self) -> None:
+        if self._has_temperature and int(self._state.switch_step) >= 0:
+            self.main_loss.temperature = float(  # type: ignore[attr-defined]
+                sched_fns.state_temp(self._state, self._sched)
+            )
+
+    def _reset_queue(self) -> None:
+        if hasattr(self.main_loss, "reset_queue"):
+            self.main_loss.reset_queue()
+
+    def _clock_now(self) -> Tensor:
+        return self._state.epoch if self._clock == "epoch" else self._state.step
+
+    @property
+    def in_warmup(self) -> bool:
+        """Whether warmup_loss alone is in use."""
+        return bool(sched_fns.in_warmup(self._clock_now(), self._sched))
+
+    @property
+    def in_blend(self) -> bool:
+        """Whether the run is in the ramp from warmup_loss to main_loss."""
+        return bool(sched_fns.in_blend(self._clock_now(), self._sched))
+
+    @property
+    def main_weight(self) -> float:
+        """Weight of main_loss now, in [0, final_main_weight]."""
+        return self._main_weight
+
+    @property
+    def ap_weight(self) -> float:
+        """The name of `main_weight` in proxy-losses 0.1.1."""
+        return self._main_weight
+
+    @property
+    def current_temperature(self) -> float | None:
+        """Temperature of main_loss now; None if it has none."""
+        return getattr(self.main_loss, "temperature", None)
+
+    def on_train_epoch_start(self, epoch: int) -> None:
+        """Call at the start of each epoch, before its first batch."""
+        main, state = sched_fns.start_epoch(self._state, epoch, self._sched, clock=self._clock)
+        self._enter(state)
+        if self.reset_queue_each_epoch and main:
+            self._reset_queue()
+
+    def on_train_batch_start(self, global_step: int) -> None:
+        """Call before each training step with the number of steps taken so far."""
+        self._batch_hook_seen = True
+        switch, state = sched_fns.start_step(
+            self._state, global_step, self._sched, clock=self._clock
+        )
+        self._enter(state)
+        if switch:
+            self._reset_queue()
+        self._set_temperature()
+
+    def forward(
+        self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        """Loss of the current phase.
+
+        Args:
+            logits: what the two losses take.
+            targets: what the two losses take.
+            sample_weight: goes to main_loss, and to warmup_loss if it declares the argument.
+            **kwargs: go to main_loss, and only when it is the whole loss (main_weight 1).
+
+        Returns:
+            What main_loss returns when it is the whole loss, else a scalar.
+        """
+        weight = self._main_weight
+        if weight > 0:
+            self._warn_undriven()
+        weights = {} if sample_weight is None else {"sample_weight": sample_weight}
+        if weight >= 1.0:
+            return self.main_loss(logits, targets, **weights, **kwargs)
+        warm = _first(
+            self.warmup_loss(logits, targets, **(weights if self._weight_to_warmup else {}))
+        )
+        if weight == 0.0:
+            return warm
+        main = _first(self.main_loss(logits, targets, **weights))
+        w = self._blend_weight.to(device=main.device, dtype=main.dtype)
+        return (1.0 - w) * warm + w * main
+
+    def _warn_undriven(self) -> None:
+        if self._batch_hook_seen or self._no_batch_hook_warned or not self._has_temperature:
+            return
+        self._no_batch_hook_warned = True
+        warn_user(
+            "on_train_batch_start was never called: the temperature stays at "
+            f"{self.current_temperature}. Call it with the global step before every batch."
+        )
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Where the schedule is, as plain numbers."""
+        switch = int(self._state.switch_step)
+        return {
+            "epoch": int(self._state.epoch),
+            "global_step": int(self._state.step),
+            "switch_step": switch if switch >= 0 else None,
+            "batch_hook_seen": self._batch_hook_seen,
+            "temperature": self.current_temperature,
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Continue from `get_extra_state`."""
+        switch = state["switch_step"]
+        numbers = (state["epoch"], state["global_step"], -1 if switch is None else switch)
+        self._enter(ScheduleState(*(torch.tensor(n, dtype=torch.int64) for n in numbers)))
+        self._batch_hook_seen = state["batch_hook_seen"]
+        if self._has_temperature and state["temperature"] is not None:
+            self.main_loss.temperature = state["temperature"]  # type: ignore[attr-defined]
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        # Checkpoints from before the schedule was saved stay loadable.
+        if prefix + "_extra_state" in missing_keys:
+            missing_keys.remove(prefix + "_extra_state")
+
+
+def _check_clocks(
+    warmup_epochs: int, blend_epochs: int, warmup_steps: int | None, blend_steps: int | None
+) -> None:
+    check_int("warmup_epochs", warmup_epochs, 0)
+    check_int("blend_epochs", blend_epochs, 0)
+    if warmup_steps is not None:
+        check_int("warmup_steps", warmup_steps, 0)
+    if blend_steps is not None:
+        check_int("blend_steps", blend_steps, 0)
+    if warmup_steps is not None and warmup_epochs:
+        raise ValueError("warmup_epochs and warmup_steps exclude each other; give one")
+    if blend_steps is not None and blend_epochs:
+        raise ValueError("blend_epochs and blend_steps exclude each other; give one")
+    if blend_steps is not None and warmup_steps is None:
+        raise ValueError("blend_steps requires warmup_steps")
