@@ -5,6 +5,9 @@ import torch
 
 import proxy_losses
 
+# Two workers share the cores; more threads than cores would only wait for each other.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def _doctest_names(doctest_namespace: dict) -> None:

@@ -34,6 +34,8 @@ def check_bool(name: str, x: object) -> None:
 
 def check_same_list(name: str, x: Tensor, scores: Tensor) -> None:
     """Raise `ValueError` unless x has scores' last axis and leading axes that broadcast with it."""
+    if x.shape == scores.shape:
+        return
     if x.dim() == 0 or x.shape[-1] != scores.shape[-1]:
         raise ValueError(
             f"{name} must have the list length of scores on its last axis: "

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from . import _numerics as num
-from ._checks import check_lists
-from ._ranks import soft_ranks
+from ._checks import check_lists, check_rtol
+from ._ranks import mean_precision
 
 
 def smooth_ap_counts(
@@ -27,12 +27,14 @@ def smooth_ap_counts(
         >>> smooth_ap_counts(torch.tensor([[True, False], [True, True]]))
         tensor([ True, False])
     """
-    valid = torch.ones_like(pos_mask) if valid_mask is None else valid_mask
-    pos = pos_mask & valid
-    some_negative = (valid & ~pos_mask).any(-1)
+    pos = pos_mask if valid_mask is None else pos_mask & valid_mask
     if sample_weight is not None:
         pos = pos & (sample_weight > 0)
-    return pos.any(-1) & some_negative
+    return pos.any(-1) & ~_no_negative(pos_mask, valid_mask)
+
+
+def _no_negative(pos_mask: Tensor, valid_mask: Tensor | None) -> Tensor:
+    return (pos_mask if valid_mask is None else pos_mask | ~valid_mask).all(-1)
 
 
 @num.full_precision
@@ -82,9 +84,10 @@ def smooth_ap(
     ECCV 2020, arXiv:2007.12163.
     """
     check_lists(scores, pos_mask, valid_mask, sample_weight)
+    check_rtol(rtol)
     scores = num.clean(scores, valid_mask)
-    ranks = soft_ranks(scores, pos_mask, tau, valid_mask=valid_mask, rtol=rtol)
     pos = pos_mask if valid_mask is None else pos_mask & valid_mask
-    precision = ranks.pos / torch.where(pos, ranks.all, 1.0)
-    ap = num.weighted_mean(precision, num.positive_weight(pos, sample_weight, precision.dtype))
-    return torch.where(smooth_ap_counts(pos_mask, valid_mask, sample_weight), ap, 0.0)
+    weight = num.positive_weight(pos, sample_weight, scores.dtype)
+    ap = mean_precision(scores, pos, weight, tau, valid_mask=valid_mask)
+    # Without positives or weight the mean is 0 already; without negatives it would be 1.
+    return torch.where(_no_negative(pos_mask, valid_mask), 0.0, ap)

@@ -51,8 +51,7 @@ def make_pool(
     iid_mask: Tensor | None = None,
 ) -> Pool:
     """Live rows, then stored rows (in the live dtype, without gradient), as one list per class."""
-    num_classes = logits.shape[1]
-    check_batch(logits, targets)
+    check_batch(logits, targets, None if queue is None else queue.logits.shape[1])
     check_rows("sample_weight", sample_weight, logits.shape[0])
     check_rows("iid_mask", iid_mask, logits.shape[0])
     valid = torch.ones_like(targets[:, 0]) if is_labels(targets) else targets != ignore_index
@@ -68,7 +67,7 @@ def make_pool(
         valid = torch.cat([valid, old_valid.to(valid)])
         sample_weight = torch.cat([sample_weight, queue.sample_weight.to(sample_weight)])
         iid_mask = torch.cat([iid_mask, queue.iid_mask.to(iid_mask)])
-    return Pool(logits.T, _positives(targets, num_classes), valid, sample_weight, iid_mask)
+    return Pool(logits.T, _positives(targets, logits.shape[1]), valid, sample_weight, iid_mask)
 
 
 def subsample_pool(pool: Pool, cap: int, *, seed: int) -> Pool:

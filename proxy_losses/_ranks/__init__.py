@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from .._checks import check_bool, check_floating, check_rtol, check_tau
-from . import op
+from . import fused, op
 
-__all__ = ["SoftRanks", "sigmoid_sums", "soft_ranks"]
+__all__ = ["SoftRanks", "mean_precision", "sigmoid_sums", "soft_ranks"]
 
 
 class SoftRanks(NamedTuple):
@@ -72,14 +72,12 @@ def sigmoid_sums(
     lists = torch.broadcast_shapes(scores.shape[:-1], weights.shape[:-2], at.shape[:-1])
     check_tau(tau, lists)
     groups = weights.shape[-2]
-    if not isinstance(tau, Tensor):
-        tau = torch.full((), tau, dtype=torch.float64, device=scores.device)
     n = lists.numel()
     out = op.sigmoid_sums(
         scores.expand(*lists, m).reshape(n, m),
         weights.expand(*lists, groups, m).reshape(n, groups, m),
         at.expand(*lists, m).reshape(n, 1, m),
-        tau.to(scores.device, torch.float64).expand(lists).reshape(n),
+        _flat_tau(tau, scores, lists),
     )
     return out.reshape(*lists, groups, m)
 
@@ -121,3 +119,50 @@ def soft_ranks(
     # The row's own sigmoid(0) = 1/2 is in the sum already.
     ranks = torch.where(pos[..., None, :], sums + 0.5, 0.0)
     return SoftRanks(*ranks.unbind(-2))
+
+
+def mean_precision(
+    scores: Tensor,
+    pos_mask: Tensor,
+    weight: Tensor,
+    tau: float | Tensor,
+    *,
+    valid_mask: Tensor | None = None,
+) -> Tensor:
+    """Weighted mean over positives of soft rank among positives / soft rank among all.
+
+    Args:
+        scores: [..., M] float32 or float64, finite where not valid.
+        pos_mask: [..., M] bool, positives that are valid.
+        weight: [..., M] in the dtype of scores, 0 off the positives.
+        tau: temperature > 0: a number, a 0-d tensor or one value per list [...].
+        valid_mask: [..., M] bool or None for all.
+
+    Returns:
+        [...]; 0 for a list without positives or weight.
+    """
+    shape = scores.shape
+    for x in (pos_mask, weight, valid_mask):
+        if x is not None and x.shape != shape:
+            shape = torch.broadcast_shapes(shape, x.shape)
+    lists = shape[:-1]
+    check_tau(tau, lists)
+
+    def flat(x: Tensor) -> Tensor:
+        return x[None] if len(shape) == 1 else x.expand(shape).reshape(lists.numel(), shape[-1])
+
+    out = fused.mean_precision(
+        flat(scores),
+        flat(pos_mask),
+        None if valid_mask is None else flat(valid_mask),
+        flat(weight),
+        _flat_tau(tau, scores, lists),
+    )
+    return out.reshape(lists)
+
+
+def _flat_tau(tau: float | Tensor, scores: Tensor, lists: torch.Size) -> Tensor:
+    """[L] float64 on the device of scores."""
+    if not isinstance(tau, Tensor):
+        return torch.full((lists.numel(),), tau, dtype=torch.float64, device=scores.device)
+    return tau.to(scores.device, torch.float64).expand(lists).reshape(lists.numel())

@@ -15,18 +15,16 @@ _COLUMNS = 1 << 12  # float32 products add at most this many terms before the fl
 _ALONE = 64  # rows in one list from which a tile of that list alone beats a mixed tile
 
 
-def kernel(scores: Tensor, rows: Tensor, tau: Tensor, value: bool, slope: bool) -> list[Tensor]:
-    """sigmoid(z) and sigmoid'(z) of z = (scores - rows) / tau, as asked.
+def _kernels(z: Tensor, value: bool, slope: bool) -> list[Tensor]:
+    """sigmoid(z) and sigmoid'(z), as asked; overwrites z.
 
-    Both come from exp(-|z|): sigma - sigma^2 would lose the slope where sigma is near 1.
+    The slope is sigmoid(z) sigmoid(-z): sigma - sigma^2 would lose it where sigma is near 1.
     """
-    z = torch.sub(scores, rows).div_(tau)
     if not slope:
         return [z.sigmoid_()]
-    e = z.abs().neg_().exp_()
-    one_plus = e + 1.0
-    out = [z.sigmoid_()] if value else []
-    return [*out, e.div_(one_plus).div_(one_plus)]
+    below = torch.neg(z).sigmoid_()
+    above = z.sigmoid_()
+    return [above, above * below] if value else [above.mul_(below)]
 
 
 def _tiles(lists: Tensor, num_lists: int) -> Iterator[tuple[int | None, slice | Tensor]]:
@@ -100,7 +98,7 @@ def _add_tiles(
             else:
                 block, t = scores[one, cols], tau[one]
             # sigmoid(s_source - s_target): rows are the subtrahend only when they are targets.
-            ks = kernel(block, own, t if by_target else -t, value, slope)
+            ks = _kernels((block - own).div_(t if by_target else -t), value, slope)
             for out, k in zip(wide, ks, strict=True):
                 if by_target and one is None:
                     out[ls, :, ix] += torch.einsum("rc,rgc->rg", k, weights[ls, :, cols])
@@ -112,3 +110,53 @@ def _add_tiles(
                         out[:, g, cols].index_add_(0, ls, (w[:, g, None] * k).double())
                 else:
                     out[one, :, cols] += weights[one][:, ix] @ k
+
+
+def average_precision(
+    scores: Tensor, pos: Tensor, valid: Tensor | None, share: Tensor, tau: Tensor, *, grad: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Precision at the positives of one list, and the gradient of sum(share * precision).
+
+    One pass over the pairs for both, which `pair_sums` twice would visit twice.
+
+    Args:
+        scores: [M] float32 or float64.
+        pos: [P] int64, the positives.
+        valid: [M] bool or None for all.
+        share: [P] float64, weight of each positive in the mean.
+        tau: [] > 0.
+        grad: whether the gradient is wanted.
+
+    Returns:
+        (R+ / R [P] float64, gradient [M] in the dtype of scores or None).
+    """
+    m = scores.shape[0]
+    groups = scores.new_zeros(2, m)
+    groups[0] = 1.0 if valid is None else valid
+    groups[1].index_fill_(0, pos, 1.0)
+    own = scores.index_select(0, pos)
+    precision, pulls, gradient = [], [], scores.new_zeros(2, m, dtype=torch.float64)
+    for r in range(0, pos.numel(), step := max(1, _TILE // m)):
+        z = torch.sub(scores, own[r : r + step, None]).div_(tau)
+        ks = _kernels(z, True, grad)
+        ranks = _wide_product(ks[0], groups) + 0.5  # the row's own sigmoid(0) is in the sum
+        precision.append(ranks[:, 1] / ranks[:, 0])
+        if grad:
+            a = share[r : r + step] / ranks[:, 0]
+            c = torch.stack([-a * precision[-1], a], 1)
+            pulls.append((c * _wide_product(ks[1], groups)).sum(1))
+            gradient += c.to(scores.dtype).T @ ks[1]
+    phi = torch.cat(precision)
+    if not grad:
+        return phi, None
+    total = (groups * gradient).sum(0)
+    total.index_add_(0, pos, torch.cat(pulls), alpha=-1)
+    return phi, (total / tau).to(scores.dtype)
+
+
+def _wide_product(k: Tensor, groups: Tensor) -> Tensor:
+    """Product of k [R, M] and groups [G, M], added up in float64 a block of columns at a time."""
+    total = (k[:, :_COLUMNS] @ groups[:, :_COLUMNS].T).double()
+    for c in range(_COLUMNS, k.shape[1], _COLUMNS):
+        total += k[:, c : c + _COLUMNS] @ groups[:, c : c + _COLUMNS].T
+    return total

@@ -15,23 +15,31 @@ from torch import Tensor
 
 from . import dense
 
-_LIB = torch.library.Library("proxy_losses", "FRAGMENT")
-_LIB.define(
+LIBRARY = torch.library.Library("proxy_losses", "FRAGMENT")
+LIBRARY.define(
     "pair_sums(Tensor scores, Tensor weights, Tensor at, Tensor tau, bool value, bool slope)"
     " -> Tensor[]"
 )
 
 
-def _pair_sums(
+def pair_sums(
     scores: Tensor, weights: Tensor, at: Tensor, tau: Tensor, value: bool, slope: bool
 ) -> list[Tensor]:
+    """The op itself, see `dense.pair_sums` for its arguments."""
     if scores.numel() == 0 or weights.shape[1] == 0:
         return _like(scores, weights, at, tau, value, slope)
+    sums = dense.pair_sums(scores, weights, at, tau, value=value, slope=slope)
+    broken = broken_lists(scores)
+    if broken is None:
+        return sums
+    return [s.masked_fill_(broken[:, None, None] & at, torch.nan) for s in sums]
+
+
+def broken_lists(scores: Tensor) -> Tensor | None:
+    """[L] bool, lists with a non-finite score, or None: in every method they become NaN whole."""
     low, high = scores.aminmax(dim=-1)
     broken = ~torch.isfinite(high - low)
-    sums = dense.pair_sums(scores, weights, at, tau, value=value, slope=slope)
-    # One contract for every method: a non-finite score makes its whole list NaN.
-    return [s.masked_fill_(broken[:, None, None] & at, torch.nan) for s in sums]
+    return broken if broken.any() else None
 
 
 def _like(
@@ -40,24 +48,31 @@ def _like(
     return [scores.new_empty(weights.shape) for _ in range(value + slope)]
 
 
+def fold(
+    batch_size: int, dims: tuple[int | None, ...], args: tuple[Any, ...], count: int
+) -> tuple[list[Tensor | None], torch.Size]:
+    """Fold the mapped axis of the first `count` arguments into their list axis."""
+    tensors = [
+        None if t is None else t.movedim(d, 0) if d is not None else t.expand(batch_size, *t.shape)
+        for t, d in zip(args[:count], dims[:count], strict=True)
+    ]
+    assert tensors[0] is not None
+    lists = tensors[0].shape[:2]
+    return [None if t is None else t.reshape(-1, *t.shape[2:]) for t in tensors], lists
+
+
 def _vmap(
     info: Any, dims: tuple[int | None, ...], *args: Any
 ) -> tuple[list[Tensor], list[int | None]]:
-    """Fold the mapped axis into the list axis."""
-    tensors = [
-        t.movedim(d, 0) if d is not None else t.expand(info.batch_size, *t.shape)
-        for t, d in zip(args[:4], dims[:4], strict=True)
-    ]
-    lists = tensors[0].shape[:2]
-    flat = (t.reshape(lists.numel(), *t.shape[2:]) for t in tensors)
+    flat, lists = fold(info.batch_size, dims, args, 4)
     sums = torch.ops.proxy_losses.pair_sums(*flat, *args[4:])
     return [s.unflatten(0, lists) for s in sums], [0] * len(sums)
 
 
 for _device in ("CPU", "CUDA"):
-    _LIB.impl("pair_sums", _pair_sums, _device)
-torch.library.register_fake("proxy_losses::pair_sums", _like, lib=_LIB)
-torch.library.register_vmap("proxy_losses::pair_sums", _vmap, lib=_LIB)
+    LIBRARY.impl("pair_sums", pair_sums, _device)
+torch.library.register_fake("proxy_losses::pair_sums", _like, lib=LIBRARY)
+torch.library.register_vmap("proxy_losses::pair_sums", _vmap, lib=LIBRARY)
 
 
 class _SigmoidSums(torch.autograd.Function):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from ._errors import DemoError
+from ._settings import Settings
 
 if TYPE_CHECKING:
     from ._report import Result
@@ -52,11 +53,22 @@ def _number(
     return parse
 
 
-_count = _number(int, lambda value: value >= 0, "a whole number, 0 or more")
-_several = _number(int, lambda value: value >= 1, "a whole number, 1 or more")
+MOST = 1_000_000  # epochs, rows of a batch or the queue, hidden units: more is a slip
+_count = _number(int, lambda value: 0 <= value <= MOST, f"a whole number from 0 to {MOST:,}")
+_several = _number(int, lambda value: 1 <= value <= MOST, f"a whole number from 1 to {MOST:,}")
 _seed = _number(int, lambda value: 0 <= value < 2**32, "a whole number from 0 to 4294967295")
-_positive = _number(float, lambda value: value > 0, "a number above 0")
+_positive = _number(float, lambda value: 1e-9 <= value <= 1e9, "a number from 1e-9 to 1e9")
 _share = _number(float, lambda value: 0 < value < 1, "a number between 0 and 1")
+_KNOBS: list[tuple[str, Callable[[str], float], str]] = [
+    ("--hidden", _count, "hidden units; 0 is a linear model"),
+    ("--total-epochs", _several, "epochs of each arm"),
+    ("--batch-size", _several, "rows of a training step"),
+    ("--queue-size", _count, "earlier rows that the ranking loss compares with, too"),
+    ("--temp-start", _positive, "Smooth-AP's temperature, in logits, at the switch"),
+    ("--temp-end", _positive, "Smooth-AP's temperature at the last step"),
+    ("--lr", _positive, "Adam's learning rate, for both arms"),
+    ("--seed", _seed, "seed of the split, the first weights and the batches"),
+]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -95,26 +107,14 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="RATE",
         help="thin the positives to this share of the rows (default: all; synthetic: 0.01)",
     )
-    add("--hidden", type=_count, default=32, help="units; 0 is linear (default: %(default)s)")
-    add("--warmup-epochs", type=_count, help="BCE alone (default: 3/10 of the total)")
-    add("--blend-epochs", type=_count, help="both losses (default: 1/10 of the total)")
-    add("--total-epochs", type=_several, default=40, help="of each arm (default: %(default)s)")
-    add("--batch-size", type=_several, default=128, help="rows (default: %(default)s)")
-    add(
-        "--queue-size",
-        type=_count,
-        default=1024,
-        help="earlier rows that the ranking loss also compares with (default: %(default)s)",
-    )
-    add(
-        "--temp-start",
-        type=_positive,
-        default=0.5,
-        help="Smooth-AP's temperature, in logits, at the switch (default: %(default)s)",
-    )
-    add("--temp-end", type=_positive, default=0.1, help="and at the end (default: %(default)s)")
-    add("--lr", type=_positive, default=1e-3, help="Adam's, for both arms (default: %(default)s)")
-    add("--seed", type=_seed, default=0, help="split, weights, batches (default: %(default)s)")
+    for flag, kind, meaning in _KNOBS:
+        name = flag[2:].replace("-", "_")
+        default = getattr(Settings(), name)
+        note = f"{meaning} (default: %(default)s)"
+        add(flag, type=kind, default=default, metavar="N", help=note)
+    note = "epochs of {} (default: {} of the total)"
+    add("--warmup-epochs", type=_count, metavar="N", help=note.format("BCE alone", "3/10"))
+    add("--blend-epochs", type=_count, metavar="N", help=note.format("both losses", "1/10"))
     add(
         "--out",
         type=Path,
@@ -155,8 +155,10 @@ def _check_out(path: Path) -> Path:
         path = path / "proxy_losses_demo.png"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab"):
-            pass
+        existed = path.exists()
+        path.open("ab").close()
+        if not existed:
+            path.unlink()
     except OSError as error:
         raise DemoError(f"--out {path} cannot be written: {error.strerror}") from error
     return path
@@ -175,20 +177,10 @@ def run(argv: Sequence[str] | None = None) -> Result:
     from ._report import conclude, describe, epoch_line, final_table, verdict
     from ._sources import load_table
     from ._tables import split_table
-    from ._train import Epoch, Settings, steps_per_epoch, train_arms
+    from ._train import Epoch, steps_per_epoch, train_arms
 
-    settings = Settings(
-        args.hidden,
-        warmup,
-        blend,
-        total,
-        args.batch_size,
-        args.queue_size,
-        args.temp_start,
-        args.temp_end,
-        args.lr,
-        args.seed,
-    )
+    knobs = {name: getattr(args, name) for name in Settings._fields if "epochs" not in name}
+    settings = Settings(warmup_epochs=warmup, blend_epochs=blend, total_epochs=total, **knobs)
     table = load_table(
         args.data,
         target=args.target,
@@ -228,6 +220,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         build_parser().error(
             f'the demo needs the package {error.name!r}: pip install "proxy-losses[demo]"'
         )
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ._measure import Interval, Measures, bootstrap_difference, measure, top_count
+from ._settings import Settings
 from ._tables import Ints, Split, Table
-from ._train import Arm, Epoch, Settings, steps_per_epoch
+from ._train import Arm, Epoch, steps_per_epoch
 
 RANKING, PLAIN_BCE, PLAIN_CE = "Smooth-AP", "BCE", "CE"
 

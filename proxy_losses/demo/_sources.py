@@ -6,6 +6,7 @@ import socket
 import warnings
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -89,9 +90,10 @@ def _from_file(path: Path, target: str | None, multiclass: bool) -> Table:
 
 def _read_npz(path: Path) -> tuple[Floats, npt.NDArray[Any]]:
     try:
-        archive = np.load(path, allow_pickle=False)
-        arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, AttributeError, EOFError) as error:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, AttributeError, EOFError, BadZipFile) as error:
         raise DemoError(f"cannot read {path} as an .npz file of plain arrays: {error}") from error
     if not {"X", "y"} <= arrays.keys():
         raise DemoError(f"{path} must hold the arrays X and y; it holds: {some(list(arrays))}")

@@ -76,7 +76,8 @@ def encode_labels(target: npt.NDArray[Any], multiclass: bool) -> tuple[Ints, tup
     if missing:
         raise DemoError(f"the target is missing in {missing:,} of {len(target):,} rows")
     values, labels, counts = np.unique(target, return_inverse=True, return_counts=True)
-    names = tuple(str(value) for value in values)
+    shown = [f"{value:g}" for value in values] if values.dtype.kind == "f" else values
+    names = tuple(str(value) for value in shown)
     if len(values) < 2:
         raise DemoError(f"the target has a single class ({some(names)}): at least two are needed")
     if not multiclass:

@@ -15,24 +15,10 @@ from proxy_losses import LossWarmupWrapper, SmoothAPLoss
 
 from ._errors import DemoError
 from ._measure import Array, aucpr
+from ._settings import Settings
 from ._tables import Part, Split, Table
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-
-
-class Settings(NamedTuple):
-    """The knobs of a run; both arms share them."""
-
-    hidden: int = 32
-    warmup_epochs: int = 12
-    blend_epochs: int = 4
-    total_epochs: int = 40
-    batch_size: int = 128
-    queue_size: int = 1024
-    temp_start: float = 0.5
-    temp_end: float = 0.1
-    lr: float = 1e-3
-    seed: int = 0
 
 
 class Epoch(NamedTuple):
@@ -153,7 +139,10 @@ def train_arm(
         mean_loss = total / len(epoch_batches)
         validation = score(model, split.validation)
         if not (math.isfinite(mean_loss) and math.isfinite(validation.sum())):
-            raise DemoError(f"{name}: the loss left the numbers in epoch {index + 1}: lower --lr")
+            raise DemoError(
+                f"{name}: loss or scores are no longer finite in epoch {index + 1}: "
+                "try a smaller --lr or higher temperatures"
+            )
         epoch = Epoch(
             index + 1,
             phase_of(wrapper) if wrapper is not None else plain,

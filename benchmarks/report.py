@@ -1,0 +1,189 @@
+"""What a benchmark leaves behind: the schema of its JSON, where it ran, and its tables."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal, TypedDict
+
+import numpy
+import torch
+
+import proxy_losses
+
+SCHEMA_VERSION = 1
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = "benchmarks/results"
+PEAK_RESOLUTION = 1 << 19  # bytes; the kernel counts resident pages in batches per CPU
+
+
+class Entry(TypedDict):
+    """One contender on one case; the numbers are null unless status is measured."""
+
+    status: Literal["measured", "skipped", "absent"]
+    reason: str | None  # why it, or its peak, was not measured
+    median_s: float | None  # seconds per call
+    iqr_s: list[float] | None  # [first, third quartile]
+    ratio: float | None  # median over rounds of its time / our time
+    ratio_iqr: list[float] | None  # [first, third quartile]
+    repeats: int | None  # samples, one per round
+    calls: int | None  # calls per sample
+    peak_bytes: int | None  # above the inputs, to PEAK_RESOLUTION; null too if not measurable
+    deviation: float | None  # from our outputs, relative to their largest entry
+
+
+class CaseReport(TypedDict):
+    """All contenders on one case."""
+
+    name: str
+    sizes: dict[str, float]
+    contenders: dict[str, Entry]
+
+
+class Report(TypedDict):
+    """The file."""
+
+    schema_version: int
+    suite: str
+    about: str  # what one call computes
+    ours: str  # the contender that ratios refer to
+    quick: bool  # a smaller run that proves the script works; not to be published
+    options: dict[str, Any]  # of the command line
+    date: str  # ISO 8601, UTC
+    commit: str | None  # null outside a git checkout
+    dirty: bool | None  # whether anything but results differs from the commit
+    versions: dict[str, str]  # python, torch, numpy, proxy_losses
+    peers: dict[str, str | None]  # optional package -> version, null if not importable
+    machine: dict[str, Any]  # see `machine`
+    clock: str
+    tolerance: float  # the largest deviation that the gate lets pass
+    cases: list[CaseReport]
+
+
+def git(*args: str) -> str | None:
+    """Output of a git command, None where there is no git or no checkout."""
+    try:
+        done = subprocess.run(["git", *args], cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
+def versions() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "proxy_losses": proxy_losses.__version__,
+    }
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """Where it runs; `load` is the 1 minute average at the start, with other work in it."""
+    return {
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "cpu_count": os.cpu_count(),
+        "device": "cpu",
+        "threads": threads,
+        "peak_resolution": PEAK_RESOLUTION,
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+    }
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def checkout() -> tuple[str | None, bool | None]:
+    """The commit, and whether the tree differs from it outside the results."""
+    changes = git("status", "--porcelain", "--", ".", f":!{RESULTS}")
+    return git("rev-parse", "HEAD"), None if changes is None else bool(changes)
+
+
+def show(report: Report) -> str:
+    """The report as tables, ratios first."""
+    commit = report["commit"] or "no commit"
+    where = report["machine"]
+    lines = [
+        f"{report['suite']}: {report['about']}",
+        f"{commit[:12]}{' (modified)' if report['dirty'] else ''}, {report['date']}, "
+        f"torch {report['versions']['torch']}, {where['cpu']} x {where['cpu_count']}, "
+        f"threads {where['threads']}, load {where['load']}",
+    ]
+    ours = report["ours"]
+    lines += _table(f"time / time of {ours} (above 1: {ours} is faster)", report, _ratio)
+    lines += _table(f"peak memory / peak of {ours}", report, _memory_ratio)
+    lines += _table("ms per call, median [quartiles]", report, _time)
+    lines += _table("peak memory above the inputs, MB", report, _memory)
+    reasons = [
+        f"{case['name']}: {name} {entry['status']}, {entry['reason']}"
+        for case in report["cases"]
+        for name, entry in case["contenders"].items()
+        if entry["reason"] is not None
+    ]
+    return "\n".join([*lines, "", *reasons] if reasons else lines)
+
+
+def _table(title: str, report: Report, cell: Callable[[Entry, Entry], str]) -> list[str]:
+    """Cases down, contenders across."""
+    names = list(dict.fromkeys(n for case in report["cases"] for n in case["contenders"]))
+    rows = [["", *names]]
+    for case in report["cases"]:
+        entries, ours = case["contenders"], case["contenders"][report["ours"]]
+        cells = (
+            cell(e, ours) if e["status"] == "measured" else e["status"]
+            for e in (entries[name] for name in names)
+        )
+        rows.append([case["name"], *cells])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    table = [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    ]
+    return ["", title, *table]
+
+
+def _ratio(entry: Entry, ours: Entry) -> str:
+    if entry is ours:
+        return "1"
+    low, high = entry["ratio_iqr"] or (0.0, 0.0)
+    return f"{entry['ratio']:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _memory_ratio(entry: Entry, ours: Entry) -> str:
+    mine, theirs = ours["peak_bytes"], entry["peak_bytes"]
+    if mine is None or theirs is None or max(mine, theirs) < PEAK_RESOLUTION:
+        return "-"
+    low, high = (p < PEAK_RESOLUTION for p in (mine, theirs))
+    bound = ">" if low else "<" if high else ""
+    return f"{bound}{max(theirs, PEAK_RESOLUTION) / max(mine, PEAK_RESOLUTION):.2f}"
+
+
+def _time(entry: Entry, ours: Entry) -> str:
+    low, high = entry["iqr_s"] or (0.0, 0.0)
+    return f"{_ms(entry['median_s'] or 0.0)} [{_ms(low)}, {_ms(high)}]"
+
+
+def _ms(seconds: float) -> str:
+    ms = 1e3 * seconds
+    return f"{ms:,.0f}" if ms >= 100 else f"{ms:.3g}"
+
+
+def _memory(entry: Entry, ours: Entry) -> str:
+    if entry["peak_bytes"] is None:
+        return "-"
+    small = entry["peak_bytes"] < PEAK_RESOLUTION
+    return f"<{PEAK_RESOLUTION / 1e6:.1f}" if small else f"{entry['peak_bytes'] / 1e6:.1f}"

@@ -1,0 +1,228 @@
+"""Mean precision at the positives, value and gradient in one op.
+
+A second entry into the same sums: where `sigmoid_sums` must wait for a cotangent, the gradient of
+a mean of R+ / R is known as soon as the ranks are, so one visit to the data gives both.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import dense
+from .op import LIBRARY, broken_lists, fold, pair_sums
+
+LIBRARY.define(
+    "mean_precision(Tensor scores, Tensor pos, Tensor? valid, Tensor weight, Tensor tau, bool grad)"
+    " -> (Tensor, Tensor, Tensor)"
+)
+_Out = tuple[Tensor, Tensor, Tensor]
+
+
+def _mean_precision(
+    scores: Tensor, pos: Tensor, valid: Tensor | None, weight: Tensor, tau: Tensor, grad: bool
+) -> _Out:
+    scores = scores.contiguous()  # what comes out has the strides promised to the compiler
+    if scores.numel() == 0:
+        return tuple(torch.zeros_like(t) for t in _like(scores, pos, valid, weight, tau, grad))  # type: ignore[return-value]
+    if scores.shape[0] == 1:
+        mean, precision, g = _one_list(scores, pos, valid, weight, tau, grad)
+    else:
+        mean, precision, g = _many_lists(scores, pos, valid, weight, tau, grad)
+    broken = broken_lists(scores)
+    if broken is not None:
+        broken &= weight.sum(-1) > 0  # a list that does not count stays 0
+        for t in (mean, precision, g if grad else precision):
+            t[broken] = torch.nan
+    return mean, precision, g
+
+
+def _one_list(
+    scores: Tensor, pos: Tensor, valid: Tensor | None, weight: Tensor, tau: Tensor, grad: bool
+) -> _Out:
+    precision = torch.zeros_like(scores)
+    index = pos[0].nonzero()[:, 0]
+    if index.numel() == 0:
+        return scores.new_zeros(1), precision, torch.zeros_like(scores if grad else scores[:0])
+    share = weight[0].index_select(0, index).double()
+    share /= share.sum().clamp_(min=torch.finfo(torch.float64).tiny)
+    phi, g = dense.average_precision(
+        scores[0], index, None if valid is None else valid[0], share, tau[0], grad=grad
+    )
+    precision[0, index] = phi.to(scores.dtype)
+    mean = (share @ phi).to(scores.dtype)[None]
+    return mean, precision, scores.new_empty(0) if g is None else g[None]
+
+
+def _many_lists(
+    scores: Tensor, pos: Tensor, valid: Tensor | None, weight: Tensor, tau: Tensor, grad: bool
+) -> _Out:
+    groups = torch.stack([torch.ones_like(pos) if valid is None else valid, pos], 1)
+    sums = pair_sums(scores, groups, pos[:, None], tau, True, grad)
+    ranks = torch.where(pos[:, None], sums[0] + 0.5, 1.0)
+    phi = ranks[:, 1] / ranks[:, 0]
+    total = weight.sum(-1, keepdim=True)
+    share = weight / torch.where(total > 0, total, 1.0)
+    mean, precision = (share * phi).sum(-1), torch.where(pos, phi, 0.0)
+    if not grad:
+        return mean, precision, scores.new_empty(0)
+    a = share / ranks[:, 0]
+    c = torch.stack([-a * phi, a], 1)
+    pull = pair_sums(scores, c, groups, tau, False, True)[0]
+    return mean, precision, (pull - c * sums[1]).sum(1) / tau.to(scores.dtype)[:, None]
+
+
+def _like(
+    scores: Tensor, pos: Tensor, valid: Tensor | None, weight: Tensor, tau: Tensor, grad: bool
+) -> _Out:
+    g = scores.new_empty(scores.shape if grad else 0)
+    return scores.new_empty(scores.shape[0]), scores.new_empty(scores.shape), g
+
+
+def _vmap(info: Any, dims: tuple[int | None, ...], *args: Any) -> tuple[_Out, tuple[int, ...]]:
+    flat, lists = fold(info.batch_size, dims, args, 5)
+    mean, precision, g = torch.ops.proxy_losses.mean_precision(*flat, *args[5:])
+    g = g.unflatten(0, lists) if args[5] else g.expand(info.batch_size, 0)
+    return (mean.unflatten(0, lists), precision.unflatten(0, lists), g), (0, 0, 0)
+
+
+for _device in ("CPU", "CUDA"):
+    LIBRARY.impl("mean_precision", _mean_precision, _device)
+torch.library.register_fake("proxy_losses::mean_precision", _like, lib=LIBRARY)
+torch.library.register_vmap("proxy_losses::mean_precision", _vmap, lib=LIBRARY)
+
+
+class _MeanPrecision(torch.autograd.Function):
+    """(scores, weight, tau) -> mean precision [L]; the gradient is computed on the way."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        scores: Tensor, pos: Tensor, valid: Tensor | None, weight: Tensor, tau: Tensor, grad: bool
+    ) -> _Out:
+        out: _Out = torch.ops.proxy_losses.mean_precision(scores, pos, valid, weight, tau, grad)
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        scores, pos, valid, weight, tau, _ = inputs
+        mean, precision, g = output
+        ctx.mark_non_differentiable(precision, g)
+        ctx.save_for_backward(scores, pos, valid, weight, tau, mean, precision, g)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        need = ctx.needs_input_grad
+        args = (grad, *ctx.saved_tensors, need[3], need[4])
+        if torch.is_grad_enabled():  # someone will differentiate again
+            g = _MeanPrecisionBackward.apply(*args)  # type: ignore[no-untyped-call]
+        else:
+            g = _MeanPrecisionBackward.forward(*args)
+        return (g[0] if need[0] else None, None, None, g[1] if need[3] else None,
+                g[2] if need[4] else None, None)  # fmt: skip
+
+
+class _MeanPrecisionBackward(torch.autograd.Function):
+    """The derivative from what the forward left behind; differentiable again in plain torch."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        grad: Tensor,
+        scores: Tensor,
+        pos: Tensor,
+        valid: Tensor | None,
+        weight: Tensor,
+        tau: Tensor,
+        mean: Tensor,
+        precision: Tensor,
+        g: Tensor,
+        need_weight: bool,
+        need_tau: bool,
+    ) -> _Out:
+        g_scores = grad[:, None] * g
+        g_weight, g_tau = scores.new_zeros(0), scores.new_zeros(0)
+        if need_weight:
+            total = weight.sum(-1, keepdim=True)
+            lift = torch.where(pos, precision - mean[:, None], 0.0)
+            g_weight = grad[:, None] * lift / torch.where(total > 0, total, 1.0)
+        if need_tau:
+            # The value depends on scores / tau alone, and shifting all scores changes nothing.
+            centred = scores - scores.mean(-1, keepdim=True)
+            g_tau = -(centred * g_scores).sum(-1).to(tau.dtype) / tau
+        return g_scores, g_weight, g_tau
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs[:6])
+        ctx.need = (True, *inputs[9:])
+
+    @staticmethod
+    def backward(ctx: Any, *v: Tensor) -> tuple[Tensor | None, ...]:
+        grad, scores, pos, valid, weight, tau = ctx.saved_tensors
+
+        def first(c: Tensor, s: Tensor, w: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+            pulled: tuple[Tensor, ...] = torch.func.vjp(
+                lambda *x: _plain(*x, pos=pos, valid=valid), s, w, t
+            )[1](c)
+            return tuple(p for p, need in zip(pulled, ctx.need, strict=True) if need)
+
+        cotangents = tuple(x for x, need in zip(v, ctx.need, strict=True) if need)
+        c, s, w, t = torch.func.vjp(first, grad, scores, weight, tau)[1](cotangents)
+        return c, s, None, None, w, t, None, None, None, None, None
+
+
+def _plain(
+    scores: Tensor, weight: Tensor, tau: Tensor, *, pos: Tensor, valid: Tensor | None
+) -> Tensor:
+    """The value in differentiable torch, with all [M, M] pairs."""
+    k = torch.sigmoid(
+        (scores[:, None, :] - scores[:, :, None]) / tau.to(scores.dtype)[:, None, None]
+    )
+    rank = (k if valid is None else torch.where(valid[:, None], k, 0.0)).sum(-1) + 0.5
+    rank_pos = torch.where(pos[:, None], k, 0.0).sum(-1) + 0.5
+    total = weight.sum(-1)
+    return (weight * rank_pos / rank).sum(-1) / torch.where(total > 0, total, 1.0)
+
+
+def _apply(
+    scores: Tensor, pos: Tensor, valid: Tensor | None, weight: Tensor, tau: Tensor, grad: bool
+) -> Tensor:
+    mean: Tensor = _MeanPrecision.apply(scores, pos, valid, weight, tau, grad)[0]  # type: ignore[no-untyped-call]
+    return mean
+
+
+_apply_in_graph: Callable[..., Tensor] = torch.compiler.allow_in_graph(_apply)
+
+
+def mean_precision(
+    scores: Tensor, pos: Tensor, valid: Tensor | None, weight: Tensor, tau: Tensor
+) -> Tensor:
+    """Weighted mean of R+ / R over the positives of every list.
+
+    Args:
+        scores: [L, M] float32 or float64, finite where not valid.
+        pos: [L, M] bool, valid positives.
+        valid: [L, M] bool or None for all.
+        weight: [L, M] in the dtype of scores, 0 off the positives.
+        tau: [L] float64.
+
+    Returns:
+        [L]; 0 without positives or weight.
+    """
+    return _apply_in_graph(scores, pos, valid, weight, tau, torch.is_grad_enabled())
+
+
+def _store_signature(function: Callable[..., Any]) -> None:
+    """Autograd binds the arguments of forward at every call; a stored signature halves that."""
+    function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+
+
+_store_signature(_MeanPrecision.forward)
+_store_signature(_MeanPrecisionBackward.forward)

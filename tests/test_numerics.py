@@ -1,0 +1,84 @@
+"""Quantiles by selection equal torch.quantile, and work where it does not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from proxy_losses import _numerics as num
+from proxy_losses._checks import INTERPOLATIONS
+
+from .compiling import compile_fresh
+
+every_interpolation = pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+
+
+@every_interpolation
+@settings(max_examples=80, deadline=None)
+@given(
+    m=st.integers(1, 400),
+    q=st.floats(0, 1) | st.sampled_from([0.995, 0.99, 0.9, 0.5, 0.005]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    ties=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_equals_torch_quantile(interpolation, m, q, dtype, ties, seed):
+    g = torch.Generator().manual_seed(seed)
+    scores = torch.randn(2, m, generator=g, dtype=dtype)
+    scores = scores.round() if ties else scores
+    ours = num.masked_quantile(scores, q, interpolation)
+    theirs = torch.quantile(scores, q, dim=-1, interpolation=interpolation)
+    assert torch.equal(ours, theirs)
+
+
+@every_interpolation
+@settings(max_examples=50, deadline=None)
+@given(m=st.integers(1, 200), q=st.floats(0, 1), rate=st.floats(0, 1), seed=st.integers(0, 2**16))
+def test_masked_equals_removed(interpolation, m, q, rate, seed):
+    g = torch.Generator().manual_seed(seed)
+    scores, valid = torch.randn(3, m, generator=g), torch.rand(3, m, generator=g) < rate
+    ours = num.masked_quantile(scores, q, interpolation, valid)
+    for k in range(3):
+        kept = scores[k, valid[k]]
+        expected = torch.quantile(kept, q, interpolation=interpolation) if len(kept) else 0.0
+        assert ours[k] == expected
+
+
+@every_interpolation
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_recall_threshold(interpolation, dtype):
+    scores = num.lift(torch.randn(1000).to(dtype))
+    assert num.masked_quantile(scores, 0.995, interpolation) == torch.quantile(
+        scores, 0.995, interpolation=interpolation
+    )
+
+
+def test_more_rows_than_torch_quantile_takes():
+    m = (1 << 24) + 3
+    scores = torch.rand(m)
+    with pytest.raises(RuntimeError, match="too large"):
+        torch.quantile(scores, 0.999)
+    k = int(np.ceil(0.999 * (m - 1)))
+    expected = np.partition(scores.numpy(), k)[k]
+    assert num.masked_quantile(scores, 0.999, "higher").item() == expected
+
+
+def test_transforms():
+    scores, valid = torch.randn(4, 30), torch.rand(4, 30) < 0.7
+
+    def f(s, v):
+        return num.masked_quantile(s, 0.8, "linear", v)
+
+    expected = f(scores, valid)
+    assert torch.equal(torch.func.vmap(f)(scores, valid), expected)
+    compiled, _ = compile_fresh(f)
+    # lerp may be fused as a multiply-add: one rounding apart.
+    torch.testing.assert_close(compiled(scores, valid), expected, rtol=2e-7, atol=1e-7)
+
+
+def test_threshold_is_a_constant_of_the_gradient():
+    scores = torch.randn(30, requires_grad=True)
+    assert not num.masked_quantile(scores, 0.8, "linear").requires_grad

@@ -1,0 +1,300 @@
+"""The queue as a value: against `collections.deque(maxlen)`, under transforms, and its rules."""
+
+from collections import deque
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounter
+
+from proxy_losses import QueueState, enqueue, init_queue, queue_rows, reset_queue
+
+from .compiling import compile_fresh
+
+IGNORE = -7
+
+
+class Batch:
+    """Rows with distinct logits: numbered from `first`, hence exact in float32."""
+
+    def __init__(
+        self, n: int, classes: int, first: int = 0, *, weight=True, flag=True, labels=False
+    ):
+        g = torch.Generator().manual_seed(first)
+        self.logits = torch.arange(first, first + n * classes, dtype=torch.float32).view(n, classes)
+        ids = torch.randint(-1, classes, (n,), generator=g)
+        self.targets = torch.where(ids < 0, IGNORE, ids)  # some rows are padding
+        if labels:
+            self.targets = torch.rand(n, classes, generator=g) < 0.5
+        self.extras = {
+            "sample_weight": torch.rand(n, generator=g) if weight else None,
+            "iid_mask": torch.rand(n, generator=g) < 0.5 if flag else None,
+        }
+
+    def into(self, queue: QueueState, **kwargs) -> QueueState:
+        return enqueue(queue, self.logits, self.targets, **self.extras, **kwargs)
+
+    def rows(self) -> list[tuple]:
+        """What a queue must remember of each row."""
+        n = len(self.logits)
+        weight, flag = self.extras["sample_weight"], self.extras["iid_mask"]
+        return list(
+            zip(
+                self.logits.tolist(),
+                self.targets.tolist(),
+                [1.0] * n if weight is None else weight.tolist(),
+                [True] * n if flag is None else flag.tolist(),
+                strict=True,
+            )
+        )
+
+
+def remembered(queue: QueueState) -> list[tuple]:
+    """The filled slots, oldest first."""
+    capacity, count = len(queue.logits), int(queue.enqueued)
+    slots = [k % capacity for k in range(max(count - capacity, 0), count)]
+    fields = (queue.logits, queue.targets, queue.sample_weight, queue.iid_mask)
+    return list(zip(*(f[slots].tolist() for f in fields), strict=True))
+
+
+def snapshot(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
+    return [None if t is None else t.clone() for t in tensors]
+
+
+def same(a, b) -> bool:
+    return all(x is y or torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def sizes(capacity: int) -> st.SearchStrategy[int]:
+    edges = [0, 1, capacity - 1, capacity, capacity + 1, 2 * capacity + 1]
+    return st.one_of(st.sampled_from(edges), st.integers(0, 3 * capacity))
+
+
+@given(st.data(), st.integers(1, 6), st.integers(1, 3))
+@settings(max_examples=120, deadline=None)  # the first call of a torch op is slow
+def test_remembers_what_a_deque_remembers(data, capacity, classes):
+    labels = classes > 1 and data.draw(st.booleans(), "multi-label")
+    queue = init_queue(capacity, classes, ignore_index=IGNORE, multi_label=labels)
+    model, first = deque(maxlen=capacity), 0
+    for n in data.draw(st.lists(sizes(capacity), max_size=8), "batch sizes"):
+        batch = Batch(
+            n, classes, first, labels=labels,
+            weight=data.draw(st.booleans()), flag=data.draw(st.booleans()),
+        )  # fmt: skip
+        given_tensors = [*queue, batch.logits, batch.targets, *batch.extras.values()]
+        before = snapshot(*given_tensors)
+        action = data.draw(st.sampled_from(["store"] * 6 + ["reset", "where=False"]))
+        if action == "reset":
+            new = reset_queue(queue)
+            model.clear()
+        elif action == "where=False":
+            new = batch.into(queue, where=torch.tensor(False))
+        else:
+            new = batch.into(queue, where=data.draw(st.sampled_from([None, torch.tensor(True)])))
+            model.extend(batch.rows())
+        queue_rows(new)
+        assert same(given_tensors, before), "an argument was changed"
+        queue, first = new, first + n * classes
+
+        assert remembered(queue) == list(model)
+        logits, targets, valid = queue_rows(queue)
+        assert (logits.shape, valid.shape) == ((capacity, classes), (capacity,))
+        counted = [row[0] for row in model if row[1] != IGNORE]
+        assert sorted(logits[valid].tolist()) == sorted(counted)
+        assert len(targets) == capacity
+
+
+@pytest.mark.parametrize("n", [0, 1, 3, 4])
+def test_a_new_state_shares_no_memory_that_changes(n):
+    queue = Batch(2, 2).into(init_queue(3, 2))
+    new = Batch(n, 2, 100).into(queue)
+    for old_field, new_field in zip(queue[:-1], new[:-1], strict=True):  # but for ignore_index
+        assert old_field.data_ptr() != new_field.data_ptr()
+
+
+def test_an_unfilled_slot_never_counts():
+    queue = init_queue(3, 1)
+    assert queue_rows(queue)[2].tolist() == [False, False, False]
+    # The id of padding may be a class id as well: a slot that was never filled is still empty.
+    queue = init_queue(3, 2, ignore_index=1)
+    queue = enqueue(queue, torch.ones(2, 2), torch.tensor([0, 1]))
+    assert queue_rows(queue)[2].tolist() == [True, False, False]
+
+
+def test_reset_is_a_fresh_queue():
+    for labels in (False, True):
+        fresh = init_queue(4, 2, ignore_index=IGNORE, dtype=torch.float64, multi_label=labels)
+        used = Batch(7, 2, labels=labels).into(fresh)
+        assert used.enqueued.item() == 7
+        assert same(reset_queue(used), fresh)
+        assert [x.dtype for x in reset_queue(used)] == [x.dtype for x in fresh]
+
+
+def test_where_is_an_if_on_every_field():
+    queue = Batch(3, 2).into(init_queue(4, 2))
+    batch = Batch(6, 2, 50)
+    assert same(batch.into(queue, where=torch.tensor(False)), queue)
+    assert same(batch.into(queue, where=torch.tensor(True)), batch.into(queue))
+
+
+def stack(states):
+    return QueueState(*map(torch.stack, zip(*states, strict=True)))
+
+
+@pytest.mark.parametrize("n", [0, 1, 3, 4, 9])
+def test_vmap_over_stacked_queues(n):
+    queues = [init_queue(4, 2), Batch(2, 2, 10).into(init_queue(4, 2))]
+    queues.append(Batch(7, 2, 40).into(queues[1]))
+    batches = [Batch(n, 2, 100 * k) for k in range(3)]
+    keep = torch.tensor([True, False, True])
+
+    def push(queue, x, y, weight, iid, where):
+        new = enqueue(queue, x, y, sample_weight=weight, iid_mask=iid, where=where)
+        return new, queue_rows(new), reset_queue(new)
+
+    args = [(b.logits, b.targets, *b.extras.values()) for b in batches]
+    columns = map(torch.stack, zip(*args, strict=True))
+    mapped, mapped_rows, empty = torch.vmap(push)(stack(queues), *columns, keep)
+    looped = [push(q, *a, k) for q, a, k in zip(queues, args, keep, strict=True)]
+    assert same(mapped, stack([new for new, _, _ in looped]))
+    for got, *want in zip(mapped_rows, *(rows for _, rows, _ in looped), strict=True):
+        assert torch.equal(got, torch.stack(want))
+    assert same(empty, stack([e for _, _, e in looped]))
+
+
+def test_vmap_over_batches_of_one_queue():
+    queue, logits = init_queue(3, 1), torch.randn(5, 2, 1)
+    targets = torch.tensor([0, 1])
+    mapped = torch.vmap(lambda x: enqueue(queue, x, targets).logits)(logits)
+    assert same(mapped, [enqueue(queue, x, targets).logits for x in logits])
+
+
+@pytest.mark.parametrize("n", [3, 8, 11])
+def test_compiles_once_over_steps(n):
+    torch.compiler.reset()
+    counter = CompileCounter()
+
+    def push(queue, logits, targets, where):
+        queue = enqueue(queue, logits, targets, where=where)
+        return queue, queue_rows(queue)[2]
+
+    compiled = torch.compile(push, backend=counter, fullgraph=True)
+    queue = init_queue(8, 2, ignore_index=IGNORE)
+    for k in range(20):
+        batch = Batch(n, 2, 10 * k)
+        args = queue, batch.logits, batch.targets, torch.tensor(k % 5 != 2)
+        (queue, valid), (want, want_valid) = compiled(*args), push(*args)
+        assert isinstance(queue, QueueState)
+        assert same([*queue, valid], [*want, want_valid])
+    assert counter.frame_count == 1
+    assert queue.enqueued.item() == 16 * n
+
+
+def test_the_default_compiler_agrees():
+    batch, queue = Batch(7, 2, 30), Batch(3, 2).into(init_queue(4, 2))
+    compiled, _ = compile_fresh(enqueue)
+    assert same(
+        compiled(queue, batch.logits, batch.targets), enqueue(queue, batch.logits, batch.targets)
+    )
+
+
+def test_the_gradient_is_cut():
+    targets = torch.tensor([0, 1, 0])
+    x = torch.randn(3, 2, requires_grad=True)
+    queue = enqueue(init_queue(4, 2), x, targets, sample_weight=x[:, 0])
+    assert not any(field.requires_grad for field in queue)
+
+    def loss(x):
+        queue = enqueue(init_queue(4, 2), x, targets, sample_weight=x[:, 0])
+        stored = queue_rows(queue)[0].sum() + queue.sample_weight.sum()
+        return 2.0 * x.sum() + stored, queue
+
+    for grad in (torch.func.grad, torch.func.jacrev):
+        g, queue = grad(loss, has_aux=True)(x.detach())
+        assert torch.equal(g, torch.full_like(x, 2.0))  # 3 if stored rows carried a gradient
+        assert torch.equal(queue.logits[:3], x.detach())
+    g, queues = torch.vmap(torch.func.grad(loss, has_aux=True))(torch.randn(5, 3, 2))
+    assert torch.equal(g, torch.full((5, 3, 2), 2.0))
+    assert queues.logits.shape == (5, 4, 2)
+
+
+@pytest.mark.parametrize("stored", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("live", [torch.bfloat16, torch.float32, torch.float64])
+def test_rows_are_stored_in_the_dtype_of_the_queue(stored, live):
+    x = torch.randn(2, 3, dtype=torch.float64).to(live)
+    weight = torch.rand(2, dtype=torch.float64)
+    for ids in (torch.int32, torch.uint8, torch.int64):
+        targets = torch.tensor([2, 1], dtype=ids)
+        queue = enqueue(init_queue(3, 3, dtype=stored), x, targets, sample_weight=weight.to(live))
+        assert queue.logits.dtype == stored
+        assert torch.equal(queue.logits[:2], x.to(stored))
+        assert torch.equal(queue.sample_weight[:2], weight.to(live).float())
+        assert (queue.targets.dtype, queue.targets[:2].tolist()) == (torch.int64, [2, 1])
+
+
+def test_lives_on_the_device_it_was_made_for():
+    queue = init_queue(3, 2, device="meta")
+    for state in (queue, Batch(2, 2).into(queue), reset_queue(queue)):
+        assert {field.device.type for field in state} == {"meta"}
+
+
+def test_a_queue_of_ids_turns_into_one_of_labels():
+    queue, batch = Batch(3, 2).into(init_queue(4, 2)), Batch(3, 2, 50, labels=True)
+    turned = batch.into(queue)
+    assert turned.targets.dtype == torch.bool
+    assert same(turned, batch.into(init_queue(4, 2, multi_label=True)))
+    assert queue_rows(turned)[2].tolist() == [True, True, True, False]
+    with pytest.raises(ValueError, match="multi-label"):
+        Batch(3, 2).into(turned)
+    with pytest.raises(ValueError, match="multi_label"):  # one class is binary: ids
+        init_queue(3, 1, multi_label=True)
+
+
+def test_rows_of_labels_have_no_padding():
+    batch = Batch(5, 3, labels=True)
+    assert queue_rows(batch.into(init_queue(4, 3, ignore_index=0)))[2].all()
+
+
+@pytest.mark.parametrize(
+    ("args", "error", "name"),
+    [
+        ((0, 1), ValueError, "capacity"),
+        ((-1, 1), ValueError, "capacity"),
+        ((2.0, 1), TypeError, "capacity"),
+        ((True, 1), TypeError, "capacity"),
+        ((1, 0), ValueError, "num_classes"),
+        ((1, "2"), TypeError, "num_classes"),
+    ],
+)
+def test_init_raises(args, error, name):
+    with pytest.raises(error, match=name):
+        init_queue(*args)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"logits": torch.zeros(3)}, ValueError, "logits must be"),
+        ({"logits": torch.zeros(3, 4)}, ValueError, "num_classes=2"),
+        ({"logits": [[0.0, 1.0]]}, ValueError, "logits must be"),
+        ({"logits": torch.zeros(3, 2, dtype=torch.int64)}, TypeError, "logits must be"),
+        ({"targets": torch.zeros(2, dtype=torch.int64)}, ValueError, "targets must be"),
+        ({"targets": torch.zeros(3, 2, dtype=torch.int64)}, ValueError, "targets must be"),
+        ({"targets": torch.zeros(3)}, TypeError, "targets must be"),
+        ({"targets": [0, 1, 0]}, TypeError, "targets must be"),
+        ({"sample_weight": torch.ones(2)}, ValueError, "sample_weight must match logits dim-0"),
+        ({"sample_weight": torch.ones(3, 1)}, ValueError, "sample_weight must match logits dim-0"),
+        ({"sample_weight": 1.0}, TypeError, "sample_weight must be"),
+        ({"iid_mask": torch.ones(2, dtype=torch.bool)}, ValueError, "iid_mask must match"),
+        ({"iid_mask": torch.ones(3)}, TypeError, "iid_mask must be a bool tensor"),
+        ({"where": torch.tensor([True, False])}, ValueError, "where must be"),
+        ({"where": torch.tensor(1.0)}, TypeError, "where must be"),
+        ({"where": False}, TypeError, "where must be"),
+    ],
+)
+def test_enqueue_raises(change, error, says):
+    rows = 2 if "where" in change else 3  # as many as classes, where a mask of rows would broadcast
+    good = {"logits": torch.zeros(rows, 2), "targets": torch.zeros(rows, dtype=torch.int64)}
+    with pytest.raises(error, match=says):
+        enqueue(init_queue(4, 2), **{**good, **change})
