@@ -32,7 +32,6 @@ def recall_counts(
     return pos.any(-1)
 
 
-@num.full_precision
 def recall_at_quantile(
     scores: Tensor,
     pos_mask: Tensor,
@@ -84,6 +83,23 @@ def recall_at_quantile(
     Reference: the surrogate of Boyd et al., "Accuracy at the Top", NeurIPS 2012, with a sigmoid in
     place of the hinge.
     """
+    out: tuple[Tensor, Tensor] = recall_and_counts(
+        scores, pos_mask, tau, quantile, interpolation, valid_mask, sample_weight
+    )
+    return out[0]
+
+
+@num.full_precision
+def recall_and_counts(
+    scores: Tensor,
+    pos_mask: Tensor,
+    tau: float | Tensor,
+    quantile: float,
+    interpolation: str,
+    valid_mask: Tensor | None,
+    sample_weight: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """`recall_at_quantile` and `recall_counts`."""
     check_lists(scores, pos_mask, valid_mask, sample_weight)
     check_quantile(quantile, interpolation)
     lists = torch.broadcast_shapes(
@@ -98,4 +114,5 @@ def recall_at_quantile(
     pos = pos_mask if valid_mask is None else pos_mask & valid_mask
     recall = num.weighted_mean(above, num.positive_weight(pos, sample_weight, above.dtype))
     recall = recall * num.poison(scores)
-    return torch.where(recall_counts(pos_mask, valid_mask, sample_weight), recall, 0.0)
+    counts = recall_counts(pos_mask, valid_mask, sample_weight)
+    return torch.where(counts, recall, 0.0), counts

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from . import _numerics as num
 from ._checks import check_lists, check_rtol
-from ._ranks import mean_precision
+from ._ranks import default_rtol, mean_precision
 
 
 def smooth_ap_counts(
@@ -30,14 +30,10 @@ def smooth_ap_counts(
     pos = pos_mask if valid_mask is None else pos_mask & valid_mask
     if sample_weight is not None:
         pos = pos & (sample_weight > 0)
-    return pos.any(-1) & ~_no_negative(pos_mask, valid_mask)
+    negative = ~pos_mask if valid_mask is None else valid_mask & ~pos_mask
+    return pos.any(-1) & negative.any(-1)
 
 
-def _no_negative(pos_mask: Tensor, valid_mask: Tensor | None) -> Tensor:
-    return (pos_mask if valid_mask is None else pos_mask | ~valid_mask).all(-1)
-
-
-@num.full_precision
 def smooth_ap(
     scores: Tensor,
     pos_mask: Tensor,
@@ -63,7 +59,10 @@ def smooth_ap(
             anything, NaN included.
         sample_weight: [..., M] floating >= 0, weights of the mean over positives. Weights of
             negatives and the overall scale have no effect; ranks are never weighted.
-        rtol: accuracy asked of the soft ranks, in (0, 1); None takes the dtype's default.
+        rtol: accuracy asked of the value, in (0, 1); the gradient is within 3 rtol of
+            max(|gradient|, |a|_2 / (4 tau)), a_i = 1 / (P R_i). (A vanishing gradient has no
+            relative accuracy in any method.) None is 1e-6 for float32, 1e-12 for float64 and
+            1e-4 for half-precision scores.
 
     Returns:
         [...] in the dtype of scores (float32 for half input). A list without positives, without
@@ -83,11 +82,39 @@ def smooth_ap(
     Reference: Brown et al., "Smooth-AP: Smoothing the Path Towards Large-Scale Image Retrieval",
     ECCV 2020, arXiv:2007.12163.
     """
+    value, _ = smooth_ap_and_counts(scores, pos_mask, tau, valid_mask, sample_weight, rtol)
+    return value
+
+
+def smooth_ap_and_counts(
+    scores: Tensor,
+    pos_mask: Tensor,
+    tau: float | Tensor,
+    valid_mask: Tensor | None,
+    sample_weight: Tensor | None,
+    rtol: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`smooth_ap` and `smooth_ap_counts`."""
     check_lists(scores, pos_mask, valid_mask, sample_weight)
     check_rtol(rtol)
+    if rtol is None:
+        rtol = default_rtol(scores.dtype)
+    out: tuple[Tensor, Tensor] = _lifted(scores, pos_mask, tau, valid_mask, sample_weight, rtol)
+    return out
+
+
+@num.full_precision
+def _lifted(
+    scores: Tensor,
+    pos_mask: Tensor,
+    tau: float | Tensor,
+    valid_mask: Tensor | None,
+    sample_weight: Tensor | None,
+    rtol: float,
+) -> tuple[Tensor, Tensor]:
     scores = num.clean(scores, valid_mask)
     pos = pos_mask if valid_mask is None else pos_mask & valid_mask
     weight = num.positive_weight(pos, sample_weight, scores.dtype)
-    ap = mean_precision(scores, pos, weight, tau, valid_mask=valid_mask)
-    # Without positives or weight the mean is 0 already; without negatives it would be 1.
-    return torch.where(_no_negative(pos_mask, valid_mask), 0.0, ap)
+    ap = mean_precision(scores, pos, weight, tau, valid_mask=valid_mask, rtol=rtol)
+    counts = smooth_ap_counts(pos_mask, valid_mask, sample_weight)
+    return torch.where(counts, ap, 0.0), counts

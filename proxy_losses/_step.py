@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ._checks import REDUCTIONS, check_batch, check_choice, check_rows, is_labels
 from ._queue import QueueState, enqueue, match_targets, queue_rows
-from ._recall import recall_at_quantile, recall_counts
-from ._smooth_ap import smooth_ap, smooth_ap_counts
+from ._recall import recall_and_counts
+from ._smooth_ap import smooth_ap_and_counts
 
 
 class Pool(NamedTuple):
@@ -113,13 +113,16 @@ def _class_losses(value: Tensor, counts: Tensor, pool: Pool) -> ClassLosses:
     return ClassLosses(torch.where(counts, 1.0 - value, torch.nan), counts, pool.valid_mask.any())
 
 
+def _by_class(pool: Pool) -> tuple[Tensor, Tensor | None]:
+    """The validity and weight of the rows, in the shape of the scores."""
+    valid, weight = pool.valid_mask, pool.sample_weight
+    shape = pool.pos_mask.shape
+    return valid.expand(shape), None if weight is None else weight.expand(shape)
+
+
 def smooth_ap_classes(pool: Pool, tau: float | Tensor) -> ClassLosses:
     """1 - smooth_ap of every class of the pool."""
-    value = smooth_ap(
-        pool.scores, pool.pos_mask, tau, valid_mask=pool.valid_mask,
-        sample_weight=pool.sample_weight,
-    )  # fmt: skip
-    counts = smooth_ap_counts(pool.pos_mask, pool.valid_mask, pool.sample_weight)
+    value, counts = smooth_ap_and_counts(pool.scores, pool.pos_mask, tau, *_by_class(pool))
     return _class_losses(value, counts, pool)
 
 
@@ -127,11 +130,9 @@ def recall_classes(
     pool: Pool, tau: float | Tensor, *, quantile: float = 0.005, interpolation: str = "higher"
 ) -> ClassLosses:
     """1 - recall_at_quantile of every class of the pool."""
-    value = recall_at_quantile(
-        pool.scores, pool.pos_mask, tau, quantile=quantile, interpolation=interpolation,
-        valid_mask=pool.valid_mask, sample_weight=pool.sample_weight,
-    )  # fmt: skip
-    counts = recall_counts(pool.pos_mask, pool.valid_mask, pool.sample_weight)
+    value, counts = recall_and_counts(
+        pool.scores, pool.pos_mask, tau, quantile, interpolation, *_by_class(pool)
+    )
     return _class_losses(value, counts, pool)
 
 

@@ -98,7 +98,7 @@ def test_multiclass(capsys):
     assert result.plain.name == "CE"
     assert result.plain.test_scores.shape == (len(result.split.test.labels), 10)
     assert_lines(out, result)
-    assert_png("proxy_losses_demo.png")
+    assert_png("demo.png")
 
 
 def test_synthetic_linear_without_positives_in_most_batches(monkeypatch, capsys):
@@ -109,7 +109,7 @@ def test_synthetic_linear_without_positives_in_most_batches(monkeypatch, capsys)
     assert "model  20-1," in out
     assert result.table.labels.mean() == pytest.approx(0.01, abs=0.002)
     assert_lines(out, result)
-    assert_png("proxy_losses_demo.png")
+    assert_png("demo.png")
     again = run(argv)
     assert again.ranking.trace == result.ranking.trace
     assert np.array_equal(again.plain.test_scores, result.plain.test_scores)
@@ -129,7 +129,7 @@ def test_npz(capsys):
     out = capsys.readouterr().out
     assert "mine.npz: 400 rows, 60 positive, 15.00 %, 3 features" in out
     assert "test 80 rows, 12 positive, 15.00 %" in out
-    assert_png("proxy_losses_demo.png")
+    assert_png("demo.png")
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
@@ -139,7 +139,7 @@ def test_frames_with_text_columns_and_text_labels(suffix, capsys):
     result = run([*SHORT, "--data", f"mine.{suffix}", "--target", "fraud"])
     assert result.table.classes == ("no", "yes")
     assert "400 rows, 60 positive ('yes'), 15.00 %, 5 features" in capsys.readouterr().out
-    assert_png("proxy_losses_demo.png")
+    assert_png("demo.png")
 
 
 def test_both_arms_start_from_the_same_weights_and_see_the_same_batches():
@@ -242,4 +242,5 @@ def test_bootstrap_and_verdict():
         assert text.startswith(f"Measured: a {word}")
         assert "60 positives" in text
         assert "lies in its warmup" in text
+        assert "The last epoch was the best of Smooth-AP and of BCE" in text
         assert result.difference.low <= result.difference.difference <= result.difference.high

@@ -7,10 +7,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._checks import check_bool, check_floating, check_rtol, check_tau
+from .._checks import check_bool, check_choice, check_floating, check_rtol, check_tau
 from . import fused, op
 
-__all__ = ["SoftRanks", "mean_precision", "sigmoid_sums", "soft_ranks"]
+__all__ = ["SoftRanks", "default_rtol", "mean_precision", "sigmoid_sums", "soft_ranks"]
+
+
+METHODS = ("auto", "dense", "grid")
+
+
+def default_rtol(dtype: torch.dtype) -> float:
+    """Accuracy that fits the precision of the scores as given, before any lifting."""
+    return {torch.float64: 1e-12, torch.float32: 1e-6}.get(dtype, 1e-4)
 
 
 class SoftRanks(NamedTuple):
@@ -27,6 +35,7 @@ def sigmoid_sums(
     tau: float | Tensor,
     *,
     rtol: float | None = None,
+    method: str = "auto",
 ) -> Tensor:
     r"""Pairwise sigmoid sums, the primitive that every soft rank is made of.
 
@@ -41,14 +50,16 @@ def sigmoid_sums(
         weights: [..., G, M] floating or bool.
         at: [..., M] bool.
         tau: temperature > 0: a number, a 0-d tensor or one value per list [...].
-        rtol: accuracy asked for, in (0, 1); accepted, and exact at present.
+        rtol: accuracy asked for, in (0, 1), see README.md beside this file; None is 1e-6 for
+            float32 and 1e-12 for float64.
+        method: "auto", or "dense" (exact pairs) or "grid" (near-linear) to have that one.
 
     Returns:
         [..., G, M] in the dtype of scores. A list with a non-finite score is NaN at its targets.
 
     Raises:
         TypeError: wrong dtypes.
-        ValueError: shapes that do not fit, tau or rtol out of range.
+        ValueError: shapes that do not fit; tau, rtol or method out of range.
 
     Example:
         >>> s = torch.tensor([2.0, 0.0])
@@ -58,6 +69,7 @@ def sigmoid_sums(
     check_floating("scores", scores)
     check_bool("at", at)
     check_rtol(rtol)
+    check_choice("method", method, METHODS)
     if weights.dim() < 2 or scores.dim() < 1:
         raise ValueError(
             f"expected scores [..., M] and weights [..., G, M], got {list(scores.shape)} "
@@ -78,6 +90,8 @@ def sigmoid_sums(
         weights.expand(*lists, groups, m).reshape(n, groups, m),
         at.expand(*lists, m).reshape(n, 1, m),
         _flat_tau(tau, scores, lists),
+        default_rtol(scores.dtype) if rtol is None else rtol,
+        method,
     )
     return out.reshape(*lists, groups, m)
 
@@ -89,6 +103,7 @@ def soft_ranks(
     *,
     valid_mask: Tensor | None = None,
     rtol: float | None = None,
+    method: str = "auto",
 ) -> SoftRanks:
     r"""Soft rank of every positive among all valid rows, and among the positives.
 
@@ -101,6 +116,7 @@ def soft_ranks(
         tau: temperature > 0: a number, a 0-d tensor or one value per list [...].
         valid_mask: [..., M] bool or None for all.
         rtol: see `sigmoid_sums`.
+        method: see `sigmoid_sums`.
 
     Returns:
         `SoftRanks` of [..., M].
@@ -115,7 +131,7 @@ def soft_ranks(
     valid = torch.ones_like(pos_mask) if valid_mask is None else valid_mask
     pos = pos_mask & valid
     groups = torch.stack(torch.broadcast_tensors(valid, pos), dim=-2)
-    sums = sigmoid_sums(scores, groups, pos, tau, rtol=rtol)
+    sums = sigmoid_sums(scores, groups, pos, tau, rtol=rtol, method=method)
     # The row's own sigmoid(0) = 1/2 is in the sum already.
     ranks = torch.where(pos[..., None, :], sums + 0.5, 0.0)
     return SoftRanks(*ranks.unbind(-2))
@@ -128,6 +144,8 @@ def mean_precision(
     tau: float | Tensor,
     *,
     valid_mask: Tensor | None = None,
+    rtol: float | None = None,
+    method: str = "auto",
 ) -> Tensor:
     """Weighted mean over positives of soft rank among positives / soft rank among all.
 
@@ -137,6 +155,8 @@ def mean_precision(
         weight: [..., M] in the dtype of scores, 0 off the positives.
         tau: temperature > 0: a number, a 0-d tensor or one value per list [...].
         valid_mask: [..., M] bool or None for all.
+        rtol: see `sigmoid_sums`.
+        method: see `sigmoid_sums`.
 
     Returns:
         [...]; 0 for a list without positives or weight.
@@ -157,6 +177,8 @@ def mean_precision(
         None if valid_mask is None else flat(valid_mask),
         flat(weight),
         _flat_tau(tau, scores, lists),
+        default_rtol(scores.dtype) if rtol is None else rtol,
+        method,
     )
     return out.reshape(lists)
 

@@ -13,37 +13,85 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import dense
+from . import dense, grid
+from .plan import Work, plan
+
+SURELY_DENSE = 100_000  # pairs that cost less than the grid's first operation
 
 LIBRARY = torch.library.Library("proxy_losses", "FRAGMENT")
 LIBRARY.define(
-    "pair_sums(Tensor scores, Tensor weights, Tensor at, Tensor tau, bool value, bool slope)"
-    " -> Tensor[]"
+    "pair_sums(Tensor scores, Tensor weights, Tensor at, Tensor tau, bool value, bool slope,"
+    " float rtol, str method) -> Tensor[]"
 )
 
 
 def pair_sums(
-    scores: Tensor, weights: Tensor, at: Tensor, tau: Tensor, value: bool, slope: bool
+    scores: Tensor,
+    weights: Tensor,
+    at: Tensor,
+    tau: Tensor,
+    value: bool,
+    slope: bool,
+    rtol: float,
+    method: str,
 ) -> list[Tensor]:
     """The op itself, see `dense.pair_sums` for its arguments."""
     if scores.numel() == 0 or weights.shape[1] == 0:
-        return _like(scores, weights, at, tau, value, slope)
-    sums = dense.pair_sums(scores, weights, at, tau, value=value, slope=slope)
+        return _like(scores, weights, at, tau, value, slope, rtol, method)
     broken = broken_lists(scores)
+    if broken is not None:
+        scores = torch.where(broken[:, None], 0.0, scores)
+    if choose(scores, weights, at, tau, value + slope, rtol, method) == "grid":
+        pair = grid.pair_sums(scores, weights, at, tau, rtol=rtol, value=value, slope=slope)
+        sums = [s for s in pair if s is not None]
+    else:
+        sums = dense.pair_sums(scores, weights, at, tau, value=value, slope=slope)
     if broken is None:
         return sums
     return [s.masked_fill_(broken[:, None, None] & at, torch.nan) for s in sums]
 
 
+def choose(
+    scores: Tensor, weights: Tensor, at: Tensor, tau: Tensor, kinds: int, rtol: float, method: str
+) -> str:
+    """Which method serves this call; counts rows only where the choice is open."""
+    lists, rows = scores.shape
+    if method != "auto":
+        return method
+    if lists * rows * rows <= SURELY_DENSE:
+        return "dense"
+    counts = [x.any(1).sum(1) for x in (weights != 0, at)]
+    sources, targets, pairs = torch.stack(
+        [counts[0].sum(), counts[1].sum(), torch.minimum(*counts).sum() * rows]
+    ).tolist()
+    work = Work(lists, rows, sources, targets, weights.shape[1] * kinds, kinds)
+    return plan([work], span(scores, tau), rtol, pairs=pairs).method
+
+
+def span(scores: Tensor, tau: Tensor) -> float:
+    """Range of the widest list in units of tau."""
+    if scores.shape[0] == 1:  # much faster than along an axis
+        low, high = torch.aminmax(scores)
+    else:
+        low, high = scores.amin(1), scores.amax(1)
+    return float(((high.double() - low.double()) / tau).max())
+
+
 def broken_lists(scores: Tensor) -> Tensor | None:
     """[L] bool, lists with a non-finite score, or None: in every method they become NaN whole."""
-    low, high = scores.aminmax(dim=-1)
-    broken = ~torch.isfinite(high - low)
+    broken = (scores * 0.0).sum(-1).isnan()
     return broken if broken.any() else None
 
 
 def _like(
-    scores: Tensor, weights: Tensor, at: Tensor, tau: Tensor, value: bool, slope: bool
+    scores: Tensor,
+    weights: Tensor,
+    at: Tensor,
+    tau: Tensor,
+    value: bool,
+    slope: bool,
+    rtol: float,
+    method: str,
 ) -> list[Tensor]:
     return [scores.new_empty(weights.shape) for _ in range(value + slope)]
 
@@ -82,14 +130,20 @@ class _SigmoidSums(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        scores: Tensor, weights: Tensor, at: Tensor, tau: Tensor, slope: bool
+        scores: Tensor,
+        weights: Tensor,
+        at: Tensor,
+        tau: Tensor,
+        slope: bool,
+        rtol: float,
+        method: str,
     ) -> tuple[Tensor, Tensor]:
-        out = torch.ops.proxy_losses.pair_sums(scores, weights, at, tau, True, slope)
+        out = torch.ops.proxy_losses.pair_sums(scores, weights, at, tau, True, slope, rtol, method)
         return out[0], out[1] if slope else scores.new_empty(0)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        scores, weights, at, tau, _ = inputs
+        scores, weights, at, tau, _, ctx.rtol, ctx.method = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(scores, weights, at, tau, output[1])
@@ -97,20 +151,20 @@ class _SigmoidSums(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return None, None, None, None, None
+            return (None,) * 7
         scores, weights, at, tau, slope = ctx.saved_tensors
-        need_scores, need_weights, _, need_tau, _ = ctx.needs_input_grad
+        need_scores, need_weights, _, need_tau = ctx.needs_input_grad[:4]
         # Off the targets the sums are the constant 0.
         grad = torch.where(at, grad, 0.0)
         g_scores, g_weights = _SigmoidSumsBackward.apply(  # type: ignore[no-untyped-call]
-            grad, scores, weights, at, tau, slope, need_weights
+            grad, scores, weights, at, tau, slope, need_weights, ctx.rtol, ctx.method
         )
         g_tau = None
         if need_tau:  # sums depend on scores / tau alone
             centred = scores - scores.mean(-1, keepdim=True)
             g_tau = -((centred * g_scores).sum(-1) / tau).to(tau.dtype)
         return (g_scores if need_scores else None, g_weights if need_weights else None, None,
-                g_tau, None)  # fmt: skip
+                g_tau, None, None, None)  # fmt: skip
 
 
 class _SigmoidSumsBackward(torch.autograd.Function):
@@ -127,20 +181,24 @@ class _SigmoidSumsBackward(torch.autograd.Function):
         tau: Tensor,
         slope: Tensor,
         need_weights: bool,
+        rtol: float,
+        method: str,
     ) -> tuple[Tensor, Tensor]:
         op = torch.ops.proxy_losses.pair_sums
-        pull = op(scores, grad, weights != 0, tau, False, True)[0]
+        how = (rtol, method)
+        pull = op(scores, grad, weights != 0, tau, False, True, *how)[0]
         g_scores = (weights * pull - grad * slope).sum(-2) / tau[:, None]
         if not need_weights:
             return g_scores.to(scores.dtype), scores.new_empty(0)
         everywhere = torch.ones_like(at[:, :1])
         # sigma(s_k - s_i) = 1 - sigma(s_i - s_k)
-        g_weights = grad.sum(-1, keepdim=True) - op(scores, grad, everywhere, tau, True, False)[0]
+        below = op(scores, grad, everywhere, tau, True, False, *how)[0]
+        g_weights = grad.sum(-1, keepdim=True) - below
         return g_scores.to(scores.dtype), g_weights
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        grad, scores, weights, at, tau, _, ctx.need_weights = inputs
+        grad, scores, weights, at, tau, _, ctx.need_weights = inputs[:7]
         ctx.save_for_backward(grad, scores, weights, at, tau)
 
     @staticmethod
@@ -154,7 +212,8 @@ class _SigmoidSumsBackward(torch.autograd.Function):
 
         vjp = torch.func.vjp(plain, grad, scores, weights.to(scores.dtype), tau)[1]
         g, s, w, t = vjp((v_scores, v_weights))
-        return g, s, w if weights.is_floating_point() else None, None, t, None, None
+        g_weights = w if weights.is_floating_point() else None
+        return g, s, g_weights, None, t, None, None, None, None
 
 
 def _plain_backward(
@@ -169,17 +228,20 @@ def _plain_backward(
     return g_scores, grad @ k
 
 
-def _apply(scores: Tensor, weights: Tensor, at: Tensor, tau: Tensor, slope: bool) -> Tensor:
-    sums: Tensor = _SigmoidSums.apply(scores, weights, at, tau, slope)[0]  # type: ignore[no-untyped-call]
+def _apply(*args: Any) -> Tensor:
+    sums: Tensor = _SigmoidSums.apply(*args)[0]  # type: ignore[no-untyped-call]
     return sums
 
 
 _apply_in_graph: Callable[..., Tensor] = torch.compiler.allow_in_graph(_apply)
 
 
-def sigmoid_sums(scores: Tensor, weights: Tensor, at: Tensor, tau: Tensor) -> Tensor:
+def sigmoid_sums(
+    scores: Tensor, weights: Tensor, at: Tensor, tau: Tensor, rtol: float, method: str
+) -> Tensor:
     """Flat form: scores [L, M], weights [L, G, M] (floating or bool), at [L, 1 or G, M], tau [L].
 
     Returns [L, G, M].
     """
-    return _apply_in_graph(scores, weights, at, tau, torch.is_grad_enabled())
+    slope = torch.is_grad_enabled()  # no_grad needs none
+    return _apply_in_graph(scores, weights, at, tau, slope, rtol, method)

@@ -118,7 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--out",
         type=Path,
-        default=Path("proxy_losses_demo.png"),
+        default=Path("demo.png"),
         metavar="PNG",
         help="where to draw the figure (default: %(default)s)",
     )
@@ -152,7 +152,7 @@ def _check_out(path: Path) -> Path:
     """Find out before the training, not after it, that the figure cannot be written."""
     path = path.expanduser()
     if path.is_dir():
-        path = path / "proxy_losses_demo.png"
+        path = path / "demo.png"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         existed = path.exists()

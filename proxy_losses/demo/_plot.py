@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 from sklearn.metrics import precision_recall_curve
 
 from ._measure import Array, class_lists, recall_at_top, top_count
@@ -57,6 +57,7 @@ def _phases(ax: Axes, trace: tuple[Epoch, ...], *, label: bool) -> None:
     """Shade the ranking arm's phases; name them above the axes."""
     last = trace[-1].number
     ax.set_xlim(0.5, last + 0.5)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     for phase, colour in PHASES.items():
         numbers = [epoch.number for epoch in trace if epoch.phase == phase]
         if not numbers:
@@ -81,9 +82,11 @@ def _trace_loss(ax: Axes, result: Result) -> None:
     for arm, style in _arms(result):
         losses = [epoch.loss for epoch in arm.trace]
         ax.plot([epoch.number for epoch in arm.trace], losses, label=arm.name, **style)
-    if min(epoch.loss for arm, _ in _arms(result) for epoch in arm.trace) > 0:
+    losses = [epoch.loss for arm, _ in _arms(result) for epoch in arm.trace]
+    if min(losses) > 0:
         ax.set_yscale("log")
-        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        wide = max(losses) > 1000 * min(losses)
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
         ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         ax.yaxis.set_minor_formatter(NullFormatter())
     ax.set_ylabel("training loss\n(each arm's own scale)")
@@ -141,7 +144,8 @@ def _curves(ax: Axes, result: Result) -> None:
     ax.set_xlabel("recall")
     ax.set_ylabel("precision" if binary else "precision, mean over classes")
     ax.set_title(f"Precision-recall on {len(labels):,} test rows", fontsize=10, color=INK)
-    ax.legend(loc="lower left", fontsize=8.5, framealpha=0.9)
+    high = result.plain_test.aucpr > 0.5
+    ax.legend(loc="lower left" if high else "upper right", fontsize=8.5, framealpha=0.9)
 
 
 def mean_curve(scores: Array, labels: Ints) -> tuple[Array, Array]:

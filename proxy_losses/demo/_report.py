@@ -139,4 +139,11 @@ def verdict(result: Result) -> str:
             f"{ours}'s best validation epoch lies in its warmup, where both arms train alike: "
             "the ranking loss was not used."
         )
+    arms = (result.ranking, result.plain)
+    rising = [arm.name for arm in arms if arm.best.number == arm.trace[-1].number]
+    if rising:
+        lines.append(
+            f"The last epoch was the best of {' and of '.join(rising)}: more --total-epochs may "
+            "change the outcome."
+        )
     return "\n".join(lines)

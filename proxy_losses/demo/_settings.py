@@ -14,7 +14,7 @@ class Settings(NamedTuple):
     total_epochs: int = 40
     batch_size: int = 128
     queue_size: int = 1024
-    temp_start: float = 1.0
-    temp_end: float = 0.25
+    temp_start: float = 0.25
+    temp_end: float = 0.05
     lr: float = 3e-3
     seed: int = 0

@@ -1,0 +1,162 @@
+"""Which method computes the pairwise sigmoid sums, and with which parameters. No tensors here.
+
+Error law of the grid: a function analytic in |Im z| < pi, interpolated at p Chebyshev points on a
+bin of
+width h (units of tau), errs by at most about ``C * rho**-p``, ``rho = y + sqrt(y*y + 1)``, ``y =
+2*pi/h``.
+Solved for the width: ``h = 4*pi / (rho - 1/rho)`` with ``rho = (C / rtol)**(1/p)``. C is empirical.
+Cut-off: rows further than ``K = log(rows / rtol)`` apart see only the step function.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+INTERPOLATION_CONSTANT = 16.0
+MIN_NODES, MAX_NODES = 3, 14
+MAX_BIN_WIDTH = 4.5  # wider bins lose relative accuracy: the kernel falls by e**h across a bin
+DIRECT_CELLS = 64  # shorter lists are not searched for empty cells
+MAX_SPAN = 2.0**50  # in units of tau; beyond it cell numbers lose digits
+MAX_CELL_NODES = 512  # largest kernel block: 3 * 512 * 1024 doubles = 12 MiB
+
+# Nanoseconds, one thread of an Intel Xeon with AVX-512 (Sapphire Rapids class), float32,
+# torch 2.13. From measure_plan.py; measure again for another machine.
+NS_DENSE_CALL, NS_DENSE_PAIR = 1.0e5, 6.0  # per call; per (row, target) pair
+NS_GRID_CALL = 8.0e5  # operator overhead
+NS_ROW, NS_ROW_NODE = 6.0, 1.9  # per row visited, plus per node
+NS_LOOKUP = 6.0  # per row visited: find cells through a table; and once more to count them
+NS_MAC = 0.05  # per float64 multiply-add of the cell products
+NS_KERNEL = 4.0  # per entry of a kernel block
+NS_EXACT_PAIR, NS_EXACT_ROW = 30.0, 150.0  # per pair in sparse cells and two kernels; per row
+
+
+NS_SCATTERED_ROW = 50.0  # per row of a list with far outliers, cells still uncounted
+
+
+class Plan(NamedTuple):
+    """How to run one call."""
+
+    method: Literal["dense", "grid"]
+    nodes: int  # p, Chebyshev nodes per bin
+    bins: int  # B, bins per cell
+    cell_width: float  # K in units of tau; cells further apart than neighbours see the step only
+    bin_width: float  # h = K / B in units of tau
+    error: float  # bound C * rho**-p of the interpolation, relative
+    cost: float  # predicted nanoseconds
+
+
+class Work(NamedTuple):
+    """Sizes of one call; ``sources`` and ``targets`` are rows visited, summed over the lists."""
+
+    lists: int
+    rows: int  # M, rows per list
+    sources: int
+    targets: int
+    kernels: int = 1  # (group, output) products over the cells
+    columns: int = 1  # outputs: value, slope or both
+
+
+def bin_width(nodes: int, rtol: float) -> float:
+    """Largest h whose interpolation error stays below rtol."""
+    rho = math.pow(INTERPOLATION_CONSTANT / rtol, 1.0 / nodes)
+    return 4.0 * math.pi / (rho - 1.0 / rho)
+
+
+def interpolation_error(nodes: int, width: float) -> float:
+    """C * rho**-p for bins of this width."""
+    y = 2.0 * math.pi / width
+    return INTERPOLATION_CONSTANT / float((y + math.sqrt(y * y + 1.0)) ** nodes)
+
+
+def cell_width(rows: int, rtol: float) -> float:
+    """K with rows * exp(-K) <= rtol."""
+    return math.log(max(rows, 2) / rtol)
+
+
+def dense_cost(pairs: int) -> float:
+    """Exact pairs, the smaller side of each list tiled against all its rows."""
+    return NS_DENSE_CALL + NS_DENSE_PAIR * pairs
+
+
+def grid_plan(
+    work: Work, span: float, rtol: float, *, cells: int | None = None, looked_up: bool = False
+) -> Plan:
+    """Cheapest (p, B) of the grid.
+
+    span: widest list in units of tau. cells: cells that carry moments, over all lists (None: span
+    / K each).
+    looked_up: cells are numbered through a table because only some are occupied.
+    """
+    width = cell_width(work.rows, rtol)
+    per_list = int(span / width) + 1
+    count = work.lists * per_list if cells is None else cells
+    single = per_list == 1
+    visited = work.sources + work.targets
+    best: Plan | None = None
+    for nodes in range(MIN_NODES, MAX_NODES + 1):
+        h = bin_width(nodes, rtol)
+        bins = max(1, math.ceil(width / h))
+        h = width / bins
+        if single:
+            bins = min(bins, int(span / h) + 1)
+        size = bins * nodes
+        if (h > MAX_BIN_WIDTH or size > MAX_CELL_NODES) and nodes < MAX_NODES:
+            continue
+        blocks = (1 if single else 3) * size * size
+        cost = NS_GRID_CALL + visited * (NS_ROW + NS_ROW_NODE * nodes + NS_LOOKUP * 2 * looked_up)
+        cost += blocks * (NS_MAC * count * work.kernels + NS_KERNEL * work.columns)
+        if best is None or cost < best.cost:
+            error = interpolation_error(nodes, h)
+            best = Plan("grid", nodes, bins, bins * h if single else width, h, error, cost)
+    assert best is not None
+    return best
+
+
+def crowd(work: Work) -> int:
+    """Rows above which a cell is worth a cell product instead of exact pairs."""
+    share = max(min(work.sources, work.targets), 1) / (work.lists * work.rows)
+    product = NS_MAC * 3.0 * 100.0**2 * work.kernels  # about 100 nodes per cell when cells are many
+    return min(64, max(4, int(math.sqrt(product / (3.0 * share * NS_EXACT_PAIR)))))
+
+
+def exact_cost(pairs: int, rows: int, work: Work) -> float:
+    """Extra nanoseconds when the sparse cells interact by exact pairs."""
+    search = NS_LOOKUP * (work.sources + work.targets)
+    return NS_GRID_CALL + NS_EXACT_PAIR * pairs * work.kernels / 2 + NS_EXACT_ROW * rows + search
+
+
+def plan(
+    calls: Sequence[Work], span: float, rtol: float, *, pairs: int, method: str = "auto"
+) -> Plan:
+    """Cheaper method for one or more calls over the same rows.
+
+    Args:
+        calls: the sums wanted.
+        span: widest list in units of tau.
+        rtol: accuracy asked for.
+        pairs: what the dense method would visit, the smaller side of each list times its rows.
+        method: "auto", or "dense" or "grid" to have that one.
+
+    Returns:
+        The dense plan, or the grid's for the first call with the cost of all of them.
+    """
+    dense = Plan("dense", 0, 0, math.inf, 0.0, 0.0, dense_cost(pairs))
+    if method == "dense" or (method == "auto" and not span <= MAX_SPAN):
+        return dense
+    if method == "auto" and dense.cost <= len(calls) * NS_GRID_CALL:
+        return dense
+    plans = [_estimate(work, span, rtol) for work in calls]
+    grid = plans[0]._replace(cost=sum(p.cost for p in plans))
+    return dense if method == "auto" and dense.cost <= grid.cost else grid
+
+
+def _estimate(work: Work, span: float, rtol: float) -> Plan:
+    """The grid before its cells are counted: at worst all are occupied, or many rows are alone."""
+    every = grid_plan(work, span, rtol)
+    if span / cell_width(work.rows, rtol) <= DIRECT_CELLS:
+        return every
+    few = grid_plan(work, span, rtol, cells=work.lists * DIRECT_CELLS, looked_up=True)
+    mixed = few.cost + NS_SCATTERED_ROW * work.lists * work.rows
+    return every if every.cost <= mixed else few._replace(cost=mixed)

@@ -1,0 +1,193 @@
+"""Gathering over processes, and data-parallel training against one process."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import proxy_losses as P
+
+# Rows of each rank: even, uneven, and with an empty rank.
+SHARDS = {2: [(4, 4), (5, 2), (0, 6)], 3: [(3, 3, 3), (4, 1, 6), (2, 0, 5)]}
+DTYPES = [torch.bool, torch.uint8, torch.int32, torch.int64, torch.float32, torch.float64]
+LOSSES = {
+    "ap": lambda **kw: P.SmoothAPLoss(3, queue_size=9, temperature=0.5, **kw),
+    "recall": lambda **kw: P.RecallAtQuantileLoss(3, 0.3, queue_size=9, temperature=0.5, **kw),
+    "capped": lambda **kw: P.SmoothAPLoss(3, 9, temperature=0.5, max_pool_size=7, **kw),
+}
+pytestmark = pytest.mark.filterwarnings("ignore:.*max_pool_size")
+
+
+def whole(rows: int, seed: int = 0):
+    """The concatenated batch, alike in all processes: inputs, targets, weights, flags."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, 4, generator=g, dtype=torch.float64)
+    targets = torch.randint(3, (rows,), generator=g)
+    targets[torch.randperm(rows, generator=g)[0]] = -100
+    weight = torch.rand(rows, generator=g, dtype=torch.float64)
+    return x, targets, weight, weight > 0.5
+
+
+def new_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Linear(4, 3).double()
+
+
+def own_rows(shard, rank) -> slice:
+    start = sum(shard[:rank])
+    return slice(start, start + shard[rank])
+
+
+def gather_all(shard, rank) -> dict:
+    """What the two helpers return on this rank, and the gradient of a loss that differs by rank."""
+    mine, out = own_rows(shard, rank), {}
+    for dtype in DTYPES:
+        x = (whole(sum(shard))[0] * 3).to(dtype)[mine]
+        out[str(dtype)] = P.all_gather_no_grad(x)
+    x = whole(sum(shard))[0][mine].requires_grad_()
+    gathered = P.all_gather_with_grad(x)
+    coefficients = torch.arange(gathered.numel()).view_as(gathered) + 100.0 * rank
+    (gathered * coefficients).sum().backward()
+    out.update(gathered=gathered.detach(), grad=x.grad)
+    out["cut"] = P.all_gather_no_grad(x.detach().requires_grad_()).requires_grad
+    return out
+
+
+def train(name: str, shard, rank: int | None, *, weighted: bool, gather=None) -> dict:
+    """Two steps of one process with all rows (rank None), or of one rank with its own."""
+    model, loss_fn = new_model(), LOSSES[name](gather_distributed=gather).double()
+    net = model if rank is None else DistributedDataParallel(model)
+    losses, grads = [], []
+    for step in range(2):
+        x, targets, weight, flags = whole(sum(shard), seed=step)
+        rows = slice(None) if rank is None else own_rows(shard, rank)
+        extra = {"sample_weight": weight[rows], "iid_mask": flags[rows]} if weighted else {}
+        model.zero_grad()
+        loss = loss_fn(net(x[rows]), targets[rows], **extra)
+        loss.backward()
+        losses.append(loss.item())
+        grads.append([p.grad.clone() for p in model.parameters()])
+    return {"losses": losses, "grads": grads, "queue": list(loss_fn._queue.state)}
+
+
+def worker(rank: int, world: int, folder) -> None:
+    torch.set_num_threads(1)
+    x, targets, *_ = whole(5)
+    made, called = LOSSES["ap"](), LOSSES["ap"]()
+    called(new_model()(x), targets)
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=world)
+    made(new_model()(x), targets), called(new_model()(x), targets)
+    out = {"rows": [int(loss_fn._queue.state.enqueued) for loss_fn in (made, called)]}
+    for shard in SHARDS[world]:
+        out["gather", shard] = gather_all(shard, rank)
+        for name in LOSSES:
+            for weighted in (False, True):
+                out[name, shard, weighted] = train(name, shard, rank, weighted=weighted)
+    shard = SHARDS[world][0]
+    out["local"] = train("ap", shard, rank, weighted=False, gather=False)
+    torch.save(out, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module", params=SHARDS, ids=lambda world: f"{world}_processes")
+def ranks(request, tmp_path_factory) -> list[dict]:
+    """What each process of a group found."""
+    folder = tmp_path_factory.mktemp("group")
+    mp.spawn(worker, args=(request.param, folder), nprocs=request.param)
+    return [torch.load(folder / f"{k}.pt", weights_only=True) for k in range(request.param)]
+
+
+def test_rows_arrive_in_rank_order_in_their_dtype(ranks):
+    for shard in SHARDS[len(ranks)]:
+        x = whole(sum(shard))[0]
+        for rank, out in enumerate(ranks):
+            found = out["gather", shard]
+            for dtype in DTYPES:
+                want = (x * 3).to(dtype)
+                assert found[str(dtype)].dtype == dtype
+                assert torch.equal(found[str(dtype)], want)
+            assert torch.equal(found["gathered"], x)
+            assert found["cut"] is False
+            # The adjoint of a gather: the sum over the ranks of their coefficients, at own rows.
+            n, world = x.numel(), len(ranks)
+            total = world * torch.arange(n, dtype=x.dtype) + 100.0 * sum(range(world))
+            assert torch.equal(found["grad"], total.view_as(x)[own_rows(shard, rank)])
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_are_those_of_one_process(ranks, name, weighted):
+    for shard in SHARDS[len(ranks)]:
+        alone = train(name, shard, None, weighted=weighted)
+        for out in ranks:
+            found = out[name, shard, weighted]
+            # Float64 sums of some dozen terms in another order: far below 1e-10 relative.
+            torch.testing.assert_close(found["losses"], alone["losses"], rtol=1e-10, atol=0.0)
+            for got, want in zip(found["grads"], alone["grads"], strict=True):
+                scale = max(w.abs().max() for w in want)
+                assert scale > 1e-4, "a gradient of zero would prove nothing"
+                torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10 * scale.item())
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_rank_stores_the_same_rows(ranks, name):
+    for shard in SHARDS[len(ranks)]:
+        queues = [out[name, shard, True]["queue"] for out in ranks]
+        alone = train(name, shard, None, weighted=True)["queue"]
+        for queue in queues:
+            assert all(map(torch.equal, queue, queues[0]))  # to the bit
+            for got, want in zip(queue, alone, strict=True):
+                torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+def test_without_gathering_each_rank_keeps_its_own(ranks):
+    shard = SHARDS[len(ranks)][0]
+    assert len({out["local"]["losses"][0] for out in ranks}) == len(ranks)
+    for rank, out in enumerate(ranks):
+        model, loss_fn = new_model(), LOSSES["ap"]().double()
+        for step in range(2):
+            x, targets, *_ = whole(sum(shard), seed=step)
+            rows = own_rows(shard, rank)
+            assert loss_fn(model(x[rows]), targets[rows]).item() == out["local"]["losses"][step]
+        assert all(map(torch.equal, out["local"]["queue"], loss_fn._queue.state))
+
+
+def test_whether_to_gather_is_decided_at_the_first_call(ranks):
+    # Made before the group and called after; called on either side of it.
+    assert [out["rows"] for out in ranks] == [[5 * len(ranks), 10]] * len(ranks)
+
+
+HELPERS = pytest.mark.parametrize("gather", [P.all_gather_with_grad, P.all_gather_no_grad])
+
+
+@HELPERS
+def test_without_a_group_the_helpers_raise(gather):
+    with pytest.raises(RuntimeError, match="not initialized"):
+        gather(torch.zeros(2))
+
+
+@pytest.fixture
+def group_of_one(tmp_path):
+    dist.init_process_group("gloo", f"file://{tmp_path}/meet", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@HELPERS
+@pytest.mark.usefixtures("group_of_one")
+def test_a_group_of_one_gives_the_same_tensor_back(gather):
+    x = torch.zeros(2, 3, requires_grad=True)
+    assert gather(x) is x
+    with pytest.raises(ValueError, match="0-d"):
+        gather(torch.zeros(()))
+
+
+@pytest.mark.usefixtures("group_of_one")
+@pytest.mark.parametrize("gather", [None, True, False])
+def test_a_group_of_one_changes_nothing(gather):
+    x, targets, *_ = whole(8)
+    logits = new_model()(x)
+    alone, grouped = LOSSES["ap"](), LOSSES["ap"](gather_distributed=gather)
+    assert torch.equal(grouped(logits, targets), alone(logits, targets))
