@@ -83,10 +83,14 @@ def check_tau(tau: float | Tensor, lists: torch.Size) -> None:
         )
 
 
-def check_positive(name: str, x: float) -> None:
-    """Raise unless x is a finite number > 0."""
+def _check_number(name: str, x: object) -> None:
     if isinstance(x, bool) or not isinstance(x, Real | torch.SymFloat | torch.SymInt):
         _fail_type(name, "a number", x)
+
+
+def check_positive(name: str, x: float) -> None:
+    """Raise unless x is a finite number > 0."""
+    _check_number(name, x)
     if not (x > 0 and (not isinstance(x, Real) or math.isfinite(x))):
         raise ValueError(f"{name} must be positive and finite, got {x}")
 
@@ -100,7 +104,8 @@ def check_int(name: str, x: int, minimum: int) -> None:
 
 
 def check_quantile(quantile: float, interpolation: str) -> None:
-    """Raise `ValueError` unless 0 < quantile < 1 and the interpolation is one of torch.quantile."""
+    """Raise unless 0 < quantile < 1 and the interpolation is one of torch.quantile."""
+    _check_number("quantile", quantile)
     if not 0.0 < quantile < 1.0:
         raise ValueError(
             f"quantile (the top fraction; 0.005 is the top 0.5 %) must be in (0, 1), got {quantile}"

@@ -49,7 +49,8 @@ def init_queue(
         `QueueState`.
 
     Raises:
-        TypeError, ValueError: capacity or num_classes is not a positive integer.
+        TypeError, ValueError: capacity or num_classes is not a positive integer; multi_label with
+            one class.
 
     Example:
         >>> queue = enqueue(init_queue(4, 1), torch.ones(3, 1), torch.tensor([0, 1, -100]))
@@ -58,6 +59,8 @@ def init_queue(
     """
     check_int("capacity", capacity, 1)
     check_int("num_classes", num_classes, 1)
+    if multi_label and num_classes == 1:
+        raise ValueError("multi_label needs num_classes > 1: one class is binary, with class ids")
     if multi_label:
         targets = torch.zeros(capacity, num_classes, dtype=torch.bool, device=device)
     else:
@@ -83,7 +86,7 @@ def reset_queue(queue: QueueState) -> QueueState:
     targets = torch.zeros_like(queue.targets)
     return queue._replace(
         logits=torch.zeros_like(queue.logits),
-        targets=targets if is_labels(targets) else targets + queue.ignore_index,
+        targets=targets if is_labels(targets) else targets + queue.ignore_index[..., None],
         sample_weight=torch.ones_like(queue.sample_weight),
         iid_mask=torch.ones_like(queue.iid_mask),
         enqueued=torch.zeros_like(queue.enqueued),
@@ -125,6 +128,9 @@ def enqueue(
     queue = match_targets(queue, targets)
     if where is None:
         where = torch.ones_like(queue.enqueued, dtype=torch.bool)
+    check_bool("where", where)
+    if where.dim():
+        raise ValueError(f"where must be one bool for the whole batch, got {list(where.shape)}")
     # Slots beyond capacity would repeat, in undefined order: keep the rows that survive.
     drop = max(n - capacity, 0)
     steps = torch.arange(drop, n, device=queue.enqueued.device)

@@ -76,7 +76,7 @@ def test_tiles_join_seamlessly(num_lists, m, rate):
     weights = (torch.rand(num_lists, 2, m, generator=g, dtype=torch.float64) - 0.3).clamp(min=0)
     args = [scores.clone().requires_grad_(), weights.clone().requires_grad_()]
     plain = [scores.clone().requires_grad_(), weights.clone().requires_grad_()]
-    ours = P.sigmoid_sums(*args, at, 0.2)
+    ours = P.sigmoid_sums(*args, at, 0.2, method="dense")
     theirs = plain_sums(*plain, at, 0.2)
     torch.testing.assert_close(ours, theirs, **TIGHT)
     c = torch.randn(ours.shape, generator=g, dtype=torch.float64)
@@ -148,9 +148,12 @@ def test_opcheck():
     scores, at = lists(3, 2, 10)
     weights = torch.rand(2, 2, 10, dtype=torch.float64)
     tau = torch.full((2,), 0.3, dtype=torch.float64)
-    torch.library.opcheck(
-        torch.ops.proxy_losses.pair_sums, (scores, weights, at[:, None], tau, True, True)
-    )
+    how = (1e-12, "auto")
+    ops = torch.ops.proxy_losses
+    torch.library.opcheck(ops.pair_sums, (scores, weights, at[:, None], tau, True, True, *how))
+    weight = at.to(scores.dtype)
+    for valid in (None, torch.ones_like(at)):
+        torch.library.opcheck(ops.mean_precision, (scores, at, valid, weight, tau, True, *how))
 
 
 def test_same_bits_twice():

@@ -1,7 +1,6 @@
 """The warmup wrapper, and what modules keep: checkpoints, copies, compiled steps."""
 
 import copy
-import io
 import pickle
 
 import pytest
@@ -208,17 +207,18 @@ def train(run, steps):
 @pytest.mark.filterwarnings("ignore:.*max_pool_size")
 @pytest.mark.parametrize("loss", [P.SmoothAPLoss, P.RecallAtQuantileLoss])
 @pytest.mark.parametrize("mode", [EPOCHS, STEPS, {}])
-def test_resumes_bit_for_bit(loss, mode):
+def test_resumes_bit_for_bit(loss, mode, tmp_path):
     whole = new_run(loss, 0, **mode)
     losses = train(whole, range(22))
     # Mid-warmup, before the switch and after, mid-blend, mid-decay, and at temp_end.
     for stop in (2, 6, 7, 9, 13, 18):
-        run, resumed, file = new_run(loss, 0, **mode), new_run(loss, 1, **mode), io.BytesIO()
+        run, resumed, file = new_run(loss, 0, **mode), new_run(loss, 1, **mode), tmp_path / "run"
         train(run, range(stop))
         torch.save([part.state_dict() for part in run], file)
-        file.seek(0)
         for part, state in zip(resumed, torch.load(file, weights_only=True), strict=True):
             part.load_state_dict(state)
+        for name in ("main_weight", "in_warmup", "in_blend", "current_temperature"):
+            assert getattr(resumed[2], name) == getattr(run[2], name)
         copies = [copy.deepcopy(run), pickle.loads(pickle.dumps(run))] if stop == 9 else []
         for going in (resumed, *copies, run):  # each goes its own way
             assert train(going, range(stop, 22)) == losses[stop:]

@@ -72,8 +72,9 @@ class RankingLoss(PublishedNames, nn.Module):
 
     @temperature.setter
     def temperature(self, value: float) -> None:
+        value = value.item() if isinstance(value, Tensor) else value
+        check_positive("temperature", value)
         self._temperature = float(value)
-        check_positive("temperature", self._temperature)
         self._tau.fill_(self._temperature)
 
     def reset_queue(self) -> None:
@@ -222,7 +223,11 @@ class RankingLoss(PublishedNames, nn.Module):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Accept the flat buffer names of proxy-losses 0.1.1."""
+        """Accept the flat buffer names of proxy-losses 0.1.1, and a changed max_pool_size."""
+        if self.max_pool_size is None:
+            state_dict.pop(prefix + "_draws", None)
+        else:
+            state_dict.setdefault(prefix + "_draws", self._draws)
         for key in [k for k in state_dict if k.startswith(prefix + "_q_")]:
             state_dict[prefix + "_queue." + key[len(prefix) :]] = state_dict.pop(key)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -107,6 +107,7 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
         self.temp_decay_steps = temp_decay_steps
         self.final_main_weight = final_main_weight
         self.reset_queue_each_epoch = reset_queue_each_epoch
+        self.gather_distributed = gather_distributed
         self._has_temperature = hasattr(main_loss, "temperature")
         self._weight_to_warmup = _takes_sample_weight(warmup_loss)
         self._batch_hook_seen = False
@@ -123,7 +124,7 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
             )
         if gather_distributed is not None and hasattr(main_loss, "gather_distributed"):
             main_loss.gather_distributed = gather_distributed
-        self._blend_weight = torch.zeros(())
+        self._blend_weight = torch.zeros((), dtype=torch.float64)
         self._enter(sched_fns.init_schedule(self._sched))
         self._set_temperature()
 
