@@ -7,6 +7,7 @@ Time is ``time.perf_counter`` around complete calls. Each round times every cont
 rotating order, so that a busy machine slows all of them alike; a ratio is the median over rounds
 of contender / ours, hence above 1 where we are faster. Memory is the peak resident set of one
 call above its inputs, in a fresh process. `report.Report` is the schema of what is written.
+A contender that returns nothing is a yardstick: it is timed and compared with nobody.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ import torch
 from torch import Tensor
 
 from . import report as rep
-from .report import CaseReport, Entry, Report
+from .report import CaseReport, Entry, Goal, Report
 
 MIN_REPEATS = 7
 MIN_SAMPLE_S = 0.01  # shorter calls are repeated within one sample
+SLOW_SAMPLE_S, SLOW_REPEATS = 20.0, 3  # a longer sample ends its contender after so many rounds
 
 Fn = Callable[[], tuple[Tensor, ...]]
 
@@ -52,6 +54,7 @@ class Case(NamedTuple):
     name: str
     sizes: dict[str, float]
     contenders: dict[str, Fn | Skip]
+    goal: Goal | None = None
 
 
 class Suite(NamedTuple):
@@ -63,6 +66,7 @@ class Suite(NamedTuple):
     cases: list[Case]
     tolerance: float  # of the gate; see `deviation`
     peers: dict[str, str | None]  # optional package -> version, None where it cannot be imported
+    checks: Sequence[Case] = ()  # more for the gate; not timed
 
 
 Build = Callable[[argparse.Namespace], Suite]
@@ -102,17 +106,16 @@ def runnable(case: Case) -> dict[str, Fn]:
 
 
 def gate(suite: Suite) -> None:
-    """Raise `DisagreementError` unless all contenders agree with us on the first case."""
-    case = suite.cases[0]
-    fns = runnable(case)
-    expected = fns[suite.ours]()
-    for name, fn in fns.items():
-        error = deviation(fn(), expected)
-        if not error <= suite.tolerance:
-            raise DisagreementError(
-                f"{name} deviates from {suite.ours} by {error:.2g} on {case.name!r}, "
-                f"tolerance {suite.tolerance:g}"
-            )
+    """Raise `DisagreementError` unless all agree with us on the first case and on the checks."""
+    for case in (suite.cases[0], *suite.checks):
+        fns = runnable(case)
+        expected = fns[suite.ours]()
+        for name, fn in fns.items():
+            outputs = fn()
+            error = deviation(outputs, expected) if outputs else 0.0
+            if not error <= suite.tolerance:
+                off = f"{name} deviates from {suite.ours} by {error:.2g} on {case.name!r}"
+                raise DisagreementError(f"{off}, tolerance {suite.tolerance:g}")
 
 
 def rounds(calls: Mapping[str, tuple[Fn, int]], repeats: int) -> dict[str, list[float]]:
@@ -126,11 +129,13 @@ def rounds(calls: Mapping[str, tuple[Fn, int]], repeats: int) -> dict[str, list[
         for _ in range(repeats):
             gc.collect()
             for name in order:
-                fn, count = calls[name]
+                (fn, count), done = calls[name], samples[name]
+                if len(done) >= SLOW_REPEATS and done[-1] * count > SLOW_SAMPLE_S:
+                    continue
                 start = time.perf_counter()
                 for _ in range(count):
                     fn()
-                samples[name].append((time.perf_counter() - start) / count)
+                done.append((time.perf_counter() - start) / count)
             order = order[1:] + order[:1]
     finally:
         gc.enable()
@@ -153,13 +158,14 @@ def measure(case: Case, ours: str, repeats: int = MIN_REPEATS) -> CaseReport:
         raise ValueError(f"repeats must be >= {MIN_REPEATS}, got {repeats}")
     fns = runnable(case)
     expected = fns[ours]()
-    errors: dict[str, float] = {}
+    errors: dict[str, float | None] = {}
     calls: dict[str, tuple[Fn, int]] = {}
     for name, fn in fns.items():
         start = time.perf_counter()
         outputs = fn()
         count = math.ceil(MIN_SAMPLE_S / (time.perf_counter() - start))
-        errors[name], calls[name] = deviation(outputs, expected), (fn, max(1, count))
+        errors[name] = _round(deviation(outputs, expected)) if outputs else None
+        calls[name] = (fn, max(1, count))
     samples = rounds(calls, repeats)
     entries: dict[str, Entry] = {}
     for name, contender in case.contenders.items():
@@ -171,13 +177,13 @@ def measure(case: Case, ours: str, repeats: int = MIN_REPEATS) -> CaseReport:
         if isinstance(contender, Skip):
             entry["status"], entry["reason"] = contender
         else:
-            ratios = [a / b for a, b in zip(samples[name], samples[ours], strict=True)]
+            ratios = [a / b for a, b in zip(samples[name], samples[ours], strict=False)]
             entry["median_s"], entry["iqr_s"] = _spread(samples[name])
             entry["ratio"], entry["ratio_iqr"] = _spread(ratios)
-            entry["repeats"], entry["calls"] = repeats, calls[name][1]
-            entry["deviation"] = _round(errors[name])
+            entry["repeats"], entry["calls"] = len(samples[name]), calls[name][1]
+            entry["deviation"] = errors[name]
         entries[name] = entry
-    return {"name": case.name, "sizes": case.sizes, "contenders": entries}
+    return {"name": case.name, "sizes": case.sizes, "contenders": entries, "goal": None}
 
 
 def own_peak(suite: Suite, case_name: str, contender: str) -> int | None:
@@ -239,6 +245,7 @@ def run(suite: Suite, args: argparse.Namespace, module: str, argv: Sequence[str]
             for name in runnable(case):
                 entry = result["contenders"][name]
                 entry["peak_bytes"], entry["reason"] = child_peak(module, argv, case.name, name)
+        result["goal"] = case.goal and case.goal.judge(result["contenders"], suite.ours)
         report["cases"].append(result)
     return report
 

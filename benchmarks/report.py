@@ -8,14 +8,14 @@ import subprocess
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy
 import torch
 
 import proxy_losses
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = "benchmarks/results"
 PEAK_RESOLUTION = 1 << 19  # bytes; the kernel counts resident pages in batches per CPU
@@ -30,10 +30,52 @@ class Entry(TypedDict):
     iqr_s: list[float] | None  # [first, third quartile]
     ratio: float | None  # median over rounds of its time / our time
     ratio_iqr: list[float] | None  # [first, third quartile]
-    repeats: int | None  # samples, one per round
+    repeats: int | None  # samples, one per round; fewer than asked for where one takes very long
     calls: int | None  # calls per sample
     peak_bytes: int | None  # above the inputs, to PEAK_RESOLUTION; null too if not measurable
-    deviation: float | None  # from our outputs, relative to their largest entry
+    deviation: float | None  # from our outputs, relative to their largest entry; null: a yardstick
+
+
+class GoalReport(TypedDict):
+    """A figure to reach, and the one measured; the latter is null where someone did not run."""
+
+    figure: str  # what is measured
+    target: str  # the bound on it, such as ">= 100"
+    measured: float | None
+    reached: bool | None
+
+
+class Goal(NamedTuple):
+    """A bound on one figure of ours."""
+
+    figure: Literal["speed-up", "share of time", "bytes per element", "us per element"]
+    bound: float  # from below on a speed-up, from above on all others
+    against: str | None = None  # the contender of a speed-up or a share of time
+    elements: float = 1.0  # what bytes and microseconds are divided by
+
+    def judge(self, entries: dict[str, Entry], ours: str) -> GoalReport:
+        """The figure measured, and whether it keeps the bound."""
+        mine, ratio = entries[ours], entries[self.against or ours]["ratio"]
+        value = {
+            "speed-up": ratio,
+            "share of time": ratio and 1.0 / ratio,
+            "bytes per element": _per(mine["peak_bytes"], self.elements),
+            "us per element": _per(mine["median_s"], 1e-6 * self.elements),
+        }[self.figure]
+        up = self.figure == "speed-up"
+        reached = None
+        if value is not None:
+            value = float(f"{value:.4g}")
+            reached = value >= self.bound if up else value <= self.bound
+        whom = f" {'over' if up else 'of'} {self.against}" if self.against else ""
+        target = f"{'>=' if up else '<='} {self.bound:g}"
+        return {
+            "figure": self.figure + whom, "target": target, "measured": value, "reached": reached,
+        }  # fmt: skip
+
+
+def _per(x: float | None, count: float) -> float | None:
+    return None if x is None else x / count
 
 
 class CaseReport(TypedDict):
@@ -42,6 +84,7 @@ class CaseReport(TypedDict):
     name: str
     sizes: dict[str, float]
     contenders: dict[str, Entry]
+    goal: GoalReport | None
 
 
 class Report(TypedDict):
@@ -125,6 +168,7 @@ def show(report: Report) -> str:
         f"threads {where['threads']}, load {where['load']}",
     ]
     ours = report["ours"]
+    lines += _goals(report)
     lines += _table(f"time / time of {ours} (above 1: {ours} is faster)", report, _ratio)
     lines += _table(f"peak memory / peak of {ours}", report, _memory_ratio)
     lines += _table("ms per call, median [quartiles]", report, _time)
@@ -138,6 +182,28 @@ def show(report: Report) -> str:
     return "\n".join([*lines, "", *reasons] if reasons else lines)
 
 
+def _goals(report: Report) -> list[str]:
+    """Targets and what was measured, one line per case that has one."""
+    rows = [
+        [case["name"], goal["figure"], goal["target"], _number(goal["measured"]),
+         {True: "yes", False: "NO", None: "not measured"}[goal["reached"]]]
+        for case in report["cases"] if (goal := case["goal"]) is not None
+    ]  # fmt: skip
+    header = ["targets", "figure", "target", "measured", "reached"]
+    return ["", *_align([header, *rows])] if rows else []
+
+
+def _number(x: float | None) -> str:
+    return "-" if x is None else f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
+
+
+def _align(rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
+    ]
+
+
 def _table(title: str, report: Report, cell: Callable[[Entry, Entry], str]) -> list[str]:
     """Cases down, contenders across."""
     names = list(dict.fromkeys(n for case in report["cases"] for n in case["contenders"]))
@@ -145,15 +211,11 @@ def _table(title: str, report: Report, cell: Callable[[Entry, Entry], str]) -> l
     for case in report["cases"]:
         entries, ours = case["contenders"], case["contenders"][report["ours"]]
         cells = (
-            cell(e, ours) if e["status"] == "measured" else e["status"]
-            for e in (entries[name] for name in names)
+            "" if e is None else cell(e, ours) if e["status"] == "measured" else e["status"]
+            for e in (entries.get(name) for name in names)
         )
         rows.append([case["name"], *cells])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    table = [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
-    ]
-    return ["", title, *table]
+    return ["", title, *_align(rows)]
 
 
 def _ratio(entry: Entry, ours: Entry) -> str:

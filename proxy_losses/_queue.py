@@ -21,7 +21,7 @@ class QueueState(NamedTuple):
     targets: Tensor  # [capacity] int64 class ids, or [capacity, C] bool labels (multi-label)
     sample_weight: Tensor  # [capacity] float32, 1 when none was given
     iid_mask: Tensor  # [capacity] bool, True when none was given
-    enqueued: Tensor  # [] int64, rows ever enqueued
+    enqueued: Tensor  # [] int64, rows ever enqueued; rounded up to a turn by a batch >= capacity
     ignore_index: Tensor  # [] int64, class id of rows that do not count
 
 
@@ -131,10 +131,14 @@ def enqueue(
     check_bool("where", where)
     if where.dim():
         raise ValueError(f"where must be one bool for the whole batch, got {list(where.shape)}")
-    # Slots beyond capacity would repeat, in undefined order: keep the rows that survive.
-    drop = max(n - capacity, 0)
-    steps = torch.arange(drop, n, device=queue.enqueued.device)
-    slots = (queue.enqueued + steps) % capacity
+    if n >= capacity:  # only the last rows survive; they start a new turn at slot 0
+        drop, slots = n - capacity, torch.arange(capacity, device=queue.enqueued.device)
+        last = queue.enqueued + n + capacity - 1
+        enqueued = last - last % capacity
+    else:
+        drop, slots = 0, torch.arange(n, device=queue.enqueued.device)
+        slots = (queue.enqueued + slots) % capacity
+        enqueued = queue.enqueued + n
 
     def put(field: Tensor, rows: Tensor | None) -> Tensor:
         old = field.index_select(0, slots)
@@ -149,7 +153,7 @@ def enqueue(
         targets=put(queue.targets, targets),
         sample_weight=put(queue.sample_weight, sample_weight),
         iid_mask=put(queue.iid_mask, iid_mask),
-        enqueued=queue.enqueued + n * where,
+        enqueued=torch.where(where, enqueued, queue.enqueued),
     )
 
 

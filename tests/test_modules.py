@@ -240,12 +240,12 @@ def test_is_the_functional_form_with_a_memory(make, classes):
 @pytest.mark.parametrize("live", [torch.float32, torch.float64])
 def test_stored_rows_rank_with_their_weights_and_no_gradient(make, live):
     module, alone = make(queue_size=4), make(queue_size=0)
-    (old, old_targets), (new, targets) = batch(5, 6), batch(6, 5)
+    (old, old_targets), (new, targets) = batch(7, 6), batch(6, 5)
     weight, flags = torch.rand(6), torch.arange(6) % 2 == 0
     module(old, old_targets, flags, sample_weight=weight)
     module.eval()
     loss = module(new.to(live), targets)
-    # Of the first batch the last four rows, padding among them, in the dtype of the live ones.
+    # Of the first batch the last four rows, padding and two positives, in the live dtype.
     rows = torch.cat([new, old[2:].detach()]).to(live), torch.cat([targets, old_targets[2:]])
     want = alone(*rows, sample_weight=torch.cat([torch.ones(5), weight[2:]]))
     assert loss.dtype == live
@@ -253,10 +253,10 @@ def test_stored_rows_rank_with_their_weights_and_no_gradient(make, live):
     loss.backward()
     assert old.grad is None
     assert sorted(module._queue.state.iid_mask.tolist()) == sorted(flags[2:].tolist())
-    assert module._queue.state.enqueued == 6
+    assert module._queue.state.enqueued == 8  # a full turn
     module.update_queue_in_eval = True
     module(new, targets)
-    assert module._queue.state.enqueued == 11
+    assert module._queue.state.enqueued == 16
 
 
 @both

@@ -54,7 +54,7 @@ def test_is_one_minus_the_metric_of_every_class(name, kind, reduction, with_queu
     pool = [live[0]], [live[1]], [weights[1]]
     queue = None
     if with_queue:
-        queue = P.init_queue(16, c, dtype=torch.float64)
+        queue = P.init_queue(64, c, dtype=torch.float64)
         queue = P.enqueue(queue, *old, sample_weight=weights[0])
         # Weights are stored in float32.
         for parts, x in zip(pool, (*old, weights[0].float().double()), strict=True):
@@ -124,6 +124,16 @@ def test_padded_rows_take_slots():
     _, queue = P.smooth_ap_loss(logits, targets, P.init_queue(8, 2), 0.3)
     assert queue.enqueued == 4
     assert P.queue_rows(queue)[2].tolist() == [True, False, True, True] + [False] * 4
+
+
+@pytest.mark.parametrize("n", [4, 5, 9])
+def test_a_batch_that_fills_the_queue_starts_at_slot_zero(n):
+    logits, targets = torch.randn(n, 2), torch.arange(n) % 2
+    queue = P.enqueue(P.init_queue(4, 2), torch.randn(3, 2), torch.zeros(3, dtype=torch.int64))
+    queue = P.enqueue(queue, logits, targets)
+    assert torch.equal(queue.logits, logits[-4:])
+    assert torch.equal(queue.targets, targets[-4:])
+    assert queue.enqueued % 4 == 0
 
 
 def test_a_stored_weight_acts_on_later_calls():

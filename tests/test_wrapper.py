@@ -97,7 +97,9 @@ def test_warnings():
     assert "on_train_batch_start" in text
     wired, zeros = wrap(smooth(), reset_queue_each_epoch=True), torch.zeros(5)
     wired.on_train_batch_start(0)
-    assert warned(lambda: wired(x, y)) == []
+    resumed = wrap(smooth())
+    resumed.load_state_dict(wired.state_dict())
+    assert warned(lambda: [wired(x, y), resumed(x, y)]) == []
     (text,) = warned(lambda: [wired(x, y, sample_weight=zeros) for _ in range(3)])
     assert "sample_weight is entirely zero" in text  # a call deeper, still the caller's line
 
@@ -118,7 +120,6 @@ def test_phases_temperature_and_the_one_reset(unit, warmup, blend, temps):
         assert wrapper.main_weight == wrapper.ap_weight == reference_weight(now, sched)
         want = reference_temp(step, switch) if started else 0.5  # untouched in warmup
         assert wrapper.current_temperature == main.temperature == pytest.approx(want, rel=RTOL)
-    assert main.temperature == temps[1]
 
 
 @pytest.mark.parametrize(
@@ -294,7 +295,6 @@ def test_a_compiled_wrapper_goes_through_its_phases():
     ]
     compiled = torch.compile(pair[0], fullgraph=True, backend="eager")
     for step, _ in zip(*(drive(wrapper, range(20)) for wrapper in pair), strict=True):
-        data = batch(step, classes=3)
-        assert torch.equal(compiled(*data), pair[1](*data))
+        assert torch.equal(compiled(*batch(step, classes=3)), pair[1](*batch(step, classes=3)))
     # Warmup, the first blend step, every other blend step, the main phase.
     assert counters["stats"]["unique_graphs"] <= 4
