@@ -4,9 +4,17 @@ import math
 
 import pytest
 import torch
-from proxy_losses._ranks.grid import pair_sums
-from proxy_losses._ranks.plan import Work, bin_width, cell_width, interpolation_error, plan
 from torch import Tensor
+
+from proxy_losses._ranks.grid import pair_sums
+from proxy_losses._ranks.plan import (
+    Work,
+    bin_width,
+    cell_width,
+    grid_plan,
+    interpolation_error,
+    plan,
+)
 
 SHAPES = [
     "normal",
@@ -220,11 +228,14 @@ def test_error_law_inverts(rtol: float) -> None:
 
 
 def test_plan_chooses_by_size() -> None:
-    assert plan(Work(1, 1000, 1000, 50), 100.0, 1e-6).method == "dense"
-    assert plan(Work(1, 1_000_000, 1_000_000, 50_000), 1000.0, 1e-6).method == "grid"
-    assert plan(Work(1000, 1536, 1_536_000, 1536, 4, 2), 200.0, 1e-6).method == "dense"
-    assert plan(Work(10, 16384, 163_840, 16384, 4, 2), 200.0, 1e-6).method == "grid"
-    chosen = plan(Work(1, 100_000, 100_000, 5000), 5000.0, 1e-8)
+    def method(work: Work, span: float) -> str:
+        return plan([work], span, 1e-6, pairs=work.targets * work.rows).method
+
+    assert method(Work(1, 1000, 1000, 50), 100.0) == "dense"
+    assert method(Work(1, 1_000_000, 1_000_000, 50_000), 1000.0) == "grid"
+    assert method(Work(1000, 1536, 1_536_000, 1536, 4, 2), 200.0) == "dense"
+    assert method(Work(10, 16384, 163_840, 16384, 4, 2), 200.0) == "grid"
+    chosen = plan([Work(1, 100_000, 100_000, 5000)], 5000.0, 1e-8, pairs=5 * 10**8)
     assert chosen.error <= 1e-8
     assert chosen.cell_width == pytest.approx(cell_width(100_000, 1e-8))
     assert chosen.bins * chosen.bin_width == pytest.approx(chosen.cell_width)
@@ -232,5 +243,5 @@ def test_plan_chooses_by_size() -> None:
 
 def test_plan_is_cheaper_for_empty_cells_and_loose_tolerance() -> None:
     work = Work(1, 100_000, 100_000, 5000)
-    assert plan(work, 1e6, 1e-6, cells=600).cost < plan(work, 1e6, 1e-6).cost
-    assert plan(work, 1e3, 1e-4).cost < plan(work, 1e3, 1e-12).cost
+    assert grid_plan(work, 1e6, 1e-6, cells=600).cost < grid_plan(work, 1e6, 1e-6).cost
+    assert grid_plan(work, 1e3, 1e-4).cost < grid_plan(work, 1e3, 1e-12).cost

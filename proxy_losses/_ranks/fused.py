@@ -13,166 +13,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import dense, grid
-from .op import LIBRARY, SURELY_DENSE, broken_lists, fold, pair_sums, span
-from .plan import Work, plan
+from . import average
+from .op import LIBRARY, fold
 
 LIBRARY.define(
-    "mean_precision(Tensor scores, Tensor pos, Tensor? valid, Tensor weight, Tensor tau, bool grad,"
-    " float rtol, str method) -> (Tensor, Tensor, Tensor)"
+    "mean_precision(Tensor scores, Tensor pos, Tensor? valid, Tensor? weight, Tensor tau,"
+    " bool grad, float rtol, str method) -> (Tensor, Tensor, Tensor)"
 )
 _Out = tuple[Tensor, Tensor, Tensor]
-
-
-def _mean_precision(
-    scores: Tensor,
-    pos: Tensor,
-    valid: Tensor | None,
-    weight: Tensor,
-    tau: Tensor,
-    grad: bool,
-    rtol: float,
-    method: str,
-) -> _Out:
-    scores = scores.contiguous()  # what comes out has the strides promised to the compiler
-    if scores.numel() == 0:
-        shapes = _like(scores, pos, valid, weight, tau, grad, rtol, method)
-        return tuple(torch.zeros_like(t) for t in shapes)  # type: ignore[return-value]
-    broken = broken_lists(scores)
-    if broken is not None:
-        scores = torch.where(broken[:, None], 0.0, scores)
-    index = pos.nonzero(as_tuple=True)
-    if index[0].numel() == 0:
-        g = scores.new_zeros(scores.shape if grad else 0)
-        return scores.new_zeros(scores.shape[0]), torch.zeros_like(scores), g
-    if scores.shape[0] == 1:
-        out = _one_list(scores, index[1], valid, weight, tau, grad, rtol, method)
-    else:
-        out = _many_lists(scores, pos, valid, weight, tau, grad, rtol, method)
-    if broken is not None:
-        broken &= weight.sum(-1) > 0  # a list that does not count stays 0
-        for t in out[: 2 + grad]:
-            t[broken] = torch.nan
-    return out
-
-
-def _method(scores: Tensor, positives: int, tau: Tensor, grad: bool, rtol: float, how: str) -> str:
-    lists, rows = scores.shape
-    pairs = positives * rows
-    if how != "auto" or pairs <= SURELY_DENSE:
-        return "dense" if how == "auto" else how
-    calls = [Work(lists, rows, lists * rows, positives, 2 + 2 * grad, 1 + grad)]
-    if grad:
-        calls.append(Work(lists, rows, positives, lists * rows, 2, 1))
-    return plan(calls, span(scores, tau), rtol, pairs=pairs).method
-
-
-def _one_list(
-    scores: Tensor,
-    index: Tensor,
-    valid: Tensor | None,
-    weight: Tensor,
-    tau: Tensor,
-    grad: bool,
-    rtol: float,
-    method: str,
-) -> _Out:
-    share = weight[0].index_select(0, index).double()
-    share /= share.sum().clamp_(min=torch.finfo(torch.float64).tiny)
-    if _method(scores, index.numel(), tau, grad, rtol, method) == "dense":
-        only = None if valid is None else valid[0]
-        phi, g = dense.average_precision(scores[0], index, only, share, tau[0], grad=grad)
-    else:
-        phi, g = _on_grid(scores, index, valid, share, tau, grad, rtol)
-    precision = torch.zeros_like(scores)
-    precision[0].index_copy_(0, index, phi.to(scores.dtype))
-    mean = (share @ phi).to(scores.dtype)[None]
-    return mean, precision, scores.new_empty(0) if g is None else g[None]
-
-
-def _on_grid(
-    scores: Tensor,
-    index: Tensor,
-    valid: Tensor | None,
-    share: Tensor,
-    tau: Tensor,
-    grad: bool,
-    rtol: float,
-) -> tuple[Tensor, Tensor | None]:
-    """What `dense.average_precision` returns, by two calls of the grid."""
-    rows = scores.shape[1]
-    groups = torch.zeros(1, 2, rows, dtype=torch.bool, device=scores.device)
-    groups[0, 0] = True if valid is None else valid[0]
-    groups[0, 1].index_fill_(0, index, True)
-    at = groups[:, 1:]
-    sums = grid.pair_sums(scores, groups, at, tau, rtol=rtol, value=True, slope=grad)
-    value, slope = (None if s is None else s[0].index_select(1, index).double() for s in sums)
-    del sums  # [2, M] each: free before the next two come
-    assert value is not None
-    ranks = value + 0.5  # the row's own sigmoid(0) is in the sum
-    phi = ranks[1] / ranks[0]
-    if slope is None:
-        return phi, None
-    a = share / ranks[0]
-    c = torch.stack([-a * phi, a])
-    sources = scores.new_zeros(1, 2, rows)
-    sources[0].index_copy_(1, index, c.to(scores.dtype))
-    pull = grid.pair_sums(scores, sources, groups, tau, rtol=rtol, value=False, slope=True)[1]
-    assert pull is not None
-    g = pull[0].sum(0)
-    g.index_add_(0, index, (c * slope).sum(0).to(scores.dtype), alpha=-1)
-    return phi, g.div_(tau[0].to(scores.dtype))
-
-
-def _many_lists(
-    scores: Tensor,
-    pos: Tensor,
-    valid: Tensor | None,
-    weight: Tensor,
-    tau: Tensor,
-    grad: bool,
-    rtol: float,
-    method: str,
-) -> _Out:
-    how = (rtol, _method(scores, int(pos.sum()), tau, grad, rtol, method))
-    groups = torch.stack([torch.ones_like(pos) if valid is None else valid, pos], 1)
-    sums = pair_sums(scores, groups, pos[:, None], tau, True, grad, *how)
-    ranks = torch.where(pos[:, None], sums[0] + 0.5, 1.0)
-    phi = ranks[:, 1] / ranks[:, 0]
-    total = weight.sum(-1, keepdim=True)
-    share = weight / torch.where(total > 0, total, 1.0)
-    mean, precision = (share * phi).sum(-1), torch.where(pos, phi, 0.0)
-    if not grad:
-        return mean, precision, scores.new_empty(0)
-    a = share / ranks[:, 0]
-    c = torch.stack([-a * phi, a], 1)
-    pull = pair_sums(scores, c, groups, tau, False, True, *how)[0]
-    return mean, precision, (pull - c * sums[1]).sum(1) / tau.to(scores.dtype)[:, None]
 
 
 def _like(
     scores: Tensor,
     pos: Tensor,
     valid: Tensor | None,
-    weight: Tensor,
+    weight: Tensor | None,
     tau: Tensor,
     grad: bool,
     rtol: float,
     method: str,
 ) -> _Out:
     g = scores.new_empty(scores.shape if grad else 0)
-    return scores.new_empty(scores.shape[0]), scores.new_empty(scores.shape), g
+    return scores.new_empty(scores.shape[0]), pos.new_empty(scores.shape[0]), g
 
 
-def _vmap(info: Any, dims: tuple[int | None, ...], *args: Any) -> tuple[_Out, tuple[int, ...]]:
+def _vmap(info: Any, dims: tuple[int | None, ...], *args: Any) -> tuple[_Out, tuple[int, int, int]]:
     flat, lists = fold(info.batch_size, dims, args, 5)
-    mean, precision, g = torch.ops.proxy_losses.mean_precision(*flat, *args[5:])
+    mean, counts, g = torch.ops.proxy_losses.mean_precision(*flat, *args[5:])
     g = g.unflatten(0, lists) if args[5] else g.expand(info.batch_size, 0)
-    return (mean.unflatten(0, lists), precision.unflatten(0, lists), g), (0, 0, 0)
+    return (mean.unflatten(0, lists), counts.unflatten(0, lists), g), (0, 0, 0)
 
 
 for _device in ("CPU", "CUDA"):
-    LIBRARY.impl("mean_precision", _mean_precision, _device)
+    LIBRARY.impl("mean_precision", average.mean_precision, _device)
 torch.library.register_fake("proxy_losses::mean_precision", _like, lib=LIBRARY)
 torch.library.register_vmap("proxy_losses::mean_precision", _vmap, lib=LIBRARY)
 
@@ -187,7 +60,7 @@ class _MeanPrecision(torch.autograd.Function):
         scores: Tensor,
         pos: Tensor,
         valid: Tensor | None,
-        weight: Tensor,
+        weight: Tensor | None,
         tau: Tensor,
         grad: bool,
         rtol: float,
@@ -200,15 +73,14 @@ class _MeanPrecision(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        scores, pos, valid, weight, tau = inputs[:5]
-        mean, precision, g = output
-        ctx.mark_non_differentiable(precision, g)
-        ctx.save_for_backward(scores, pos, valid, weight, tau, mean, precision, g)
+        ctx.how = inputs[6:]
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*inputs[:5], *output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         need = ctx.needs_input_grad
-        args = (grad, *ctx.saved_tensors, need[3], need[4])
+        args = (grad, *ctx.saved_tensors, need[3], need[4], *ctx.how)
         if torch.is_grad_enabled():  # someone will differentiate again
             g = _MeanPrecisionBackward.apply(*args)  # type: ignore[no-untyped-call]
         else:
@@ -228,19 +100,31 @@ class _MeanPrecisionBackward(torch.autograd.Function):
         scores: Tensor,
         pos: Tensor,
         valid: Tensor | None,
-        weight: Tensor,
+        weight: Tensor | None,
         tau: Tensor,
         mean: Tensor,
-        precision: Tensor,
+        counts: Tensor,
         g: Tensor,
         need_weight: bool,
         need_tau: bool,
+        rtol: float,
+        method: str,
     ) -> _Out:
         g_scores = grad[:, None] * g
-        g_weight, g_tau = scores.new_zeros(0), scores.new_zeros(0)
+        g_weight, g_tau = scores.new_empty(0), scores.new_empty(0)
+        if valid is not None and (need_weight or need_tau):
+            scores = torch.where(valid, scores, 0.0)
         if need_weight:
-            total = weight.sum(-1, keepdim=True)
-            lift = torch.where(pos, precision - mean[:, None], 0.0)
+            assert weight is not None
+            groups = torch.stack([torch.ones_like(pos) if valid is None else valid, pos], 1)
+            sums = torch.ops.proxy_losses.pair_sums(
+                scores, groups, pos[:, None], tau, True, False, rtol, method
+            )[0]
+            ranks = sums + 0.5
+            total = torch.where(pos, weight, 0.0).sum(-1, keepdim=True)
+            lift = torch.where(
+                pos & counts[:, None], ranks[:, 1] / ranks[:, 0] - mean[:, None], 0.0
+            )
             g_weight = grad[:, None] * lift / torch.where(total > 0, total, 1.0)
         if need_tau:
             # The value depends on scores / tau alone, and shifting all scores changes nothing.
@@ -250,67 +134,80 @@ class _MeanPrecisionBackward(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*inputs[:6])
-        ctx.need = (True, *inputs[9:])
+        ctx.save_for_backward(*inputs[:6], inputs[7])
+        ctx.need = (True, *inputs[9:11])
 
     @staticmethod
     def backward(ctx: Any, *v: Tensor) -> tuple[Tensor | None, ...]:
-        grad, scores, pos, valid, weight, tau = ctx.saved_tensors
+        grad, scores, pos, valid, weight, tau, counts = ctx.saved_tensors
+        even = weight is None
+        weight = pos.to(scores.dtype) if even else weight
 
         def first(c: Tensor, s: Tensor, w: Tensor, t: Tensor) -> tuple[Tensor, ...]:
             pulled: tuple[Tensor, ...] = torch.func.vjp(
-                lambda *x: _plain(*x, pos=pos, valid=valid), s, w, t
+                lambda *x: _plain(*x, pos=pos, valid=valid, counts=counts), s, w, t
             )[1](c)
             return tuple(p for p, need in zip(pulled, ctx.need, strict=True) if need)
 
         cotangents = tuple(x for x, need in zip(v, ctx.need, strict=True) if need)
         c, s, w, t = torch.func.vjp(first, grad, scores, weight, tau)[1](cotangents)
-        return c, s, None, None, w, t, None, None, None, None, None
+        return c, s, None, None, None if even else w, t, *(None,) * 7
 
 
 def _plain(
-    scores: Tensor, weight: Tensor, tau: Tensor, *, pos: Tensor, valid: Tensor | None
+    scores: Tensor,
+    weight: Tensor,
+    tau: Tensor,
+    *,
+    pos: Tensor,
+    valid: Tensor | None,
+    counts: Tensor,
 ) -> Tensor:
     """The value in differentiable torch, with all [M, M] pairs."""
+    if valid is not None:
+        scores = torch.where(valid, scores, 0.0)
     k = torch.sigmoid(
         (scores[:, None, :] - scores[:, :, None]) / tau.to(scores.dtype)[:, None, None]
     )
     rank = (k if valid is None else torch.where(valid[:, None], k, 0.0)).sum(-1) + 0.5
     rank_pos = torch.where(pos[:, None], k, 0.0).sum(-1) + 0.5
+    weight = torch.where(pos, weight, 0.0)
     total = weight.sum(-1)
-    return (weight * rank_pos / rank).sum(-1) / torch.where(total > 0, total, 1.0)
+    mean = (weight * rank_pos / rank).sum(-1) / torch.where(total > 0, total, 1.0)
+    return torch.where(counts, mean, 0.0)
 
 
-def _apply(*args: Any) -> Tensor:
-    mean: Tensor = _MeanPrecision.apply(*args)[0]  # type: ignore[no-untyped-call]
-    return mean
+def _apply(*args: Any) -> tuple[Tensor, Tensor]:
+    out: _Out = _MeanPrecision.apply(*args)  # type: ignore[no-untyped-call]
+    return out[0], out[1]
 
 
-_apply_in_graph: Callable[..., Tensor] = torch.compiler.allow_in_graph(_apply)
+_apply_in_graph: Callable[..., tuple[Tensor, Tensor]] = torch.compiler.allow_in_graph(_apply)
 
 
 def mean_precision(
     scores: Tensor,
     pos: Tensor,
     valid: Tensor | None,
-    weight: Tensor,
+    weight: Tensor | None,
     tau: Tensor,
     rtol: float,
     method: str,
-) -> Tensor:
-    """Weighted mean of R+ / R over the positives of every list.
+) -> tuple[Tensor, Tensor]:
+    """Weighted mean of R+ / R over the positives of every list, and which lists count.
 
     Args:
-        scores: [L, M] float32 or float64, finite where not valid.
+        scores: [L, M] float32 or float64; where not valid, anything.
         pos: [L, M] bool, valid positives.
         valid: [L, M] bool or None for all.
-        weight: [L, M] in the dtype of scores, 0 off the positives.
+        weight: [L, M] in the dtype of scores, read at the positives, or None for 1.
         tau: [L] float64.
         rtol: accuracy asked for.
         method: "auto", "dense" or "grid".
 
     Returns:
-        [L]; 0 without positives or weight.
+        (mean [L], counts [L] bool). A list counts if it has a positive of weight > 0 and a
+        negative; otherwise its mean is 0.
     """
     grad = torch.is_grad_enabled()
     return _apply_in_graph(scores, pos, valid, weight, tau, grad, rtol, method)
