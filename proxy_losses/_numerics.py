@@ -28,6 +28,8 @@ def full_precision(fn: F) -> F:
     def run(scores: Tensor, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(scores, Tensor):  # let fn's own checks name the argument
             return fn(scores, *args, **kwargs)
+        if not torch.is_autocast_enabled(scores.device.type):
+            return fn(lift(scores), *args, **kwargs)
         with torch.autocast(device_type=scores.device.type, enabled=False):
             return fn(lift(scores), *args, **kwargs)
 

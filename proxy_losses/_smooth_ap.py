@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from . import _numerics as num
@@ -112,9 +111,6 @@ def _lifted(
     sample_weight: Tensor | None,
     rtol: float,
 ) -> tuple[Tensor, Tensor]:
-    scores = num.clean(scores, valid_mask)
     pos = pos_mask if valid_mask is None else pos_mask & valid_mask
-    weight = num.positive_weight(pos, sample_weight, scores.dtype)
-    ap = mean_precision(scores, pos, weight, tau, valid_mask=valid_mask, rtol=rtol)
-    counts = smooth_ap_counts(pos_mask, valid_mask, sample_weight)
-    return torch.where(counts, ap, 0.0), counts
+    weight = None if sample_weight is None else sample_weight.to(scores.dtype)
+    return mean_precision(scores, pos, weight, tau, valid_mask=valid_mask, rtol=rtol)

@@ -104,6 +104,8 @@ def reduce_classes(losses: ClassLosses, reduction: str) -> Tensor:
     per_class, counts, some_valid = losses
     if reduction == "none":
         return torch.where(some_valid, per_class, 0.0)
+    if counts.numel() == 1:
+        return torch.where(counts, per_class, 0.0).reshape(())
     total = torch.where(counts, per_class, 0.0).sum()
     return total / counts.sum().clamp(min=1) if reduction == "mean" else total
 

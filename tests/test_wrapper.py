@@ -13,15 +13,14 @@ import proxy_losses as P
 from .test_modules import PAD, batch, both, recall, smooth, warned
 from .test_schedule import RTOL, reference_temp, reference_weight
 
-COMPILED = [(smooth, "eager"), (recall, "eager"), (smooth, "inductor")]
+COMPILED = [(make, backend) for make in (smooth, recall) for backend in ("eager", "aot_eager")]
+COMPILED += [pytest.param(make, "inductor", marks=pytest.mark.slow) for make in (smooth, recall)]
 MODES = [("epochs", 3, 2), ("steps", 4, 5), ("steps", 5, 0), ("epochs", 0, 2)]
 EPOCHS = {"warmup_epochs": 2, "blend_epochs": 2, "final_main_weight": 0.75}
 STEPS = {"warmup_steps": 6, "blend_steps": 5}
 
 
-class Main:
-    """A main loss that writes down what is done to it."""
-
+class Main:  # a main loss that writes down what is done to it
     def __init__(self):
         self.temperature, self.gather_distributed, self.calls = 0.5, "as it was", []
         self.resets = 0

@@ -140,26 +140,27 @@ def soft_ranks(
 def mean_precision(
     scores: Tensor,
     pos_mask: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     tau: float | Tensor,
     *,
     valid_mask: Tensor | None = None,
     rtol: float | None = None,
     method: str = "auto",
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Weighted mean over positives of soft rank among positives / soft rank among all.
 
     Args:
-        scores: [..., M] float32 or float64, finite where not valid.
+        scores: [..., M] float32 or float64; where not valid, anything.
         pos_mask: [..., M] bool, positives that are valid.
-        weight: [..., M] in the dtype of scores, 0 off the positives.
+        weight: [..., M] in the dtype of scores, read at the positives, or None for 1.
         tau: temperature > 0: a number, a 0-d tensor or one value per list [...].
         valid_mask: [..., M] bool or None for all.
         rtol: see `sigmoid_sums`.
         method: see `sigmoid_sums`.
 
     Returns:
-        [...]; 0 for a list without positives or weight.
+        (mean [...], counts [...] bool). A list counts if it has a positive of weight > 0 and a
+        negative; otherwise its mean is 0.
     """
     shape = scores.shape
     for x in (pos_mask, weight, valid_mask):
@@ -169,22 +170,27 @@ def mean_precision(
     check_tau(tau, lists)
 
     def flat(x: Tensor) -> Tensor:
-        return x[None] if len(shape) == 1 else x.expand(shape).reshape(lists.numel(), shape[-1])
+        if len(lists) == 1 and x.shape == shape:
+            return x
+        return x.expand(shape).reshape(lists.numel(), shape[-1]) if lists else x[None]
 
-    out = fused.mean_precision(
+    mean, counts = fused.mean_precision(
         flat(scores),
         flat(pos_mask),
         None if valid_mask is None else flat(valid_mask),
-        flat(weight),
+        None if weight is None else flat(weight),
         _flat_tau(tau, scores, lists),
         default_rtol(scores.dtype) if rtol is None else rtol,
         method,
     )
-    return out.reshape(lists)
+    if len(lists) == 1:
+        return mean, counts
+    return mean.reshape(lists), counts.reshape(lists)
 
 
 def _flat_tau(tau: float | Tensor, scores: Tensor, lists: torch.Size) -> Tensor:
     """[L] float64 on the device of scores."""
     if not isinstance(tau, Tensor):
         return torch.full((lists.numel(),), tau, dtype=torch.float64, device=scores.device)
-    return tau.to(scores.device, torch.float64).expand(lists).reshape(lists.numel())
+    tau = tau.to(scores.device, torch.float64)
+    return tau.expand(lists if lists else (1,)) if len(lists) < 2 else tau.expand(lists).reshape(-1)

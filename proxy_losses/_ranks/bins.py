@@ -30,15 +30,21 @@ def moments_of(layout: Layout, scores: Tensor, weights: Tensor, rows: list[Rows]
         for block in blocks(shape, scores.device, part.listed) if part.sources else ():
             twice, spot, entry = place(layout, scores, block)
             for group in part.sources:
-                before = take(weights[:, group], block).to(torch.float64, copy=True)
-                first[group].scatter_add_(0, entry, before)
-                now, sign = before * twice, -1.0
-                for k, row in enumerate(higher[group]):
-                    if k:  # in place, hence the signs: + + - - + + - - ...
-                        before, now = now, before.addcmul_(twice, now, value=sign)
-                        sign = -sign
-                    row.scatter_add_(0, spot, now)
+                weight = take(weights[:, group], block).to(torch.float64, copy=True)
+                add_moments(first[group], higher[group], weight, Place(twice, spot, entry))
     return Table(first, higher)
+
+
+def add_moments(first: Tensor, higher: Tensor, weight: Tensor, where: Place) -> None:
+    """Add the rows of a block to the moments of one group; overwrites weight [rows] float64."""
+    twice, spot, entry = where
+    first.scatter_add_(0, entry, weight)
+    before, now, sign = weight, weight * twice, -1.0
+    for k, row in enumerate(higher):
+        if k:  # in place, hence the signs: + + - - + + - - ...
+            before, now = now, before.addcmul_(twice, now, value=sign)
+            sign = -sign
+        row.scatter_add_(0, spot, now)
 
 
 def clenshaw(table: Table, group: int, where: Place) -> Tensor:
@@ -59,20 +65,23 @@ def products(layout: Layout, moments: Table, kinds: list[str]) -> list[Table]:
     cells, bins, nodes = layout.crowded, layout.shape.bins, layout.shape.nodes
     used, size = cells * bins, bins * nodes
     tables = [Table(*(torch.zeros_like(part) for part in moments)) for _ in kinds]
-    kernel = _kernel(nodes, bins, layout.shape.bin_width, layout.left is not None, tuple(kinds))
-    kernel = kernel.to(moments.first.device)
+    width, linked = layout.shape.bin_width, layout.left is not None
+    device = moments.first.device
+    kernels = [_kernel(nodes, bins, width, linked, kind).to(device) for kind in kinds]
     step = max(1, (1 << 20) // size)
     for group, (first, higher) in enumerate(zip(*moments, strict=True)):
         stacked = torch.cat([first[None, :used], higher[:, :used]]).view(nodes, cells, bins)
         x = torch.nn.functional.pad(stacked.transpose(0, 1).reshape(cells, size), (0, 0, 0, 1))
         for begin in range(0, cells, step):
             end = min(begin + step, cells)
-            y = x[begin:end] @ kernel[-1]
+            near = [x[begin:end]]
             if layout.left is not None and layout.right is not None:
-                y.addmm_(x[layout.left[begin:end]], kernel[0])
-                y.addmm_(x[layout.right[begin:end]], kernel[1])
-            for table, part in zip(tables, torch.split(y, size, dim=1), strict=True):
-                c = part.view(end - begin, nodes, bins).transpose(0, 1).reshape(nodes, -1)
+                near += [x[layout.left[begin:end]], x[layout.right[begin:end]]]
+            for table, kernel in zip(tables, kernels, strict=True):
+                y = near[0] @ kernel[0]
+                for side, block in zip(near[1:], kernel[1:], strict=True):
+                    y.addmm_(side, block)
+                c = y.view(end - begin, nodes, bins).transpose(0, 1).reshape(nodes, -1)
                 table.first[group, begin * bins : end * bins] = c[0]
                 table.higher[group, :, begin * bins : end * bins] = c[1:]
     for table, kind in zip(tables, kinds, strict=True):
@@ -101,37 +110,49 @@ def _suffix(x: Tensor) -> Tensor:
     return torch.nn.functional.pad(x.flip(-1).cumsum(-1).flip(-1)[..., 1:], (0, 1))
 
 
-@functools.lru_cache(maxsize=8)
-def _kernel(nodes: int, bins: int, width: float, linked: bool, kinds: tuple[str, ...]) -> Tensor:
-    """Moments of a cell to coefficients in a cell, both ordered (k, bin): [3 or 1, p B, kinds p B].
+class Nodes(NamedTuple):
+    """Chebyshev points of a bin, and the way between them and U_0 .. U_{p-1}."""
 
-    The blocks are for sources in the cell below, above, and the same cell (last). ``value`` is
-    sigmoid less
-    the step between bins; both functions depend on the distance of the bins only.
-    """
+    x: Tensor  # [p] points in (-1, 1)
+    at: Tensor  # [k, l] U_k(x_l): coefficients to values; moments of weights at the points
+    of: Tensor  # [k, l] L_l(t) = sum_k of[k, l] U_k(t): its inverse, transposed
+    sign: Tensor  # [k, 1] sign with which the moments are kept
+
+
+@functools.lru_cache(maxsize=32)
+def chebyshev(nodes: int) -> Nodes:
+    """The points and matrices for p nodes, on the host."""
     angle = (2.0 * torch.arange(nodes, dtype=torch.float64) + 1.0) * (math.pi / (2 * nodes))
-    x, k = angle.cos(), torch.arange(nodes, dtype=torch.float64)
-    v = torch.cos(k[:, None] * angle) * (2.0 / nodes)  # L_l(t) = sum_k v[k, l] T_k(t)
+    k = torch.arange(nodes, dtype=torch.float64)[:, None]
+    v = torch.cos(k * angle) * (2.0 / nodes)  # L_l(t) = sum_k v[k, l] T_k(t)
     v[0] *= 0.5
     e = v * 0.5  # and in U_k: T_k = (U_k - U_{k-2}) / 2
     e[0] = v[0]
     e[:-2] -= 0.5 * v[2:]
-    sign = 1.0 - 2.0 * (torch.arange(nodes, dtype=torch.float64)[:, None] % 4 >= 2)
+    at = torch.sin((k + 1.0) * angle) / angle.sin()
+    return Nodes(angle.cos(), at, e, 1.0 - 2.0 * (k % 4 >= 2))
+
+
+@functools.lru_cache(maxsize=8)
+def _kernel(nodes: int, bins: int, width: float, linked: bool, kind: str) -> Tensor:
+    """Moments of a cell to coefficients in a cell, both ordered (k, bin): [3 or 1, p B, p B].
+
+    The blocks are for sources in the same cell, in the cell below and above. ``value`` is sigmoid
+    less the step between bins; both functions depend on the distance of the bins only.
+    """
+    x, _, e, sign = chebyshev(nodes)
     reach = 2 * bins if linked else bins
     apart = torch.arange(1 - reach, reach, dtype=torch.float64)  # source bin - target bin
     d = apart[:, None, None]
     z = d * width + (x[:, None] - x) * (0.5 * width)
-    parts = []
-    for kind in kinds:
-        if kind == "value":
-            f = torch.where(d > 0, -torch.sigmoid(-z), torch.sigmoid(z))
-        else:
-            f = torch.sigmoid(z) * torch.sigmoid(-z)
-        f = torch.einsum("kl,dlm,nm->knd", e * sign, f, e).contiguous()
-        span = 2 * reach - 1
-        near = (3 if linked else 1, nodes, bins, nodes, bins)
-        # the last axis is the target bin in reverse
-        full = f.as_strided(near, (bins, nodes * span, 1, span, 1))
-        parts.append(full.flip(-1).reshape(near[0], nodes * bins, nodes * bins))
-    out = torch.cat(parts, dim=-1)
-    return out[[0, 2, 1]] if linked else out
+    if kind == "value":
+        f = torch.where(d > 0, -torch.sigmoid(-z), torch.sigmoid(z))
+    else:
+        f = torch.sigmoid(z) * torch.sigmoid(-z)
+    f = torch.einsum("kl,dlm,nm->knd", e * sign, f, e).contiguous()
+    span = 2 * reach - 1
+    near = (3 if linked else 1, nodes, bins, nodes, bins)
+    # the last axis is the target bin in reverse
+    full = f.as_strided(near, (bins, nodes * span, 1, span, 1)).flip(-1)
+    full = full.reshape(near[0], nodes * bins, nodes * bins)
+    return full[[1, 0, 2]] if linked else full

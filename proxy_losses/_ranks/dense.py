@@ -12,6 +12,7 @@ from torch import Tensor
 
 _TILE = 1 << 17  # pairs alive at once; 0.5 MB of float32 stays in cache
 _COLUMNS = 1 << 12  # float32 products add at most this many terms before the float64 sum
+_FAR = 50.0  # e**-50 is nothing beside a rank; further out denormal numbers take 3x the time
 _ALONE = 64  # rows in one list from which a tile of that list alone beats a mixed tile
 
 
@@ -20,11 +21,14 @@ def _kernels(z: Tensor, value: bool, slope: bool) -> list[Tensor]:
 
     The slope is sigmoid(z) sigmoid(-z): sigma - sigma^2 would lose it where sigma is near 1.
     """
+    if z.dtype == torch.float32:
+        z.clamp_(-_FAR, _FAR)
     if not slope:
         return [z.sigmoid_()]
     below = torch.neg(z).sigmoid_()
     above = z.sigmoid_()
-    return [above, above * below] if value else [above.mul_(below)]
+    both = below.mul_(above)
+    return [above, both] if value else [both]
 
 
 def _tiles(lists: Tensor, num_lists: int) -> Iterator[tuple[int | None, slice | Tensor]]:
@@ -113,50 +117,143 @@ def _add_tiles(
 
 
 def average_precision(
-    scores: Tensor, pos: Tensor, valid: Tensor | None, share: Tensor, tau: Tensor, *, grad: bool
+    scores: Tensor,
+    pos: Tensor,
+    found: tuple[Tensor, Tensor],
+    valid: Tensor | None,
+    weight: Tensor | None,
+    tau: Tensor,
+    *,
+    grad: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Precision at the positives of one list, and the gradient of sum(share * precision).
+    """Weighted mean of R+ / R over the positives of every list, and its gradient.
 
     One pass over the pairs for both, which `pair_sums` twice would visit twice.
 
     Args:
-        scores: [M] float32 or float64.
-        pos: [P] int64, the positives.
-        valid: [M] bool or None for all.
-        share: [P] float64, weight of each positive in the mean.
-        tau: [] > 0.
+        scores: [L, M] float32 or float64.
+        pos: [L, M] bool, positives; all of them valid.
+        found: their lists and rows, in order.
+        valid: [L, M] bool or None for all.
+        weight: [L, M] floating, read at the positives, or None for 1.
+        tau: [L] > 0.
         grad: whether the gradient is wanted.
 
     Returns:
-        (R+ / R [P] float64, gradient [M] in the dtype of scores or None).
+        (mean [L] float64, gradient [L, M] in the dtype of scores or None).
     """
-    m = scores.shape[0]
-    groups = scores.new_zeros(2, m)
-    groups[0] = 1.0 if valid is None else valid
-    groups[1].index_fill_(0, pos, 1.0)
-    own = scores.index_select(0, pos)
-    precision, pulls, gradient = [], [], scores.new_zeros(2, m, dtype=torch.float64)
-    for r in range(0, pos.numel(), step := max(1, _TILE // m)):
-        z = torch.sub(scores, own[r : r + step, None]).div_(tau)
+    lists, index = found
+    if scores.shape[0] == 1:
+        only = None if valid is None else valid[0]
+        share = _share(None if weight is None else weight[0].index_select(0, index))
+        one, g = _one_list(scores[0], index, only, share, tau[0], grad)
+        return one[None], None if g is None else g[None]
+    mean = torch.zeros(scores.shape[0], dtype=torch.float64, device=scores.device)
+    gradient = torch.zeros_like(scores) if grad else None
+    for alone, group in _tiles(lists, scores.shape[0]):
+        ls, ix = lists[group], index[group]
+        w = None if weight is None else weight[ls, ix]
+        if alone is None:
+            shares = _shares(ls, w, scores.shape[0])
+            _mixed_lists(mean, gradient, scores, pos, (ls, ix), valid, shares, tau)
+            continue
+        only = None if valid is None else valid[alone]
+        mean[alone], g = _one_list(scores[alone], ix, only, _share(w), tau[alone], grad)
+        if gradient is not None and g is not None:
+            gradient[alone] = g
+    return mean, gradient
+
+
+def _share(weight: Tensor | None) -> Tensor | None:
+    """Weights [P] of one list in its mean, None where all are equal."""
+    if weight is None:
+        return None
+    wide = weight.double()
+    return wide / wide.sum().clamp_(min=torch.finfo(torch.float64).tiny)
+
+
+def _shares(lists: Tensor, weight: Tensor | None, num_lists: int) -> Tensor:
+    """Weights [P] of the positives of many lists in their means."""
+    wide = torch.ones_like(lists, dtype=torch.float64) if weight is None else weight.double()
+    total = torch.bincount(lists, wide, num_lists)
+    return wide / total.clamp_(min=torch.finfo(torch.float64).tiny).index_select(0, lists)
+
+
+def _one_list(
+    scores: Tensor,
+    pos: Tensor,
+    valid: Tensor | None,
+    share: Tensor | None,
+    tau: Tensor,
+    grad: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Mean [] and gradient [M] of one list with the positives pos [P]."""
+    m, count = scores.shape[0], pos.numel()
+    groups = scores.new_ones(2, m)
+    if valid is not None:
+        groups[0] = valid
+    groups[1].zero_().index_fill_(0, pos, 1.0)
+    own = scores.index_select(0, pos)[:, None]
+    precision, pulls, gradient = [], [], None
+    for r in range(0, count, step := max(1, _TILE // m)):
+        z = torch.sub(scores, own[r : r + step]).div_(tau)
         ks = _kernels(z, True, grad)
-        ranks = _wide_product(ks[0], groups) + 0.5  # the row's own sigmoid(0) is in the sum
-        precision.append(ranks[:, 1] / ranks[:, 0])
+        ranks = _wide_product(groups, ks[0]).add_(0.5)  # the row's own sigmoid(0) is in the sum
+        phi = ranks[1] / ranks[0]
+        precision.append(phi)
         if grad:
-            a = share[r : r + step] / ranks[:, 0]
-            c = torch.stack([-a * precision[-1], a], 1)
-            pulls.append((c * _wide_product(ks[1], groups)).sum(1))
-            gradient += c.to(scores.dtype).T @ ks[1]
-    phi = torch.cat(precision)
-    if not grad:
-        return phi, None
-    total = (groups * gradient).sum(0)
-    total.index_add_(0, pos, torch.cat(pulls), alpha=-1)
-    return phi, (total / tau).to(scores.dtype)
+            a = ranks[0].reciprocal_().mul_(1.0 / count if share is None else share[r : r + step])
+            c = torch.stack([-a * phi, a])
+            pulls.append((c * _wide_product(groups, ks[1])).sum(0))
+            pulled = (c.to(scores.dtype) @ ks[1]).double()
+            gradient = pulled if gradient is None else gradient.add_(pulled)
+    phi = precision[0] if len(precision) == 1 else torch.cat(precision)
+    mean = phi.mean() if share is None else share @ phi
+    if gradient is None:
+        return mean, None
+    total = gradient.mul_(groups).sum(0)
+    total.index_add_(0, pos, pulls[0] if len(pulls) == 1 else torch.cat(pulls), alpha=-1)
+    return mean, total.div_(tau).to(scores.dtype)
 
 
-def _wide_product(k: Tensor, groups: Tensor) -> Tensor:
-    """Product of k [R, M] and groups [G, M], added up in float64 a block of columns at a time."""
-    total = (k[:, :_COLUMNS] @ groups[:, :_COLUMNS].T).double()
+def _mixed_lists(
+    mean: Tensor,
+    gradient: Tensor | None,
+    scores: Tensor,
+    pos: Tensor,
+    found: tuple[Tensor, Tensor],
+    valid: Tensor | None,
+    share: Tensor,
+    tau: Tensor,
+) -> None:
+    """The same for lists with few positives each, in tiles across lists."""
+    lists, index = found
+    tau = tau.to(scores.dtype)
+    for r in range(0, lists.numel(), step := max(1, _TILE // scores.shape[1])):
+        ls, ix = lists[r : r + step], index[r : r + step]
+        rows, unit = scores.index_select(0, ls), tau.index_select(0, ls)[:, None]
+        z = rows.sub_(rows.gather(1, ix[:, None])).div_(unit)
+        ks = _kernels(z, True, gradient is not None)
+        among = pos.index_select(0, ls)
+        counts = None if valid is None else valid.index_select(0, ls)
+        above = ks[0] if counts is None else torch.where(counts, ks[0], 0.0)
+        hits = torch.where(among, ks[0], 0.0).sum(1).double() + 0.5
+        ranks = above.sum(1).double() + 0.5
+        phi = hits / ranks
+        mean.index_add_(0, ls, phi * share[r : r + step])
+        if gradient is None:
+            continue
+        a = share[r : r + step] / ranks
+        c = (torch.stack([-a * phi, a]) / unit[:, 0])[:, :, None].to(z.dtype)
+        lift = torch.where(among, c[0] + c[1], c[0])
+        pull = (lift if counts is None else torch.where(counts, lift, 0.0)).mul_(ks[1])
+        pull[torch.arange(ls.numel(), device=ls.device), ix] -= pull.sum(1)
+        gradient.index_add_(0, ls, pull)
+
+
+def _wide_product(groups: Tensor, k: Tensor) -> Tensor:
+    """Product of groups [G, M] and k [R, M], added up in float64 a block of columns at a time."""
+    total = (groups[:, :_COLUMNS] @ k[:, :_COLUMNS].T).double()
     for c in range(_COLUMNS, k.shape[1], _COLUMNS):
-        total += k[:, c : c + _COLUMNS] @ groups[:, c : c + _COLUMNS].T
+        total += groups[:, c : c + _COLUMNS] @ k[:, c : c + _COLUMNS].T
     return total

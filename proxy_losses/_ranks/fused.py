@@ -13,39 +13,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ap
-from .ap import Out
+from . import average
 from .op import LIBRARY, fold
 
 LIBRARY.define(
-    "mean_precision(Tensor scores, Tensor pos, Tensor? valid, Tensor weight, Tensor tau, bool grad,"
-    " float rtol, str method) -> (Tensor, Tensor, Tensor)"
+    "mean_precision(Tensor scores, Tensor pos, Tensor? valid, Tensor? weight, Tensor tau,"
+    " bool grad, float rtol, str method) -> (Tensor, Tensor, Tensor)"
 )
+_Out = tuple[Tensor, Tensor, Tensor]
 
 
 def _like(
     scores: Tensor,
     pos: Tensor,
     valid: Tensor | None,
-    weight: Tensor,
+    weight: Tensor | None,
     tau: Tensor,
     grad: bool,
     rtol: float,
     method: str,
-) -> Out:
+) -> _Out:
     g = scores.new_empty(scores.shape if grad else 0)
-    return scores.new_empty(scores.shape[0]), scores.new_empty(scores.shape), g
+    return scores.new_empty(scores.shape[0]), pos.new_empty(scores.shape[0]), g
 
 
-def _vmap(info: Any, dims: tuple[int | None, ...], *args: Any) -> tuple[Out, tuple[int, ...]]:
+def _vmap(info: Any, dims: tuple[int | None, ...], *args: Any) -> tuple[_Out, tuple[int, int, int]]:
     flat, lists = fold(info.batch_size, dims, args, 5)
-    mean, precision, g = torch.ops.proxy_losses.mean_precision(*flat, *args[5:])
+    mean, counts, g = torch.ops.proxy_losses.mean_precision(*flat, *args[5:])
     g = g.unflatten(0, lists) if args[5] else g.expand(info.batch_size, 0)
-    return (mean.unflatten(0, lists), precision.unflatten(0, lists), g), (0, 0, 0)
+    return (mean.unflatten(0, lists), counts.unflatten(0, lists), g), (0, 0, 0)
 
 
 for _device in ("CPU", "CUDA"):
-    LIBRARY.impl("mean_precision", ap.mean_precision, _device)
+    LIBRARY.impl("mean_precision", average.mean_precision, _device)
 torch.library.register_fake("proxy_losses::mean_precision", _like, lib=LIBRARY)
 torch.library.register_vmap("proxy_losses::mean_precision", _vmap, lib=LIBRARY)
 
@@ -60,28 +60,27 @@ class _MeanPrecision(torch.autograd.Function):
         scores: Tensor,
         pos: Tensor,
         valid: Tensor | None,
-        weight: Tensor,
+        weight: Tensor | None,
         tau: Tensor,
         grad: bool,
         rtol: float,
         method: str,
-    ) -> Out:
-        out: Out = torch.ops.proxy_losses.mean_precision(
+    ) -> _Out:
+        out: _Out = torch.ops.proxy_losses.mean_precision(
             scores, pos, valid, weight, tau, grad, rtol, method
         )
         return out
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        scores, pos, valid, weight, tau = inputs[:5]
-        mean, precision, g = output
-        ctx.mark_non_differentiable(precision, g)
-        ctx.save_for_backward(scores, pos, valid, weight, tau, mean, precision, g)
+        ctx.how = inputs[6:]
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*inputs[:5], *output)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         need = ctx.needs_input_grad
-        args = (grad, *ctx.saved_tensors, need[3], need[4])
+        args = (grad, *ctx.saved_tensors, need[3], need[4], *ctx.how)
         if torch.is_grad_enabled():  # someone will differentiate again
             g = _MeanPrecisionBackward.apply(*args)  # type: ignore[no-untyped-call]
         else:
@@ -101,19 +100,31 @@ class _MeanPrecisionBackward(torch.autograd.Function):
         scores: Tensor,
         pos: Tensor,
         valid: Tensor | None,
-        weight: Tensor,
+        weight: Tensor | None,
         tau: Tensor,
         mean: Tensor,
-        precision: Tensor,
+        counts: Tensor,
         g: Tensor,
         need_weight: bool,
         need_tau: bool,
-    ) -> Out:
+        rtol: float,
+        method: str,
+    ) -> _Out:
         g_scores = grad[:, None] * g
-        g_weight, g_tau = scores.new_zeros(0), scores.new_zeros(0)
+        g_weight, g_tau = scores.new_empty(0), scores.new_empty(0)
+        if valid is not None and (need_weight or need_tau):
+            scores = torch.where(valid, scores, 0.0)
         if need_weight:
-            total = weight.sum(-1, keepdim=True)
-            lift = torch.where(pos, precision - mean[:, None], 0.0)
+            assert weight is not None
+            groups = torch.stack([torch.ones_like(pos) if valid is None else valid, pos], 1)
+            sums = torch.ops.proxy_losses.pair_sums(
+                scores, groups, pos[:, None], tau, True, False, rtol, method
+            )[0]
+            ranks = sums + 0.5
+            total = torch.where(pos, weight, 0.0).sum(-1, keepdim=True)
+            lift = torch.where(
+                pos & counts[:, None], ranks[:, 1] / ranks[:, 0] - mean[:, None], 0.0
+            )
             g_weight = grad[:, None] * lift / torch.where(total > 0, total, 1.0)
         if need_tau:
             # The value depends on scores / tau alone, and shifting all scores changes nothing.
@@ -123,67 +134,80 @@ class _MeanPrecisionBackward(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*inputs[:6])
-        ctx.need = (True, *inputs[9:])
+        ctx.save_for_backward(*inputs[:6], inputs[7])
+        ctx.need = (True, *inputs[9:11])
 
     @staticmethod
     def backward(ctx: Any, *v: Tensor) -> tuple[Tensor | None, ...]:
-        grad, scores, pos, valid, weight, tau = ctx.saved_tensors
+        grad, scores, pos, valid, weight, tau, counts = ctx.saved_tensors
+        even = weight is None
+        weight = pos.to(scores.dtype) if even else weight
 
         def first(c: Tensor, s: Tensor, w: Tensor, t: Tensor) -> tuple[Tensor, ...]:
             pulled: tuple[Tensor, ...] = torch.func.vjp(
-                lambda *x: _plain(*x, pos=pos, valid=valid), s, w, t
+                lambda *x: _plain(*x, pos=pos, valid=valid, counts=counts), s, w, t
             )[1](c)
             return tuple(p for p, need in zip(pulled, ctx.need, strict=True) if need)
 
         cotangents = tuple(x for x, need in zip(v, ctx.need, strict=True) if need)
         c, s, w, t = torch.func.vjp(first, grad, scores, weight, tau)[1](cotangents)
-        return c, s, None, None, w, t, None, None, None, None, None
+        return c, s, None, None, None if even else w, t, *(None,) * 7
 
 
 def _plain(
-    scores: Tensor, weight: Tensor, tau: Tensor, *, pos: Tensor, valid: Tensor | None
+    scores: Tensor,
+    weight: Tensor,
+    tau: Tensor,
+    *,
+    pos: Tensor,
+    valid: Tensor | None,
+    counts: Tensor,
 ) -> Tensor:
     """The value in differentiable torch, with all [M, M] pairs."""
+    if valid is not None:
+        scores = torch.where(valid, scores, 0.0)
     k = torch.sigmoid(
         (scores[:, None, :] - scores[:, :, None]) / tau.to(scores.dtype)[:, None, None]
     )
     rank = (k if valid is None else torch.where(valid[:, None], k, 0.0)).sum(-1) + 0.5
     rank_pos = torch.where(pos[:, None], k, 0.0).sum(-1) + 0.5
+    weight = torch.where(pos, weight, 0.0)
     total = weight.sum(-1)
-    return (weight * rank_pos / rank).sum(-1) / torch.where(total > 0, total, 1.0)
+    mean = (weight * rank_pos / rank).sum(-1) / torch.where(total > 0, total, 1.0)
+    return torch.where(counts, mean, 0.0)
 
 
-def _apply(*args: Any) -> Tensor:
-    mean: Tensor = _MeanPrecision.apply(*args)[0]  # type: ignore[no-untyped-call]
-    return mean
+def _apply(*args: Any) -> tuple[Tensor, Tensor]:
+    out: _Out = _MeanPrecision.apply(*args)  # type: ignore[no-untyped-call]
+    return out[0], out[1]
 
 
-_apply_in_graph: Callable[..., Tensor] = torch.compiler.allow_in_graph(_apply)
+_apply_in_graph: Callable[..., tuple[Tensor, Tensor]] = torch.compiler.allow_in_graph(_apply)
 
 
 def mean_precision(
     scores: Tensor,
     pos: Tensor,
     valid: Tensor | None,
-    weight: Tensor,
+    weight: Tensor | None,
     tau: Tensor,
     rtol: float,
     method: str,
-) -> Tensor:
-    """Weighted mean of R+ / R over the positives of every list.
+) -> tuple[Tensor, Tensor]:
+    """Weighted mean of R+ / R over the positives of every list, and which lists count.
 
     Args:
-        scores: [L, M] float32 or float64, finite where not valid.
+        scores: [L, M] float32 or float64; where not valid, anything.
         pos: [L, M] bool, valid positives.
         valid: [L, M] bool or None for all.
-        weight: [L, M] in the dtype of scores, 0 off the positives.
+        weight: [L, M] in the dtype of scores, read at the positives, or None for 1.
         tau: [L] float64.
         rtol: accuracy asked for.
         method: "auto", "dense" or "grid".
 
     Returns:
-        [L]; 0 without positives or weight.
+        (mean [L], counts [L] bool). A list counts if it has a positive of weight > 0 and a
+        negative; otherwise its mean is 0.
     """
     grad = torch.is_grad_enabled()
     return _apply_in_graph(scores, pos, valid, weight, tau, grad, rtol, method)

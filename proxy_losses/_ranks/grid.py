@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -66,7 +67,7 @@ def _run(
     rows, work = _rows(weights, at, len(outs))
     if not work.sources or not work.targets:
         return
-    layout, cells = _layout(scores, _ranges(scores, tau), rows, work, rtol)
+    layout, cells = lay_out(scores, ranges_of(scores, tau), lambda: rows, work, rtol)
     moments = moments_of(layout, scores, weights, rows)
     tables = products(layout, moments, [kind for kind, _ in outs])
     del moments
@@ -87,7 +88,7 @@ def _run(
         add_exact_pairs(outs, scores, weights, at, tau, rows, cells)
 
 
-def _ranges(scores: Tensor, tau: Tensor) -> Ranges:
+def ranges_of(scores: Tensor, tau: Tensor) -> Ranges:
     """Range of every list and a typical score. One host sync."""
     if scores.shape[0] == 1:  # much faster than along a dimension
         low, high = (x[None] for x in torch.aminmax(scores))
@@ -102,8 +103,8 @@ def _rows(weights: Tensor, at: Tensor, columns: int) -> tuple[list[Rows], Work]:
     lists, groups, count = weights.shape
     every = tuple(range(groups))
     compact = not weights.is_cuda  # listing rows costs a sync
-    sources = tuple(g for g in every if compact and _thin(weights[:, g]))
-    shared = [compact and _thin(at[:, g]) for g in range(at.shape[1])]
+    sources = tuple(g for g in every if compact and thin(weights[:, g]))
+    shared = [compact and thin(at[:, g]) for g in range(at.shape[1])]
     targets = tuple(g for g in every if shared[g % at.shape[1]])
     dense = Rows(
         None,
@@ -114,7 +115,7 @@ def _rows(weights: Tensor, at: Tensor, columns: int) -> tuple[list[Rows], Work]:
     listed = 0
     if sources or targets:
         masks = [weights[:, g] for g in sources] + [at[:, g] for g in targets if g < at.shape[1]]
-        index = _nonzero_rows(masks)
+        index = rows_of(masks)
         listed = index.numel()
         if listed:
             rows.append(Rows(index, sources, targets))
@@ -123,14 +124,14 @@ def _rows(weights: Tensor, at: Tensor, columns: int) -> tuple[list[Rows], Work]:
     return rows, Work(lists, count, giving, taking, groups * columns, columns)
 
 
-def _thin(mask: Tensor) -> bool:
+def thin(mask: Tensor) -> bool:
     """Whether few entries of [L, M] are nonzero, from an even sample."""
     lists, rows = mask.shape
     sample = mask[:: max(1, lists // 32), :: max(1, rows // 1024)]
     return int(sample.count_nonzero()) <= SPARSE_SHARE * sample.numel()
 
 
-def _nonzero_rows(masks: list[Tensor]) -> Tensor:
+def rows_of(masks: list[Tensor]) -> Tensor:
     """Flat numbers of the rows that are nonzero in any of the [L, M] masks."""
     lists, rows = masks[0].shape
     found = []
@@ -143,10 +144,19 @@ def _nonzero_rows(masks: list[Tensor]) -> Tensor:
     return torch.cat(found)
 
 
-def _layout(
-    scores: Tensor, ranges: Ranges, rows: list[Rows], work: Work, rtol: float
+def lay_out(
+    scores: Tensor,
+    ranges: Ranges,
+    rows: Callable[[], list[Rows]],
+    work: Work,
+    rtol: float,
+    mixed: Sequence[Work] | None = None,
 ) -> tuple[Layout, Cells | None]:
-    """Number the bins; the cells too, where some of them interact by exact pairs."""
+    """Number the bins; the cells too, where some of them interact by exact pairs.
+
+    rows: the rows to count, asked for where the axis is long. mixed: the calls it takes when some
+    cells are sparse; None for the same call.
+    """
     width = cell_width(work.rows, rtol)
     each = zip(ranges.low, ranges.high, ranges.tau, strict=True)
     spans = [(high - low) / tau for low, high, tau in each]
@@ -161,12 +171,13 @@ def _layout(
         return direct_layout(ranges, direct, scores.device), None
     axis = cell_axis(ranges, width, scores.device)
     table = 2 * scores.numel() + (1 << 16)
-    cells, census = survey(scores, rows, axis, table, crowd(work))
+    split = [work] if mixed is None else mixed
+    cells, census = survey(scores, rows(), axis, table, crowd(split[0]))
     full = grid_plan(work, span, rtol, cells=census.occupied, looked_up=True)
-    mixed = grid_plan(work, span, rtol, cells=census.crowded, looked_up=True)
-    if mixed.cost + exact_cost(census.pairs, census.rows, work) < full.cost:
-        layout = number(cells, census, work, mixed)
-        return layout, cells
+    parts = [grid_plan(w, span, rtol, cells=census.crowded, looked_up=True) for w in split]
+    exact = sum(exact_cost(census.pairs, census.rows, w) for w in split)
+    if sum(part.cost for part in parts) + exact < full.cost:
+        return number(cells, census, work, parts[0]), cells
     if precise and census.occupied > 0.7 * raw:
         return direct_layout(ranges, direct, scores.device), None
     cells = cells._replace(crowded=cells.occupied)

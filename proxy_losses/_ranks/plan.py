@@ -25,6 +25,7 @@ MAX_CELL_NODES = 512  # largest kernel block: 3 * 512 * 1024 doubles = 12 MiB
 # torch 2.13. From measure_plan.py; measure again for another machine.
 NS_DENSE_CALL, NS_DENSE_PAIR = 1.0e5, 6.0  # per call; per (row, target) pair
 NS_GRID_CALL = 8.0e5  # operator overhead
+NS_FUSED_CALL = 1.9e6  # the same for mean precision in the bins
 NS_ROW, NS_ROW_NODE = 6.0, 1.9  # per row visited, plus per node
 NS_LOOKUP = 6.0  # per row visited: find cells through a table; and once more to count them
 NS_MAC = 0.05  # per float64 multiply-add of the cell products
@@ -56,6 +57,20 @@ class Work(NamedTuple):
     targets: int
     kernels: int = 1  # (group, output) products over the cells
     columns: int = 1  # outputs: value, slope or both
+    overhead: float = NS_GRID_CALL
+
+
+def fused_work(lists: int, rows: int, grad: bool) -> Work:
+    """Mean precision in the bins: every row gives, and takes the gradient."""
+    every = lists * rows
+    return Work(lists, rows, every, every * grad, 6 if grad else 2, 1 + grad, NS_FUSED_CALL)
+
+
+def split_work(lists: int, rows: int, positives: int, grad: bool) -> list[Work]:
+    """Mean precision as sums at the positives, then for the gradient sums over them."""
+    every = lists * rows
+    calls = [Work(lists, rows, every, positives, 2 + 2 * grad, 1 + grad)]
+    return [*calls, Work(lists, rows, positives, every, 2, 1)] if grad else calls
 
 
 def bin_width(nodes: int, rtol: float) -> float:
@@ -105,7 +120,7 @@ def grid_plan(
         if (h > MAX_BIN_WIDTH or size > MAX_CELL_NODES) and nodes < MAX_NODES:
             continue
         blocks = (1 if single else 3) * size * size
-        cost = NS_GRID_CALL + visited * (NS_ROW + NS_ROW_NODE * nodes + NS_LOOKUP * 2 * looked_up)
+        cost = work.overhead + visited * (NS_ROW + NS_ROW_NODE * nodes + NS_LOOKUP * 2 * looked_up)
         cost += blocks * (NS_MAC * count * work.kernels + NS_KERNEL * work.columns)
         if best is None or cost < best.cost:
             error = interpolation_error(nodes, h)

@@ -202,6 +202,11 @@ class RankingLoss(PublishedNames, nn.Module):
             )
 
     def _warn_binary(self, targets: Tensor) -> None:
+        if targets.dtype == torch.bool or not targets.numel():
+            return
+        low, high = targets.aminmax()
+        if low >= 0 and high <= 1:
+            return
         stray = (targets != 0) & (targets != 1) & (targets != self.ignore_index)
         if stray.any():
             warn_user(
