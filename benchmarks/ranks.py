@@ -159,7 +159,9 @@ class Cases:
             return partial(loss_and_grad, partial(as_loss, metric), scores, pos)
 
         ours = run(SmoothAPLoss) if form == LOSS else run_function(partial(smooth_ap, tau=tau))
-        contenders: dict[str, Fn | Skip] = {OURS: ours, PEER: self.peer_or(p * m, run)}
+        contenders: dict[str, Fn | Skip] = {OURS: ours}
+        if goal is None or goal.against != SORT:
+            contenders[PEER] = self.peer_or(p * m, run)
         if check:
             contenders[PLAIN_PM] = run_function(plain_positive_rows)
         else:

@@ -45,7 +45,6 @@ __all__ = [
     "in_warmup",
     "init_queue",
     "init_schedule",
-    "nn",
     "queue_rows",
     "recall_at_quantile",
     "recall_at_quantile_loss",

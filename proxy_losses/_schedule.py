@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Literal, NamedTuple
 
 import torch
@@ -61,8 +62,10 @@ def _as_clock(step: int | Tensor) -> Tensor:
         if step.is_floating_point() or step.dtype == torch.bool:
             raise TypeError(f"step must be an int or an integer tensor, got {step.dtype}")
         return step.to(torch.int64)
-    if isinstance(step, bool) or not isinstance(step, int | torch.SymInt):
+    if isinstance(step, bool) or not isinstance(step, Integral | torch.SymInt):
         raise TypeError(f"step must be an int or an integer tensor, got {type(step).__name__}")
+    if not isinstance(step, int | torch.SymInt):  # of numpy, say
+        step = int(step)
     return torch.full((), step, dtype=torch.int64)
 
 
@@ -172,6 +175,7 @@ def temp_at(step: int | Tensor, sched: Schedule) -> Tensor:
     elapsed = (clock - sched.warmup_steps).clamp(min=0)
     done = elapsed.to(torch.float64) / _real(sched.temp_decay_steps, clock)
     temp = start * (end / start) ** done.clamp(max=1.0)
+    temp = temp.clamp(torch.minimum(start, end), torch.maximum(start, end))  # the power rounds
     return torch.where(done >= 1.0, end, temp)
 
 

@@ -98,3 +98,11 @@ def test_backward_of_a_compiled_loss():
         fn(x, targets, queue, torch.tensor(0.3))[0].backward()
         grads.append(x.grad)
     torch.testing.assert_close(*grads, rtol=1e-10, atol=1e-13)
+
+
+def test_numpy_steps():
+    import numpy as np
+
+    for k in (0, 7, 20):
+        assert P.temp_at(np.int64(k), SCHED) == P.temp_at(k, SCHED)
+        assert P.blend_weight(np.int32(k), SCHED) == P.blend_weight(k, SCHED)

@@ -108,7 +108,6 @@ def test_public_names():
         "in_warmup",
         "init_queue",
         "init_schedule",
-        "nn",
         "queue_rows",
         "recall_at_quantile",
         "recall_at_quantile_loss",

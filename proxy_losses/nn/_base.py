@@ -145,7 +145,9 @@ class RankingLoss(PublishedNames, nn.Module):
         cap = self.max_pool_size
         if cap is not None and pool.valid_mask.numel() > cap:
             rows = int(pool.valid_mask.sum())
-            if rows > cap and not self._subsample_warned:
+            if rows <= cap:
+                return self._classes(pool)
+            if not self._subsample_warned:
                 self._subsample_warned = True
                 warn_user(
                     f"{type(self).__name__}: the pool of {rows} rows is above max_pool_size="

@@ -24,7 +24,7 @@ class SmoothAPLoss(RankingLoss):
         gather_distributed: gather the rows of all processes before ranking and storing: None and
             True when there are several, False never.
         max_pool_size: rank a subsample of at most this many rows, with a quota for rare classes.
-            Kept for compatibility: ranks need no cap here.
+            Kept for compatibility and for eager code alone: ranks need no cap here.
 
     Raises:
         ValueError, TypeError: an argument out of range.

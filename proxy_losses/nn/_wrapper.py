@@ -217,7 +217,9 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
         if weight == 0.0:
             return warm
         main = _first(self.main_loss(logits, targets, **weights))
-        w = self._blend_weight.to(device=main.device, dtype=main.dtype)
+        w: Tensor | float = weight
+        if isinstance(main, Tensor):  # a tensor does not recompile when it changes
+            w = self._blend_weight.to(device=main.device, dtype=main.dtype)
         return (1.0 - w) * warm + w * main
 
     def _warn_undriven(self) -> None:
