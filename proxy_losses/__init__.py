@@ -4,7 +4,6 @@ A pure-functional core (`smooth_ap`, `recall_at_quantile`, `temp_at`, `blend_wei
 explicit immutable state, and thin modules over it (`SmoothAPLoss`, `LossWarmupWrapper`, ...).
 """
 
-from . import nn
 from ._queue import QueueState, enqueue, init_queue, queue_rows, reset_queue
 from ._ranks import SoftRanks, sigmoid_sums, soft_ranks
 from ._recall import recall_at_quantile, recall_counts

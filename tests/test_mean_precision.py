@@ -126,7 +126,7 @@ def test_bins_and_sums_agree(rtol: float, weighted: bool) -> None:
     assert here[1] is not None
     there = by_sums(*args, rtol=rtol, grad=True)
     exact = dense.average_precision(
-        scores, pos, pos.nonzero(as_tuple=True), None, weight, tau, grad=True
+        scores, pos.nonzero(as_tuple=True), None, weight, tau, grad=True
     )
     for mean, gradient in (there, exact):
         assert gradient is not None

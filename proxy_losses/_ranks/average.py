@@ -55,7 +55,7 @@ def mean_precision(
     method = _method(scores, tau, positives, (low, high), grad, rtol, method)
     if method == "dense":
         found = found or _listed(pos)
-        mean, g = dense.average_precision(scores, pos, found, valid, weight, tau, grad=grad)
+        mean, g = dense.average_precision(scores, found, valid, weight, tau, grad=grad)
     else:
         even = weight is None or _even(_once(weight))
         args = scores, pos, valid, None if even else weight, tau

@@ -118,7 +118,6 @@ def _add_tiles(
 
 def average_precision(
     scores: Tensor,
-    pos: Tensor,
     found: tuple[Tensor, Tensor],
     valid: Tensor | None,
     weight: Tensor | None,
@@ -132,8 +131,7 @@ def average_precision(
 
     Args:
         scores: [L, M] float32 or float64.
-        pos: [L, M] bool, positives; all of them valid.
-        found: their lists and rows, in order.
+        found: lists and rows of the positives, in order; all of them valid.
         valid: [L, M] bool or None for all.
         weight: [L, M] floating, read at the positives, or None for 1.
         tau: [L] > 0.
@@ -155,7 +153,7 @@ def average_precision(
         w = None if weight is None else weight[ls, ix]
         if alone is None:
             shares = _shares(ls, w, scores.shape[0])
-            _mixed_lists(mean, gradient, scores, pos, (ls, ix), valid, shares, tau)
+            _mixed_lists(mean, gradient, scores, (ls, ix), valid, shares, tau)
             continue
         only = None if valid is None else valid[alone]
         mean[alone], g = _one_list(scores[alone], ix, only, _share(w), tau[alone], grad)
@@ -220,7 +218,6 @@ def _mixed_lists(
     mean: Tensor,
     gradient: Tensor | None,
     scores: Tensor,
-    pos: Tensor,
     found: tuple[Tensor, Tensor],
     valid: Tensor | None,
     share: Tensor,
@@ -229,26 +226,41 @@ def _mixed_lists(
     """The same for lists with few positives each, in tiles across lists."""
     lists, index = found
     tau = tau.to(scores.dtype)
+    first, second = _mates(lists, scores.shape[0])
+    at = scores[lists, index]
+    z = (at[second] - at[first]).div_(tau[lists[first]])
+    ks = _kernels(z, True, gradient is not None)
+    zero = share.new_zeros(lists.numel())
+    hits = zero.index_add(0, first, ks[0].double()).add_(0.5)  # sigmoid(0) of its own is in
+    above = []
     for r in range(0, lists.numel(), step := max(1, _TILE // scores.shape[1])):
         ls, ix = lists[r : r + step], index[r : r + step]
         rows, unit = scores.index_select(0, ls), tau.index_select(0, ls)[:, None]
-        z = rows.sub_(rows.gather(1, ix[:, None])).div_(unit)
-        ks = _kernels(z, True, gradient is not None)
-        among = pos.index_select(0, ls)
-        counts = None if valid is None else valid.index_select(0, ls)
-        above = ks[0] if counts is None else torch.where(counts, ks[0], 0.0)
-        hits = torch.where(among, ks[0], 0.0).sum(1).double() + 0.5
-        ranks = above.sum(1).double() + 0.5
-        phi = hits / ranks
-        mean.index_add_(0, ls, phi * share[r : r + step])
-        if gradient is None:
-            continue
-        a = share[r : r + step] / ranks
-        c = (torch.stack([-a * phi, a]) / unit[:, 0])[:, :, None].to(z.dtype)
-        lift = torch.where(among, c[0] + c[1], c[0])
-        pull = (lift if counts is None else torch.where(counts, lift, 0.0)).mul_(ks[1])
-        pull[torch.arange(ls.numel(), device=ls.device), ix] -= pull.sum(1)
-        gradient.index_add_(0, ls, pull)
+        tile = _kernels(rows.sub_(at[r : r + step, None]).div_(unit), True, gradient is not None)
+        if valid is not None:
+            counted = valid.index_select(0, ls)
+            tile = [k.mul_(counted) for k in tile]
+        above.append(tile[0].sum(1).double().add_(0.5))
+        if gradient is not None:
+            a = share[r : r + step] / above[-1] / unit[:, 0]
+            b = (a * hits[r : r + step] / above[-1]).to(rows.dtype)
+            gradient.index_put_((ls, ix), b * tile[1].sum(1), accumulate=True)
+            gradient.index_add_(0, ls, tile[1].mul_(b[:, None]), alpha=-1)
+    ranks = torch.cat(above)
+    mean.index_add_(0, lists, share * hits / ranks)
+    if gradient is not None:
+        pull = (share / ranks)[first] * ks[1] / tau[lists[first]]
+        own = zero.index_add(0, second, pull).index_add_(0, first, pull, alpha=-1)
+        gradient.index_put_((lists, index), own.to(gradient.dtype), accumulate=True)
+
+
+def _mates(lists: Tensor, num_lists: int) -> tuple[Tensor, Tensor]:
+    """All pairs (i, j) of rows of the same list, j = i included; rows are ordered by list."""
+    count = torch.bincount(lists, minlength=num_lists)
+    size, start = count[lists], (count.cumsum(0) - count)[lists]
+    first = torch.arange(lists.numel(), device=lists.device).repeat_interleave(size)
+    offset = torch.arange(first.numel(), device=lists.device) - (size.cumsum(0) - size)[first]
+    return first, start[first] + offset
 
 
 def _wide_product(groups: Tensor, k: Tensor) -> Tensor:
