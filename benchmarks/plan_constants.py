@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from proxy_losses import _ranks
 from proxy_losses._ranks import bins, cells, plan
@@ -24,15 +25,15 @@ from proxy_losses._ranks.exact import add_exact_pairs
 from proxy_losses._ranks.layout import Ranges, cell_axis, direct_layout
 
 from . import report
-from .ranks import blob_list
-from .smooth_ap import TAU, make_list
+from .ranks import student_list
+from .smooth_ap import make_list
 
 RTOL = 1e-6
 CPU = torch.device("cpu")
 SOURCES = [Rows(None, (0,), ())]  # all rows give to one group
 
 
-def nanoseconds(run: Callable[[], object], repeats: int = 7) -> float:
+def nanoseconds(run: Callable[[], object], repeats: int = 15) -> float:
     """Best of several runs."""
     run()
     best = float("inf")
@@ -43,36 +44,38 @@ def nanoseconds(run: Callable[[], object], repeats: int = 7) -> float:
     return 1e9 * best
 
 
-def precision_and_gradient(method: str, rows: int, rate: float) -> None:
-    """What `smooth_ap` runs."""
+def precision_and_gradient(method: str, rows: int, rate: float) -> Callable[[], object]:
+    """What `smooth_ap` runs, operators and autograd included."""
     scores, pos = make_list(rows, rate)
-    mean, _ = _ranks.mean_precision(
-        scores.requires_grad_(), pos, None, TAU, rtol=RTOL, method=method
-    )
-    torch.autograd.grad(mean, scores)
+    scores.requires_grad_()
+
+    def run() -> None:
+        mean, _ = _ranks.mean_precision(scores, pos, None, 1.0, rtol=RTOL, method=method)
+        torch.autograd.grad(mean, scores)
+
+    return run
 
 
 def dense(rows: int) -> tuple[float, float]:
     """Per call, and per pair of a row and a positive."""
-    time_of = [nanoseconds(partial(precision_and_gradient, "dense", m, 0.01)) for m in (256, rows)]
-    make = [nanoseconds(partial(make_list, m, 0.01)) for m in (256, rows)]
-    pairs = [round(0.01 * m) * m for m in (256, rows)]
-    small, large = (t - m for t, m in zip(time_of, make, strict=True))
-    pair = (large - small) / (pairs[1] - pairs[0])
-    return small - pair * pairs[0], pair
+    sizes, rate = (250, rows), 0.01
+    small, large = (nanoseconds(precision_and_gradient("dense", m, rate)) for m in sizes)
+    few, many = (round(rate * m) * m for m in sizes)
+    pair = (large - small) / (many - few)
+    return small - pair * few, pair
+
+
+def sums_on_grid(scores: Tensor, pos: Tensor, tau: float) -> Callable[[], object]:
+    """The ranks without a gradient."""
+    groups = torch.stack([torch.ones_like(pos), pos])
+    how = {"rtol": RTOL, "method": "grid"}
+    return lambda: _ranks.sigmoid_sums(scores, groups, pos, tau, **how)
 
 
 def calls() -> tuple[float, float]:
-    """Per call of the sums, and of mean precision with its gradient, on the grid."""
-    rows = 256
-    scores, pos = make_list(rows, 0.1)
-    groups = torch.stack([torch.ones_like(pos), pos])
-
-    def sums() -> None:
-        _ranks.sigmoid_sums(scores, groups, pos, TAU, rtol=RTOL, method="grid")
-
-    fused = nanoseconds(partial(precision_and_gradient, "grid", rows, 0.1), 30)
-    return nanoseconds(sums, 30), fused - nanoseconds(partial(make_list, rows, 0.1), 30)
+    """Per call of the sums, and of mean precision with its gradient, on the grid: few rows."""
+    sums = sums_on_grid(*make_list(256, 0.1), 1.0)
+    return nanoseconds(sums, 30), nanoseconds(precision_and_gradient("grid", 256, 0.1), 30)
 
 
 def visits(rows: int) -> tuple[float, float]:
@@ -128,17 +131,13 @@ def exact_pairs(rows: int) -> tuple[float, float]:
 
 
 def scattered_row(rows: int) -> float:
-    """Per row of a pool half of which is isolated, beyond what the grid costs without that half."""
-    scores, pos = blob_list(rows, 0.05)
-    groups = torch.stack([torch.ones_like(pos), pos])
-
-    def sums() -> None:
-        _ranks.sigmoid_sums(scores, groups, pos, TAU, rtol=RTOL, method="grid")
-
+    """Per row of heavy tails on a long axis, beyond what its crowded middle costs."""
+    scores, pos = student_list(rows, 0.05)
+    tau = 0.001
     work = plan.Work(1, rows, rows, int(pos.sum()), 2, 1)
-    span = float(scores.max() - scores.min()) / TAU
+    span = float(scores.max() - scores.min()) / tau
     few = plan.grid_plan(work, span, RTOL, cells=plan.DIRECT_CELLS, looked_up=True)
-    return (nanoseconds(sums) - few.cost) / rows
+    return (nanoseconds(sums_on_grid(scores, pos, tau)) - few.cost) / rows
 
 
 def constants(scale: int) -> dict[str, float]:

@@ -189,7 +189,8 @@ def _goals(report: Report) -> list[str]:
          {True: "yes", False: "NO", None: "not measured"}[goal["reached"]]]
         for case in report["cases"] if (goal := case["goal"]) is not None
     ]  # fmt: skip
-    header = ["targets", "figure", "target", "measured", "reached"]
+    title = "targets of the full sizes, quick run" if report["quick"] else "targets"
+    header = [title, "figure", "target", "measured", "reached"]
     return ["", *_align([header, *rows])] if rows else []
 
 
