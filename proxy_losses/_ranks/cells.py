@@ -1,10 +1,8 @@
 """Counts rows per cell and numbers the occupied cells when a list is long in units of tau.
 
 A cell with many rows is crowded, and so are its neighbours: those interact by cell products. The
-other
-occupied cells are sparse. Two neighbouring cells, not both crowded, then are both thin, and their
-rows
-interact by exact pairs.
+other occupied cells are sparse. Two neighbouring cells, not both crowded, then are both thin, and
+their rows interact by exact pairs.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """Pairwise sigmoid sums in near-linear time.
 
 Rows are replaced by Chebyshev moments of their bin (second kind, U_k), bins interact through one
-banded
-Toeplitz matrix per pair of neighbouring cells, everything further above counts as a step, and the
-sums are
-read off per target by Clenshaw's recurrence. Rows in sparse cells interact by exact pairs instead.
+banded Toeplitz matrix per pair of neighbouring cells, everything further above counts as a step,
+and the sums are read off per target by Clenshaw's recurrence. Rows in sparse cells interact by
+exact pairs instead.
 """
 
 from __future__ import annotations

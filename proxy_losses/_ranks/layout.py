@@ -1,8 +1,7 @@
 """Cells and bins: where every row of a pool sits on the score axis.
 
-A list is cut into cells of K tau and each cell into B bins. Cells are numbered in score order
-over all
-lists, with at least one empty number between lists, so that neighbours differ by one and lists
+A list is cut into cells of K tau and each cell into B bins. Cells are numbered in score order over
+all lists, with at least one empty number between lists, so that neighbours differ by one and lists
 never touch.
 """
 

@@ -1,10 +1,8 @@
 """Which method computes the pairwise sigmoid sums, and with which parameters. No tensors here.
 
 Error law of the grid: a function analytic in |Im z| < pi, interpolated at p Chebyshev points on a
-bin of
-width h (units of tau), errs by at most about ``C * rho**-p``, ``rho = y + sqrt(y*y + 1)``, ``y =
-2*pi/h``.
-Solved for the width: ``h = 4*pi / (rho - 1/rho)`` with ``rho = (C / rtol)**(1/p)``. C is empirical.
+bin of width h (units of tau), errs by at most about ``C * rho**-p``, ``rho = y + sqrt(y*y + 1)``,
+``y = 2*pi/h``. Solved for the width: ``h = 4*pi / (rho - 1/rho)`` with ``rho = (C / rtol)**(1/p)``. C is empirical.
 Cut-off: rows further than ``K = log(rows / rtol)`` apart see only the step function.
 """
 
@@ -16,13 +14,13 @@ from typing import Literal, NamedTuple
 
 INTERPOLATION_CONSTANT = 16.0
 MIN_NODES, MAX_NODES = 3, 14
-MAX_BIN_WIDTH = 4.5  # wider bins lose relative accuracy: the kernel falls by e**h across a bin
+MAX_BIN_WIDTH = 4.5  # below MAX_NODES: the kernel falls by e**h across a bin
 DIRECT_CELLS = 64  # shorter lists are not searched for empty cells
 MAX_SPAN = 2.0**50  # in units of tau; beyond it cell numbers lose digits
 MAX_CELL_NODES = 512  # largest kernel block: 3 * 512 * 1024 doubles = 12 MiB
 
 # Nanoseconds, one thread of an Intel Xeon with AVX-512 (Sapphire Rapids class), float32,
-# torch 2.13. From measure_plan.py; measure again for another machine.
+# torch 2.13. `python -m benchmarks.plan_constants` measures them again on another machine.
 NS_DENSE_CALL, NS_DENSE_PAIR = 1.0e5, 6.0  # per call; per (row, target) pair
 NS_GRID_CALL = 8.0e5  # operator overhead
 NS_FUSED_CALL = 1.9e6  # the same for mean precision in the bins
@@ -31,8 +29,6 @@ NS_LOOKUP = 6.0  # per row visited: find cells through a table; and once more to
 NS_MAC = 0.05  # per float64 multiply-add of the cell products
 NS_KERNEL = 4.0  # per entry of a kernel block
 NS_EXACT_PAIR, NS_EXACT_ROW = 30.0, 150.0  # per pair in sparse cells and two kernels; per row
-
-
 NS_SCATTERED_ROW = 50.0  # per row of a list with far outliers, cells still uncounted
 
 
