@@ -2,7 +2,8 @@
 
 Error law of the grid: a function analytic in |Im z| < pi, interpolated at p Chebyshev points on a
 bin of width h (units of tau), errs by at most about ``C * rho**-p``, ``rho = y + sqrt(y*y + 1)``,
-``y = 2*pi/h``. Solved for the width: ``h = 4*pi / (rho - 1/rho)`` with ``rho = (C / rtol)**(1/p)``. C is empirical.
+``y = 2*pi/h``. Solved for the width: ``h = 4*pi / (rho - 1/rho)`` with
+``rho = (C / rtol)**(1/p)``. C is empirical.
 Cut-off: rows further than ``K = log(rows / rtol)`` apart see only the step function.
 """
 
