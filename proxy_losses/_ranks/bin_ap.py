@@ -8,14 +8,20 @@ positive is done per node, and the sources of the gradient are node weights.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 
 from .bins import Table, add_moments, chebyshev, clenshaw, products
 from .cells import Rows
 from .grid import SINGLE_RTOL, lay_out, rows_of, thin
-from .layout import Layout, Place, Ranges, blocks, place, put, take
+from .layout import Block, Layout, Place, Ranges, blocks, place, put, take
 from .plan import fused_work, split_work
+
+KEPT_ROWS = 1 << 17  # up to here the places of the first pass are kept for the second
+Placed: TypeAlias = tuple[Block, Place, Place]
 
 
 def average_precision(
@@ -59,27 +65,41 @@ def average_precision(
     layout, cells = lay_out(scores, ranges, rows, work, rtol, split)
     if cells is not None:
         return None
-    moments = _moments(layout, scores, pos, valid, weight)
+    walk = _placed(layout, scores, pos)
+    placed = list(walk) if scores.numel() <= KEPT_ROWS else None
+    moments = _moments(layout, scores, pos, valid, weight, placed or walk)
     mean, coefficients = _in_bins(layout, moments, tau, grad)
     del moments
     if coefficients is None:
         return mean, None
     if scores.dtype == torch.float32 and rtol >= SINGLE_RTOL:
         coefficients = coefficients.float()
-    return mean, _read_off(layout, scores, pos, valid, weight, coefficients)
+    walk = _placed(layout, scores, pos)
+    return mean, _read_off(scores, pos, valid, weight, coefficients, placed or walk)
+
+
+def _placed(layout: Layout, scores: Tensor, pos: Tensor) -> Iterator[Placed]:
+    """Where the rows of each block sit, and the same with the positives moved to a second group."""
+    bins = layout.crowded * layout.shape.bins
+    for block in blocks((scores.shape[0], scores.shape[1]), scores.device, None):
+        where = place(layout, scores, block)
+        index = where.bin + take(pos, block).long().mul_(bins)
+        yield block, where, Place(where.twice, index, index)
 
 
 def _moments(
-    layout: Layout, scores: Tensor, pos: Tensor, valid: Tensor | None, weight: Tensor | None
+    layout: Layout,
+    scores: Tensor,
+    pos: Tensor,
+    valid: Tensor | None,
+    weight: Tensor | None,
+    placed: Iterable[Placed],
 ) -> Tensor:
     """[p, G, bins] of the negatives, the positives and, where they differ, weighted positives."""
-    lists, count = scores.shape
     nodes, bins = layout.shape.nodes, layout.crowded * layout.shape.bins
     out = scores.new_zeros(nodes, 2 + (weight is not None), bins, dtype=torch.float64)
     both = out.view(nodes, -1) if weight is None else out[:, :2].reshape(nodes, -1)
-    for block in blocks((lists, count), scores.device, None):
-        where = place(layout, scores, block)
-        index = _grouped(where, take(pos, block), bins)
+    for block, where, index in placed:
         one = torch.ones_like(where.twice) if valid is None else take(valid, block).double()
         add_moments(both[0], both[1:], one, index)
         if weight is not None:
@@ -88,12 +108,6 @@ def _moments(
     if weight is not None:
         out[:, :2] = both.view(nodes, 2, bins)
     return out
-
-
-def _grouped(where: Place, pos: Tensor, bins: int) -> Place:
-    """Rows of positives moved on to the second group."""
-    index = where.bin + pos.long().mul_(bins)
-    return Place(where.twice, index, index)
 
 
 def _in_bins(
@@ -147,23 +161,22 @@ def _joined(table: Table) -> Tensor:
 
 
 def _read_off(
-    layout: Layout,
     scores: Tensor,
     pos: Tensor,
     valid: Tensor | None,
     weight: Tensor | None,
     coefficients: Tensor,
+    placed: Iterable[Placed],
 ) -> Tensor:
     """The gradient at every row."""
     out = torch.empty_like(scores)
-    nodes, _, bins = coefficients.shape
+    nodes = coefficients.shape[0]
     both = coefficients[:, :2].reshape(1, nodes, -1)
     table = Table(both[:, 0], both[:, 1:])
     own = coefficients[None, :, -1]
     own_table = Table(own[:, 0], own[:, 1:])
-    for block in blocks((scores.shape[0], scores.shape[1]), scores.device, None):
-        where = place(layout, scores, block)
-        sums = clenshaw(table, 0, _grouped(where, take(pos, block), bins))
+    for block, where, index in placed:
+        sums = clenshaw(table, 0, index)
         if weight is not None:
             mass = take(weight, block).to(sums) * take(pos, block).to(sums)
             sums.addcmul_(clenshaw(own_table, 0, where), mass, value=-1.0)
