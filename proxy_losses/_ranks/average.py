@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor
 
+from .._numerics import clean
 from . import bin_ap, dense, grid
 from .layout import Ranges
-from .op import SURELY_DENSE, span
+from .op import SURELY_DENSE, broken_lists, span
 from .plan import fused_work, plan
 
 COUNT_FROM = 1 << 17  # rows of one list from which exact pairs are out of the question, mostly
@@ -38,11 +39,12 @@ def mean_precision(
         if _once(valid).all():
             valid = None
         else:
-            scores = torch.where(valid, scores, 0.0)
+            scores = clean(scores, valid)
     low, high = _extremes(scores)
     broken = None
     if not (math.isfinite(low) and math.isfinite(high)):  # one such score: NaN for the whole list
-        broken = (scores * 0.0).sum(-1).isnan()
+        broken = broken_lists(scores)
+        assert broken is not None
         scores = torch.where(broken[:, None], 0.0, scores)
         low, high = _extremes(scores)
     lists, rows = scores.shape

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._numerics import clean
 from . import average
 from .op import LIBRARY, fold
 
@@ -112,8 +113,8 @@ class _MeanPrecisionBackward(torch.autograd.Function):
     ) -> _Out:
         g_scores = grad[:, None] * g
         g_weight, g_tau = scores.new_empty(0), scores.new_empty(0)
-        if valid is not None and (need_weight or need_tau):
-            scores = torch.where(valid, scores, 0.0)
+        if need_weight or need_tau:
+            scores = clean(scores, valid)
         if need_weight:
             assert weight is not None
             groups = torch.stack([torch.ones_like(pos) if valid is None else valid, pos], 1)
@@ -164,8 +165,7 @@ def _plain(
     counts: Tensor,
 ) -> Tensor:
     """The value in differentiable torch, with all [M, M] pairs."""
-    if valid is not None:
-        scores = torch.where(valid, scores, 0.0)
+    scores = clean(scores, valid)
     k = torch.sigmoid(
         (scores[:, None, :] - scores[:, :, None]) / tau.to(scores.dtype)[:, None, None]
     )
