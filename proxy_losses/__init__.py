@@ -4,9 +4,13 @@ A pure-functional core (`smooth_ap`, `recall_at_quantile`, `temp_at`, `blend_wei
 explicit immutable state, and thin modules over it (`SmoothAPLoss`, `LossWarmupWrapper`, ...).
 """
 
+from ._groups import GroupLists, group_lists
+from ._losses import partial_auc_loss, recall_at_quantile_loss, smooth_ap_loss
+from ._numerics import score_spread
+from ._pauc import partial_auc, partial_auc_counts
 from ._queue import QueueState, enqueue, init_queue, queue_rows, reset_queue
 from ._ranks import SoftRanks, sigmoid_sums, soft_ranks
-from ._recall import recall_at_quantile, recall_counts
+from ._recall import recall_at_quantile, recall_counts, recall_saturation
 from ._schedule import (
     Schedule,
     ScheduleState,
@@ -20,15 +24,16 @@ from ._schedule import (
     state_weight,
     temp_at,
 )
-from ._smooth_ap import smooth_ap, smooth_ap_counts
-from ._step import recall_at_quantile_loss, smooth_ap_loss
+from ._smooth_ap import smooth_ap, smooth_ap_counts, smooth_ap_saturation
 from .distributed import all_gather_no_grad, all_gather_with_grad
-from .nn import LossWarmupWrapper, RecallAtQuantileLoss, SmoothAPLoss
+from .nn import LossWarmupWrapper, PAUCAtBudgetLoss, RecallAtQuantileLoss, SmoothAPLoss
 
 __version__ = "0.2.0"
 
 __all__ = [
+    "GroupLists",
     "LossWarmupWrapper",
+    "PAUCAtBudgetLoss",
     "QueueState",
     "RecallAtQuantileLoss",
     "Schedule",
@@ -40,19 +45,26 @@ __all__ = [
     "all_gather_with_grad",
     "blend_weight",
     "enqueue",
+    "group_lists",
     "in_blend",
     "in_warmup",
     "init_queue",
     "init_schedule",
+    "partial_auc",
+    "partial_auc_counts",
+    "partial_auc_loss",
     "queue_rows",
     "recall_at_quantile",
     "recall_at_quantile_loss",
     "recall_counts",
+    "recall_saturation",
     "reset_queue",
+    "score_spread",
     "sigmoid_sums",
     "smooth_ap",
     "smooth_ap_counts",
     "smooth_ap_loss",
+    "smooth_ap_saturation",
     "soft_ranks",
     "start_epoch",
     "start_step",

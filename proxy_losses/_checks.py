@@ -13,6 +13,11 @@ from torch import Tensor
 
 INTERPOLATIONS = ("linear", "lower", "higher", "midpoint", "nearest")
 REDUCTIONS = ("mean", "sum", "none")
+SURROGATES = ("trapezoid", "pairwise")
+TAU_SCALES = ("iqr", "band")
+POS_NUMERATORS = ("pool", "live")
+BUDGET_BASES = ("fpr", "population")
+TEMPERATURE_UNITS = ("score", "spread")
 
 
 def _fail_type(name: str, expected: str, got: object) -> NoReturn:
@@ -55,16 +60,18 @@ def check_lists(
     pos_mask: Tensor,
     valid_mask: Tensor | None = None,
     sample_weight: Tensor | None = None,
+    **masks: Tensor | None,
 ) -> None:
-    """Check the arguments that every list-wise metric takes."""
+    """Check the arguments that every list-wise metric takes, and further bool masks by name."""
     check_floating("scores", scores)
     if scores.dim() == 0:
         raise ValueError("scores must have at least one axis [..., M], got a 0-d tensor")
     check_bool("pos_mask", pos_mask)
     check_same_list("pos_mask", pos_mask, scores)
-    if valid_mask is not None:
-        check_bool("valid_mask", valid_mask)
-        check_same_list("valid_mask", valid_mask, scores)
+    for name, mask in {"valid_mask": valid_mask, **masks}.items():
+        if mask is not None:
+            check_bool(name, mask)
+            check_same_list(name, mask, scores)
     if sample_weight is not None:
         check_floating("sample_weight", sample_weight)
         check_same_list("sample_weight", sample_weight, scores)
@@ -113,6 +120,19 @@ def check_quantile(quantile: float, interpolation: str) -> None:
     check_choice("interpolation", interpolation, INTERPOLATIONS)
 
 
+def check_band(alpha: float, beta: float, n_knots: int) -> None:
+    """Raise unless 0 <= alpha < beta <= 1 and n_knots is an integer >= 2."""
+    _check_number("alpha", alpha)
+    _check_number("beta", beta)
+    if not 0.0 <= alpha < beta <= 1.0:
+        raise ValueError(
+            f"alpha and beta, the band of false-positive rates, must satisfy "
+            f"0 <= alpha < beta <= 1, got alpha={alpha} and beta={beta}"
+        )
+    if isinstance(n_knots, bool) or not isinstance(n_knots, Integral) or n_knots < 2:
+        raise ValueError(f"n_knots must be an integer >= 2, got {n_knots!r}")
+
+
 def check_choice(name: str, x: str, choices: tuple[str, ...]) -> None:
     """Raise `ValueError` unless x is one of choices."""
     if x not in choices:
@@ -159,6 +179,23 @@ def check_rows(name: str, x: Tensor | None, n: int) -> None:
         _fail_type(name, "a tensor", x)
     if x is not None and x.shape != (n,):
         raise ValueError(f"{name} must match logits dim-0: expected [{n}], got {list(x.shape)}")
+
+
+def check_groups(groups: Tensor | None, n: int) -> None:
+    """Raise unless groups is None or [N] integer query ids."""
+    check_rows("groups", groups, n)
+    if groups is not None and (groups.is_floating_point() or groups.dtype == torch.bool):
+        _fail_type("groups", "integer query ids", groups)
+
+
+def check_list_shape(name: str, shape: tuple[int, int] | None) -> None:
+    """Raise unless shape is None or two integers >= 1."""
+    if shape is None:
+        return
+    if not isinstance(shape, tuple) or len(shape) != 2:
+        raise ValueError(f"{name} must be None or (queries, longest query), got {shape!r}")
+    for what, size in zip(("queries", "longest query"), shape, strict=True):
+        check_int(f"{name}, {what},", size, 1)
 
 
 def warn_user(message: str) -> None:

@@ -14,6 +14,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 # float32 counts exactly up to here; torch.quantile refuses longer lists.
 _EXACT_FLOAT32 = 1 << 24
+# Rows that settle a spread to about 1 %.
+_SPREAD_ROWS = 1 << 16
 
 
 def lift(x: Tensor) -> Tensor:
@@ -62,31 +64,53 @@ def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
 def masked_quantile(
     scores: Tensor, q: float, interpolation: str, valid_mask: Tensor | None = None
 ) -> Tensor:
-    """`torch.quantile(scores[valid], q)` of every list [..., M] -> [...], detached.
+    """`masked_quantiles` at one level: [..., M] -> [...]."""
+    dtype = _rank_dtype(scores)
+    level = torch.full((1,), q, dtype=dtype, device=scores.device)
+    return masked_quantiles(scores, level, (q, q), interpolation, valid_mask)[..., 0]
+
+
+def masked_quantiles(
+    scores: Tensor,
+    levels: Tensor,
+    reach: tuple[float, float],
+    interpolation: str,
+    valid_mask: Tensor | None = None,
+) -> Tensor:
+    """`torch.quantile(scores[valid], levels)` of every list [..., M] -> [..., K], detached.
 
     The same rank arithmetic as `torch.quantile`, hence the same value wherever that one works;
-    found by selecting the shorter tail instead of a full sort, at any length. A list without
-    valid rows gives 0. Non-finite valid scores give an unspecified value: see `poison`.
+    found by sorting the shorter tail that holds all levels instead of everything, at any length.
+    A list without valid rows gives 0. Non-finite valid scores give an unspecified value: see
+    `poison`.
+
+    Args:
+        scores: [..., M].
+        levels: [K] floating, in the dtype of scores.
+        reach: the lowest and the highest level as Python numbers, which fix the tail.
+        interpolation: as in `torch.quantile`.
+        valid_mask: [..., M] bool or None.
     """
     s = scores.detach()
     m = s.shape[-1]
     if m == 0:
-        return s.new_zeros(s.shape[:-1])
-    rank_dtype = torch.float64 if m > _EXACT_FLOAT32 else s.dtype
+        return s.new_zeros((*s.shape[:-1], levels.numel()))
     if valid_mask is None:
-        count = torch.full((1,) * (s.dim() - 1), m, dtype=torch.int64, device=s.device)
+        count = torch.full((1,) * s.dim(), m, dtype=torch.int64, device=s.device)
     else:
-        count = valid_mask.sum(-1)
+        count = valid_mask.sum(-1, keepdim=True)
         s, valid_mask = torch.broadcast_tensors(s, valid_mask)
-    top = q >= 0.5
+    low, high = reach
+    top = 1.0 - low <= high
     if valid_mask is not None:
         s = s.masked_fill(~valid_mask, -math.inf if top else math.inf)
-    # Ranks from below, as torch.quantile rounds them; 2 covers that rounding.
-    share = 1.0 - q if top else q
-    tail = min(m, math.ceil(share * (m - 1)) + 2)
+    # Ranks from below, as torch.quantile rounds them; 3 covers that rounding.
+    share = 1.0 - low if top else high
+    tail = min(m, math.ceil(share * (m - 1)) + 3)
     ordered = s.topk(tail, dim=-1, largest=top).values
     last = (count - 1).clamp(min=0)
-    rank = torch.full((), q, dtype=rank_dtype, device=s.device) * last.to(rank_dtype)
+    rank_dtype = _rank_dtype(s)
+    rank = levels.to(rank_dtype) * last.to(rank_dtype)
     if interpolation == "nearest":
         below = above = rank.round()
     else:
@@ -99,10 +123,52 @@ def masked_quantile(
     def at_rank(k: Tensor) -> Tensor:
         index = k.to(torch.int64)
         index = (last - index if top else index).clamp(0, tail - 1)
-        return ordered.gather(-1, index.expand(s.shape[:-1])[..., None])[..., 0]
+        return ordered.gather(-1, index.expand(*s.shape[:-1], index.shape[-1]))
 
     value = at_rank(below)
     if interpolation in ("linear", "midpoint"):
         mix = rank - below if interpolation == "linear" else torch.full_like(rank, 0.5)
         value = torch.lerp(value, at_rank(above), mix.to(s.dtype).expand(value.shape))
     return torch.where(count > 0, value, 0.0)
+
+
+def _rank_dtype(scores: Tensor) -> torch.dtype:
+    return torch.float64 if scores.shape[-1] > _EXACT_FLOAT32 else scores.dtype
+
+
+@full_precision
+def score_spread(scores: Tensor, valid_mask: Tensor | None = None) -> Tensor:
+    """Robust spread of the scores, for a temperature in units that grow with them; detached.
+
+    The interquartile range over 1.349, which is the standard deviation of normal scores; where
+    more than half of the scores are tied and it is 0, their standard deviation; 1 where that is 0
+    too. Lists above 65,536 rows are read at an even stride.
+
+    Args:
+        scores: [..., M] floating.
+        valid_mask: [..., M] bool or None for all.
+
+    Returns:
+        [...] > 0 in the dtype of scores (float32 for half input).
+
+    Example:
+        >>> round(score_spread(torch.arange(101.0)).item(), 2)
+        37.06
+    """
+    s = scores.detach()
+    stride = -(-s.shape[-1] // _SPREAD_ROWS) or 1
+    s = s[..., ::stride]
+    valid_mask = None if valid_mask is None else valid_mask[..., ::stride]
+    s = clean(s, valid_mask)
+    upper, lower = (masked_quantile(s, q, "linear", valid_mask) for q in (0.75, 0.25))
+    weight = torch.ones_like(s) if valid_mask is None else valid_mask.expand(s.shape).to(s.dtype)
+    mean = weighted_mean(s, weight)
+    deviation = weighted_mean((s - mean[..., None]).square(), weight).sqrt()
+    spread = torch.where(upper > lower, (upper - lower) / 1.349, deviation)
+    return torch.where(spread > 0, spread, 1.0) * poison(s)
+
+
+def saturated_share(slopes: Tensor, pos: Tensor) -> Tensor:
+    """Share of positives [..., M] whose slope is under 1e-4 of the 1/4 that sigmoid has at 0."""
+    gone = pos & (slopes < 1e-4 * 0.25)
+    return gone.sum(-1) / pos.sum(-1).clamp(min=1)

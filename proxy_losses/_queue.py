@@ -7,7 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import check_batch, check_bool, check_int, check_rows, is_labels
+from ._checks import check_batch, check_bool, check_groups, check_int, check_rows, is_labels
+
+NO_GROUP = torch.iinfo(torch.int64).min  # query id of rows stored without one
 
 
 class QueueState(NamedTuple):
@@ -23,6 +25,7 @@ class QueueState(NamedTuple):
     iid_mask: Tensor  # [capacity] bool, True when none was given
     enqueued: Tensor  # [] int64, rows ever enqueued; rounded up to a turn by a batch >= capacity
     ignore_index: Tensor  # [] int64, class id of rows that do not count
+    groups: Tensor  # [capacity] int64 query ids, or [0] until a batch brings some
 
 
 def init_queue(
@@ -72,6 +75,7 @@ def init_queue(
         iid_mask=torch.ones(capacity, dtype=torch.bool, device=device),
         enqueued=torch.zeros((), dtype=torch.int64, device=device),
         ignore_index=torch.full((), ignore_index, dtype=torch.int64, device=device),
+        groups=torch.zeros(0, dtype=torch.int64, device=device),
     )
 
 
@@ -90,6 +94,7 @@ def reset_queue(queue: QueueState) -> QueueState:
         sample_weight=torch.ones_like(queue.sample_weight),
         iid_mask=torch.ones_like(queue.iid_mask),
         enqueued=torch.zeros_like(queue.enqueued),
+        groups=torch.full_like(queue.groups, NO_GROUP),
     )
 
 
@@ -100,6 +105,7 @@ def enqueue(
     *,
     sample_weight: Tensor | None = None,
     iid_mask: Tensor | None = None,
+    groups: Tensor | None = None,
     where: Tensor | None = None,
 ) -> QueueState:
     """Store a batch over the oldest rows; of a batch above capacity the last rows remain.
@@ -110,6 +116,7 @@ def enqueue(
         targets: [N] class ids, or [N, C] bool labels when C > 1.
         sample_weight: [N] floating or None for 1.
         iid_mask: [N] bool or None for True.
+        groups: [N] integer query ids or None; rows stored without one are in no query.
         where: [] bool or None; False stores nothing.
 
     Returns:
@@ -125,7 +132,11 @@ def enqueue(
     check_rows("iid_mask", iid_mask, n)
     if iid_mask is not None:
         check_bool("iid_mask", iid_mask)
-    queue = match_targets(queue, targets)
+    check_groups(groups, n)
+    queue = match_queue(queue, targets, groups)
+    grouped = queue.groups.numel() > 0
+    if grouped and groups is None:
+        groups = queue.groups.new_full((n,), NO_GROUP)
     if where is None:
         where = torch.ones_like(queue.enqueued, dtype=torch.bool)
     check_bool("where", where)
@@ -153,12 +164,15 @@ def enqueue(
         targets=put(queue.targets, targets),
         sample_weight=put(queue.sample_weight, sample_weight),
         iid_mask=put(queue.iid_mask, iid_mask),
+        groups=put(queue.groups, groups) if grouped else queue.groups,
         enqueued=torch.where(where, enqueued, queue.enqueued),
     )
 
 
-def match_targets(queue: QueueState, targets: Tensor) -> QueueState:
-    """The queue if it stores this kind of targets; an empty one for labels if it stores ids."""
+def match_queue(queue: QueueState, targets: Tensor, groups: Tensor | None) -> QueueState:
+    """The queue with room for these targets and groups; rows of the other kind are dropped."""
+    if groups is not None and not queue.groups.numel():
+        queue = queue._replace(groups=torch.full_like(queue.iid_mask, NO_GROUP, dtype=torch.int64))
     if is_labels(targets) == is_labels(queue.targets):
         return queue
     if is_labels(queue.targets):

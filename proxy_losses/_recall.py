@@ -101,6 +101,23 @@ def recall_and_counts(
 ) -> tuple[Tensor, Tensor]:
     """`recall_at_quantile` and `recall_counts`."""
     check_lists(scores, pos_mask, valid_mask, sample_weight)
+    above = _above(scores, pos_mask, tau, quantile, interpolation, valid_mask)
+    pos = pos_mask if valid_mask is None else pos_mask & valid_mask
+    recall = num.weighted_mean(above, num.positive_weight(pos, sample_weight, above.dtype))
+    recall = recall * num.poison(num.clean(scores, valid_mask))
+    counts = recall_counts(pos_mask, valid_mask, sample_weight)
+    return torch.where(counts, recall, 0.0), counts
+
+
+def _above(
+    scores: Tensor,
+    pos_mask: Tensor,
+    tau: float | Tensor,
+    quantile: float,
+    interpolation: str,
+    valid_mask: Tensor | None,
+) -> Tensor:
+    """[..., M]: the soft step of every row above the threshold of its list."""
     check_quantile(quantile, interpolation)
     lists = torch.broadcast_shapes(
         scores.shape, pos_mask.shape, scores.shape if valid_mask is None else valid_mask.shape
@@ -110,9 +127,43 @@ def recall_and_counts(
         tau = tau.to(scores.device, scores.dtype)[..., None]
     scores = num.clean(scores, valid_mask)
     theta = num.masked_quantile(scores, 1.0 - quantile, interpolation, valid_mask)
-    above = torch.sigmoid((scores - theta[..., None]) / tau)
+    return torch.sigmoid((scores - theta[..., None]) / tau)
+
+
+@num.full_precision
+def recall_saturation(
+    scores: Tensor,
+    pos_mask: Tensor,
+    tau: float | Tensor,
+    *,
+    quantile: float = 0.005,
+    interpolation: str = "higher",
+    valid_mask: Tensor | None = None,
+) -> Tensor:
+    """Share of positives more than about 10 tau from the threshold: numerically no gradient.
+
+    Args:
+        scores: [..., M] floating.
+        pos_mask: [..., M] bool, the positives.
+        tau: temperature as in `recall_at_quantile`.
+        quantile: as in `recall_at_quantile`.
+        interpolation: as in `recall_at_quantile`.
+        valid_mask: [..., M] bool, rows that count; None means all.
+
+    Returns:
+        [...] in [0, 1], detached; 0 for a list without positives. The slope of a saturated positive
+        is under 1e-4 of the largest slope of the sigmoid.
+
+    Raises:
+        TypeError: wrong dtypes.
+        ValueError: shapes that do not fit, tau, quantile or interpolation out of range.
+
+    Example:
+        >>> scores, pos = torch.tensor([3.0, 1.0, 0.0]), torch.tensor([True, True, False])
+        >>> recall_saturation(scores, pos, 0.05, quantile=0.5)  # the threshold is 1
+        tensor(0.5000)
+    """
+    check_lists(scores, pos_mask, valid_mask)
+    above = _above(scores.detach(), pos_mask, tau, quantile, interpolation, valid_mask).detach()
     pos = pos_mask if valid_mask is None else pos_mask & valid_mask
-    recall = num.weighted_mean(above, num.positive_weight(pos, sample_weight, above.dtype))
-    recall = recall * num.poison(scores)
-    counts = recall_counts(pos_mask, valid_mask, sample_weight)
-    return torch.where(counts, recall, 0.0), counts
+    return num.saturated_share(above * (1.0 - above), pos)

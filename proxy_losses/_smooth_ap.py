@@ -6,7 +6,7 @@ from torch import Tensor
 
 from . import _numerics as num
 from ._checks import check_lists, check_rtol
-from ._ranks import default_rtol, mean_precision
+from ._ranks import default_rtol, mean_precision, rank_slopes
 
 
 def smooth_ap_counts(
@@ -114,3 +114,44 @@ def _lifted(
     pos = pos_mask if valid_mask is None else pos_mask & valid_mask
     weight = None if sample_weight is None else sample_weight.to(scores.dtype)
     return mean_precision(scores, pos, weight, tau, valid_mask=valid_mask, rtol=rtol)
+
+
+def smooth_ap_saturation(
+    scores: Tensor, pos_mask: Tensor, tau: float | Tensor, *, valid_mask: Tensor | None = None
+) -> Tensor:
+    """Share of positives whose rank has numerically no gradient: a symptom of too small a tau.
+
+    A positive counts as saturated when ``sum_{j != i} sigmoid'((s_j - s_i) / tau)`` over the valid
+    rows is under 1e-4 of what one row at its own score would add, which takes every other row to
+    be more than about 10 tau away.
+
+    Args:
+        scores: [..., M] floating.
+        pos_mask: [..., M] bool, the positives.
+        tau: temperature as in `smooth_ap`.
+        valid_mask: [..., M] bool, rows that count; None means all.
+
+    Returns:
+        [...] in [0, 1], detached; 0 for a list without positives.
+
+    Raises:
+        TypeError: wrong dtypes.
+        ValueError: shapes that do not fit, tau out of range.
+
+    Example:
+        >>> scores, pos = torch.tensor([3.0, 0.0, 0.1]), torch.tensor([True, True, False])
+        >>> smooth_ap_saturation(scores, pos, 0.05)
+        tensor(0.5000)
+    """
+    check_lists(scores, pos_mask, valid_mask)
+    share: Tensor = _saturation(scores, pos_mask, tau, valid_mask)
+    return share
+
+
+@num.full_precision
+def _saturation(
+    scores: Tensor, pos_mask: Tensor, tau: float | Tensor, valid_mask: Tensor | None
+) -> Tensor:
+    pos = pos_mask if valid_mask is None else pos_mask & valid_mask
+    slopes = rank_slopes(num.clean(scores, valid_mask), pos, tau, valid_mask=valid_mask)
+    return num.saturated_share(slopes, pos)

@@ -68,6 +68,7 @@ def test_arguments_are_readable_and_have_the_published_defaults(make):
         "num_classes": 3, "quantile": 0.1, "queue_size": 7, "temperature": 2, "reduction": "sum",
         "ignore_index": -1, "update_queue_in_eval": True, "gather_distributed": False,
         "quantile_interpolation": "linear", "max_pool_size": 99,
+        "temperature_unit": "spread", "group_shape": (2, 3),
     }  # fmt: skip
     cls = type(make())
     names = list(inspect.signature(cls).parameters)

@@ -10,7 +10,14 @@ from torch import Tensor
 from .._checks import check_bool, check_choice, check_floating, check_rtol, check_tau
 from . import fused, op
 
-__all__ = ["SoftRanks", "default_rtol", "mean_precision", "sigmoid_sums", "soft_ranks"]
+__all__ = [
+    "SoftRanks",
+    "default_rtol",
+    "mean_precision",
+    "rank_slopes",
+    "sigmoid_sums",
+    "soft_ranks",
+]
 
 
 METHODS = ("auto", "dense", "grid")
@@ -135,6 +142,36 @@ def soft_ranks(
     # The row's own sigmoid(0) = 1/2 is in the sum already.
     ranks = torch.where(pos[..., None, :], sums + 0.5, 0.0)
     return SoftRanks(*ranks.unbind(-2))
+
+
+def rank_slopes(
+    scores: Tensor, pos_mask: Tensor, tau: float | Tensor, *, valid_mask: Tensor | None = None
+) -> Tensor:
+    """How fast the soft rank of every positive falls with its score, in units of 1 / tau.
+
+    Args:
+        scores: [..., M] float32 or float64. Rows that are not valid must hold finite numbers.
+        pos_mask: [..., M] bool.
+        tau: temperature > 0: a number, a 0-d tensor or one value per list [...].
+        valid_mask: [..., M] bool or None for all.
+
+    Returns:
+        [..., M], ``sum_{j != i} sigmoid'((s_j - s_i) / tau)`` at the valid positives i, 0
+        elsewhere; a row at the same score adds 1/4. Detached.
+    """
+    scores = scores.detach()
+    valid = torch.ones_like(pos_mask) if valid_mask is None else valid_mask
+    scores, pos, valid = torch.broadcast_tensors(scores, pos_mask & valid, valid)
+    lists, m = scores.shape[:-1], scores.shape[-1]
+    check_tau(tau, lists)
+    n = lists.numel()
+    slopes: Tensor = torch.ops.proxy_losses.pair_sums(
+        scores.reshape(n, m), valid.reshape(n, 1, m), pos.reshape(n, 1, m),
+        _flat_tau(tau, scores, lists), False, True, default_rtol(scores.dtype), "auto",
+    )[0]  # fmt: skip
+    own = torch.where(pos, 0.25, 0.0).to(scores.dtype)
+    without: Tensor = slopes.reshape(scores.shape) - own
+    return without.clamp(min=0.0)
 
 
 def mean_precision(

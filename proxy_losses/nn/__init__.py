@@ -1,13 +1,14 @@
 """Stateful adapters: `torch.nn.Module` shims over the functional core."""
 
 from ._base import RankingLoss
-from ._losses import RecallAtQuantileLoss, SmoothAPLoss
+from ._losses import PAUCAtBudgetLoss, RecallAtQuantileLoss, SmoothAPLoss
 from ._queue import MemoryQueue
 from ._wrapper import LossWarmupWrapper
 
 __all__ = [
     "LossWarmupWrapper",
     "MemoryQueue",
+    "PAUCAtBudgetLoss",
     "RankingLoss",
     "RecallAtQuantileLoss",
     "SmoothAPLoss",

@@ -14,21 +14,23 @@ from .._checks import (
     check_batch,
     check_bool,
     check_choice,
+    check_groups,
     check_int,
     check_positive,
     check_rows,
     warn_user,
 )
-from .._step import ClassLosses, Pool
+from .._pool import Batch, Pool, positives, subsample_pool, valid_rows
+from .._step import ClassLosses, Options
 from ..distributed import all_gather_no_grad, all_gather_with_grad, world_size
 from ._published import PublishedNames
 from ._queue import MemoryQueue, never_narrow
 
-LossOutput: TypeAlias = Tensor | tuple[Tensor, Tensor, Tensor]
+LossOutput: TypeAlias = Tensor | tuple[Any, ...]
 
 
 class RankingLoss(PublishedNames, nn.Module):
-    """What `SmoothAPLoss` and `RecallAtQuantileLoss` share: pooling, queue, reduction, gather."""
+    """What the ranking losses share: pooling, queue, reduction, gather."""
 
     def __init__(
         self,
@@ -40,6 +42,8 @@ class RankingLoss(PublishedNames, nn.Module):
         update_queue_in_eval: bool,
         gather_distributed: bool | None,
         max_pool_size: int | None,
+        group_shape: tuple[int, int] | None,
+        temperature_unit: str = "score",
     ) -> None:
         super().__init__()
         check_int("num_classes", num_classes, 1)
@@ -47,6 +51,7 @@ class RankingLoss(PublishedNames, nn.Module):
         check_choice("reduction", reduction, REDUCTIONS)
         if max_pool_size is not None:
             check_int("max_pool_size", max_pool_size, 1)
+        _step.check_options(Options(False, group_shape, temperature_unit))
         self.num_classes = num_classes
         self.queue_size = queue_size
         self.reduction = reduction
@@ -54,6 +59,8 @@ class RankingLoss(PublishedNames, nn.Module):
         self.update_queue_in_eval = update_queue_in_eval
         self.gather_distributed = gather_distributed
         self.max_pool_size = max_pool_size
+        self.group_shape = group_shape
+        self.temperature_unit = temperature_unit
         self._tau: Tensor
         self.register_buffer("_tau", torch.zeros((), dtype=torch.float64), persistent=False)
         self.temperature = temperature
@@ -61,6 +68,7 @@ class RankingLoss(PublishedNames, nn.Module):
         self._gather_resolved: bool | None = None
         self._subsample_warned = False
         self._zero_weight_warned = False
+        self._want_diag = False  # a published name: whether the last call asked for diagnostics
         if max_pool_size is not None:
             self._draws: Tensor
             self.register_buffer("_draws", torch.zeros((), dtype=torch.int64))
@@ -88,22 +96,30 @@ class RankingLoss(PublishedNames, nn.Module):
         targets: Tensor,
         iid_mask: Tensor | bool | None = None,
         return_per_class: bool = False,
+        return_diagnostics: bool = False,
         *,
         sample_weight: Tensor | None = None,
+        groups: Tensor | None = None,
     ) -> LossOutput:
         """Loss of the batch against itself and the queue; in training, the batch is then stored.
 
         Args:
             logits: [N, C] floating.
             targets: [N] or [N, 1] class ids; with C > 1 also [N, C] labels, bool or 0/1 floats.
-            iid_mask: [N] bool or None, stored with the rows; these losses do not read it. A bool
-                here means return_per_class, as it did in proxy-losses 0.1.1.
+            iid_mask: [N] bool or None for all, stored with the rows; the rows that may set the
+                band of `PAUCAtBudgetLoss`, not read by the other losses. A bool here means
+                return_per_class, as it did in proxy-losses 0.1.1.
             return_per_class: also return the losses of the classes and which of them count.
+            return_diagnostics: also return a dict of [C] tensors, see the class; they leave the
+                loss as it is.
             sample_weight: [N] floating >= 0, finite, or None for 1; weighs the mean over
                 positives.
+            groups: [N] integer query ids or None; each query is ranked by itself, see
+                `smooth_ap_loss`.
 
         Returns:
-            loss, or (loss, per_class [C] with NaN where invalid, valid [C] bool).
+            loss, or a tuple of it and, as asked for, per_class [C] with NaN where invalid and
+            valid [C] bool, and the diagnostics.
 
         Raises:
             TypeError, ValueError: wrong dtypes, shapes or values; nothing is stored then.
@@ -114,39 +130,39 @@ class RankingLoss(PublishedNames, nn.Module):
             sample_weight = sample_weight.float()
         targets = self._as_targets(targets)
         check_batch(logits, targets, self.num_classes)
-        self._check_rows(logits, targets, iid_mask, sample_weight)
-        if self._gathers():
-            logits = all_gather_with_grad(logits)
-            targets = all_gather_no_grad(targets)
-            iid_mask = None if iid_mask is None else all_gather_no_grad(iid_mask)
-            if sample_weight is not None:
-                sample_weight = all_gather_no_grad(sample_weight)
+        local = Batch(logits, targets, sample_weight, iid_mask, groups)
+        self._check_rows(local)
         store = self.training or self.update_queue_in_eval
+        self._want_diag = return_diagnostics
+        options = Options(return_diagnostics, self.group_shape, self.temperature_unit)
         losses, queue = _step.step(
-            self._capped_classes,
-            logits,
-            targets,
+            lambda pool: self._capped_classes(pool, options),
+            _gathered(local) if self._gathers() else local,
             self._queue.state if self._queue is not None else None,
             ignore_index=self.ignore_index,
-            sample_weight=sample_weight,
-            iid_mask=iid_mask,
             store=store,
         )
         if self._queue is not None and store:
             assert queue is not None
             self._queue.store(queue)
-        loss = _step.reduce_classes(losses, self.reduction)
-        return (loss, losses.per_class, losses.counts) if return_per_class else loss
+        out = [_step.reduce_classes(losses, self.reduction)]
+        if return_per_class:
+            out += [losses.per_class, losses.counts]
+        if return_diagnostics:
+            valid = valid_rows(targets, self.ignore_index)
+            live = (positives(targets, self.num_classes) & valid).sum(-1)
+            return (*out, {**losses.stats, "grad_pos_count": live})
+        return tuple(out) if return_per_class else out[0]
 
-    def _classes(self, pool: Pool) -> ClassLosses:
+    def _classes(self, pool: Pool, options: Options) -> ClassLosses:
         raise NotImplementedError
 
-    def _capped_classes(self, pool: Pool) -> ClassLosses:
+    def _capped_classes(self, pool: Pool, options: Options) -> ClassLosses:
         cap = self.max_pool_size
         if cap is not None and pool.valid_mask.numel() > cap:
             rows = int(pool.valid_mask.sum())
             if rows <= cap:
-                return self._classes(pool)
+                return self._classes(pool, options)
             if not self._subsample_warned:
                 self._subsample_warned = True
                 warn_user(
@@ -154,9 +170,9 @@ class RankingLoss(PublishedNames, nn.Module):
                     f"{cap} and is subsampled; the soft ranks here need no such cap"
                 )
             # A counter instead of a generator: equal on every rank, and resumed with the state.
-            pool = _step.subsample_pool(pool, cap, seed=int(self._draws))
+            pool = subsample_pool(pool, cap, seed=int(self._draws))
             self._draws += 1
-        return self._classes(pool)
+        return self._classes(pool, options)
 
     def _as_targets(self, targets: Tensor) -> Tensor:
         """[N, 1] to [N]; float class ids, as BCE takes them, to int64; 0/1 float labels to bool."""
@@ -170,24 +186,19 @@ class RankingLoss(PublishedNames, nn.Module):
             return targets > 0.5
         return targets
 
-    def _check_rows(
-        self,
-        logits: Tensor,
-        targets: Tensor,
-        iid_mask: Tensor | None,
-        sample_weight: Tensor | None,
-    ) -> None:
-        n = logits.shape[0]
-        check_rows("iid_mask", iid_mask, n)
-        if iid_mask is not None:
-            check_bool("iid_mask", iid_mask)
-        check_rows("sample_weight", sample_weight, n)
+    def _check_rows(self, batch: Batch) -> None:
+        n = batch.logits.shape[0]
+        check_rows("iid_mask", batch.iid_mask, n)
+        if batch.iid_mask is not None:
+            check_bool("iid_mask", batch.iid_mask)
+        check_rows("sample_weight", batch.sample_weight, n)
+        check_groups(batch.groups, n)
         if torch.compiler.is_compiling():
             return
         if self.num_classes == 1:
-            self._warn_binary(targets)
-        if sample_weight is not None and n:
-            self._check_weight(sample_weight)
+            self._warn_binary(batch.targets)
+        if batch.sample_weight is not None and n:
+            self._check_weight(batch.sample_weight)
 
     def _check_weight(self, sample_weight: Tensor) -> None:
         if not sample_weight.isfinite().all():
@@ -238,3 +249,9 @@ class RankingLoss(PublishedNames, nn.Module):
         for key in [k for k in state_dict if k.startswith(prefix + "_q_")]:
             state_dict[prefix + "_queue." + key[len(prefix) :]] = state_dict.pop(key)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _gathered(batch: Batch) -> Batch:
+    """The rows of all processes."""
+    rest = (None if x is None else all_gather_no_grad(x) for x in batch[1:])
+    return Batch(all_gather_with_grad(batch.logits), *rest)  # type: ignore[arg-type]

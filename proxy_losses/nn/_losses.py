@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from .. import _step
-from .._checks import INTERPOLATIONS, check_choice, check_quantile
-from .._step import ClassLosses, Pool
+from .._checks import INTERPOLATIONS, check_choice, check_quantile, warn_user
+from .._pauc import Band, check_band_options
+from .._pool import Batch, Pool
+from .._step import ClassLosses, Options
 from ._base import RankingLoss
 
 
@@ -25,6 +26,14 @@ class SmoothAPLoss(RankingLoss):
             True when there are several, False never.
         max_pool_size: rank a subsample of at most this many rows, with a quota for rare classes.
             Kept for compatibility and for eager code alone: ranks need no cap here.
+        temperature_unit: "score" for a temperature in units of the logits, as published; "spread"
+            to multiply it by the detached spread of the pool (`score_spread`), class by class, so
+            that it keeps its meaning as the logits grow.
+        group_shape: (queries, longest query), bounds that compiled code needs for `groups`.
+
+    Diagnostics (return_diagnostics), [C] each: saturation, the share of positives whose rank has
+    numerically no gradient (`smooth_ap_saturation`); tau_eff, the temperature in units of the
+    logits; pos_count, the positives ranked; grad_pos_count, those of them in this batch.
 
     Raises:
         ValueError, TypeError: an argument out of range.
@@ -47,14 +56,18 @@ class SmoothAPLoss(RankingLoss):
         update_queue_in_eval: bool = False,
         gather_distributed: bool | None = None,
         max_pool_size: int | None = None,
+        *,
+        temperature_unit: str = "score",
+        group_shape: tuple[int, int] | None = None,
     ) -> None:
         super().__init__(
             num_classes, queue_size, temperature, reduction, ignore_index,
-            update_queue_in_eval, gather_distributed, max_pool_size,
+            update_queue_in_eval, gather_distributed, max_pool_size, group_shape,
+            temperature_unit,
         )  # fmt: skip
 
-    def _classes(self, pool: Pool) -> ClassLosses:
-        return _step.smooth_ap_classes(pool, self._tau)
+    def _classes(self, pool: Pool, options: Options) -> ClassLosses:
+        return _step.smooth_ap_classes(pool, self._tau, options)
 
 
 class RecallAtQuantileLoss(RankingLoss):
@@ -72,6 +85,10 @@ class RecallAtQuantileLoss(RankingLoss):
         gather_distributed: as in `SmoothAPLoss`.
         quantile_interpolation: as `interpolation` of `torch.quantile`.
         max_pool_size: as in `SmoothAPLoss`.
+        temperature_unit: as in `SmoothAPLoss`.
+        group_shape: as in `SmoothAPLoss`.
+
+    Diagnostics as in `SmoothAPLoss`, with `recall_saturation`.
 
     Raises:
         ValueError, TypeError: an argument out of range, or, in forward, a class id outside
@@ -96,29 +113,29 @@ class RecallAtQuantileLoss(RankingLoss):
         gather_distributed: bool | None = None,
         quantile_interpolation: str = "higher",
         max_pool_size: int | None = None,
+        *,
+        temperature_unit: str = "score",
+        group_shape: tuple[int, int] | None = None,
     ) -> None:
         check_choice("quantile_interpolation", quantile_interpolation, INTERPOLATIONS)
         check_quantile(quantile, quantile_interpolation)
         super().__init__(
             num_classes, queue_size, temperature, reduction, ignore_index,
-            update_queue_in_eval, gather_distributed, max_pool_size,
+            update_queue_in_eval, gather_distributed, max_pool_size, group_shape,
+            temperature_unit,
         )  # fmt: skip
         self.quantile = quantile
         self.quantile_interpolation = quantile_interpolation
 
-    def _classes(self, pool: Pool) -> ClassLosses:
+    def _classes(self, pool: Pool, options: Options) -> ClassLosses:
         return _step.recall_classes(
-            pool, self._tau, quantile=self.quantile, interpolation=self.quantile_interpolation
-        )
+            pool, self._tau, options,
+            quantile=self.quantile, interpolation=self.quantile_interpolation,
+        )  # fmt: skip
 
-    def _check_rows(
-        self,
-        logits: Tensor,
-        targets: Tensor,
-        iid_mask: Tensor | None,
-        sample_weight: Tensor | None,
-    ) -> None:
-        super()._check_rows(logits, targets, iid_mask, sample_weight)
+    def _check_rows(self, batch: Batch) -> None:
+        super()._check_rows(batch)
+        targets = batch.targets
         if self.num_classes == 1 or targets.dim() == 2 or torch.compiler.is_compiling():
             return
         stray = ((targets < 0) | (targets >= self.num_classes)) & (targets != self.ignore_index)
@@ -127,3 +144,103 @@ class RecallAtQuantileLoss(RankingLoss):
                 f"targets contain class ids outside [0, {self.num_classes}) and other than "
                 f"ignore_index={self.ignore_index}: {targets[stray][:5].tolist()}"
             )
+
+
+class PAUCAtBudgetLoss(RankingLoss):
+    r"""1 - partial AUC over a band of false-positive rates, over the batch and a memory queue.
+
+    Every class has its own band and temperature, read off its iid negatives; see `partial_auc`.
+
+    Args:
+        num_classes: C; 1 for binary, with targets in {0, 1}.
+        alpha: lower false-positive rate, 0 <= alpha < beta.
+        beta: upper false-positive rate, the budget, at most 1; 0.005 is 0.5 % of the negatives.
+            The pool should hold well over 1 / beta of them.
+        surrogate: "trapezoid" (gradient to positives) or "pairwise" (and to the band's negatives).
+        n_knots: false-positive rates of the trapezoid, >= 2.
+        tau_scale: the spread that temperature multiplies, "iqr" or "band".
+        pos_numerator: "pool" for all positives, "live" for those of the batch alone.
+        budget_basis: "fpr" for a band of the iid negatives, "population" of all iid rows.
+        queue_size: past rows kept, 0 for none.
+        temperature: in units of that spread, > 0.
+        reduction: "mean" or "sum" over the classes that count, or "none".
+        ignore_index: class id of rows that do not count.
+        update_queue_in_eval: store rows in eval mode too.
+        gather_distributed: as in `SmoothAPLoss`.
+        quantile_interpolation: as `interpolation` of `torch.quantile`.
+        max_pool_size: as in `SmoothAPLoss`.
+        group_shape: as in `SmoothAPLoss`.
+
+    Diagnostics (return_diagnostics), [C] each: t_alpha and t_beta, the ends of the band; tau_eff,
+    the temperature in units of the logits; band_neg_count, the iid negatives in it; pauc_var, the
+    unweighted variance of the positives' share of the value; grad_pos_count, the positives of this
+    batch. NaN or 0 for a class that does not count.
+
+    Warns:
+        UserWarning: once, when a class is left out because its reference scores have no
+            dispersion to set a temperature by.
+
+    Raises:
+        ValueError, TypeError: an argument out of range.
+
+    Example:
+        >>> loss_fn = PAUCAtBudgetLoss(num_classes=1, beta=0.1, queue_size=0)
+        >>> logits = torch.cat([torch.tensor([500.0]), torch.arange(100.0)])[:, None]
+        >>> loss_fn(logits, (logits[:, 0] > 400).long()).item()
+        0.0
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        alpha: float = 0.0,
+        beta: float = 0.005,
+        surrogate: str = "trapezoid",
+        n_knots: int = 2,
+        tau_scale: str = "iqr",
+        pos_numerator: str = "pool",
+        budget_basis: str = "fpr",
+        queue_size: int = 1024,
+        temperature: float = 0.1,
+        reduction: str = "mean",
+        ignore_index: int = -100,
+        update_queue_in_eval: bool = False,
+        gather_distributed: bool | None = None,
+        quantile_interpolation: str = "higher",
+        max_pool_size: int | None = None,
+        *,
+        group_shape: tuple[int, int] | None = None,
+    ) -> None:
+        check_choice("quantile_interpolation", quantile_interpolation, INTERPOLATIONS)
+        self._band = Band(
+            alpha, beta, surrogate, n_knots, tau_scale, pos_numerator, budget_basis,
+            quantile_interpolation,
+        )  # fmt: skip
+        check_band_options(self._band)
+        super().__init__(
+            num_classes, queue_size, temperature, reduction, ignore_index,
+            update_queue_in_eval, gather_distributed, max_pool_size, group_shape,
+        )  # fmt: skip
+        self.alpha = float(alpha)
+        self.beta = float(beta)
+        self.surrogate = surrogate
+        self.n_knots = n_knots
+        self.tau_scale = tau_scale
+        self.pos_numerator = pos_numerator
+        self.budget_basis = budget_basis
+        self.quantile_interpolation = quantile_interpolation
+        self._degenerate_warned = False
+
+    def _classes(self, pool: Pool, options: Options) -> ClassLosses:
+        losses = _step.partial_auc_classes(pool, self._tau, options, band=self._band)
+        if self._degenerate_warned or torch.compiler.is_compiling():
+            return losses
+        assert losses.degenerate is not None
+        if losses.degenerate.any():
+            self._degenerate_warned = True
+            warn_user(
+                f"{type(self).__name__}: the reference scores of at least one class have no "
+                "dispersion (all equal, or too few for this band), so no temperature can be set; "
+                "the class is left out. A longer queue or a wider band helps."
+            )
+        return losses

@@ -43,7 +43,7 @@ class PublishedNames:
 
     def _enqueue(self, logits: Tensor, targets: Tensor) -> None:
         if self._queue is not None:
-            self._queue.store(q.enqueue(self._queue.state, logits, targets))
+            self._queue.enqueue(logits, targets)
 
     def _merge_with_queue(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         if self._queue is None:

@@ -19,6 +19,7 @@ _BUFFERS = {
     "iid_mask": "_q_iid",
     "enqueued": "_q_enqueued",
     "ignore_index": "_q_ignore_index",
+    "groups": "_q_groups",
 }
 
 
@@ -36,6 +37,7 @@ class MemoryQueue(nn.Module):
     """Remembers a `QueueState` between calls and in checkpoints."""
 
     _q_targets: Tensor
+    _q_groups: Tensor
 
     def __init__(self, capacity: int, num_classes: int, ignore_index: int) -> None:
         super().__init__()
@@ -56,8 +58,20 @@ class MemoryQueue(nn.Module):
             new, old = getattr(state, field), getattr(self, buffer)
             if new.shape == old.shape:
                 old.copy_(new)  # in place: compiled steps and CUDA graphs keep the address
-            else:  # the first multi-label batch
+            else:  # the first multi-label batch, or the first with groups
                 setattr(self, buffer, new.clone())
+
+    def enqueue(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        is_iid: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> None:
+        """Store rows by hand, as `enqueue` does."""
+        self.store(
+            q.enqueue(self.state, logits, targets, sample_weight=sample_weight, iid_mask=is_iid)
+        )
 
     def reset(self) -> None:
         """Empty the queue."""
@@ -78,6 +92,9 @@ class MemoryQueue(nn.Module):
             state_dict[prefix + "_q_enqueued"] = ptr.reshape(()) + state.logits.shape[0]
             state_dict.setdefault(prefix + "_q_weight", torch.ones_like(state.sample_weight))
             state_dict.setdefault(prefix + "_q_iid", torch.ones_like(state.iid_mask))
+        groups = state_dict.setdefault(prefix + "_q_groups", q.reset_queue(state).groups)
+        if groups.numel() != state.groups.numel() and 0 in (groups.numel(), state.groups.numel()):
+            self._q_groups = torch.zeros_like(groups, device=state.groups.device)
         targets = state_dict.get(prefix + "_q_targets")
         if targets is not None and is_labels(targets) != is_labels(state.targets):
             self._q_targets = q.init_queue(

@@ -192,7 +192,13 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
         self._set_temperature()
 
     def forward(
-        self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None, **kwargs: Any
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        *,
+        sample_weight: Tensor | None = None,
+        groups: Tensor | None = None,
+        **kwargs: Any,
     ) -> Any:
         """Loss of the current phase.
 
@@ -200,6 +206,7 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
             logits: what the two losses take.
             targets: what the two losses take.
             sample_weight: goes to main_loss, and to warmup_loss if it declares the argument.
+            groups: query ids; go to main_loss, in the blend too.
             **kwargs: go to main_loss, and only when it is the whole loss (main_weight 1).
 
         Returns:
@@ -209,14 +216,15 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
         if weight > 0:
             self._warn_undriven()
         weights = {} if sample_weight is None else {"sample_weight": sample_weight}
+        extras = weights if groups is None else {**weights, "groups": groups}
         if weight >= 1.0:
-            return self.main_loss(logits, targets, **weights, **kwargs)
+            return self.main_loss(logits, targets, **extras, **kwargs)
         warm = _first(
             self.warmup_loss(logits, targets, **(weights if self._weight_to_warmup else {}))
         )
         if weight == 0.0:
             return warm
-        main = _first(self.main_loss(logits, targets, **weights))
+        main = _first(self.main_loss(logits, targets, **extras))
         w: Tensor | float = weight
         if isinstance(main, Tensor):  # a tensor does not recompile when it changes
             w = self._blend_weight.to(device=main.device, dtype=main.dtype)

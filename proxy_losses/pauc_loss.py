@@ -1,0 +1,5 @@
+"""Import path of imbalanced-losses for `PAUCAtBudgetLoss`."""
+
+from .nn import PAUCAtBudgetLoss
+
+__all__ = ["PAUCAtBudgetLoss"]
