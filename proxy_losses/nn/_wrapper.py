@@ -197,6 +197,7 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
         targets: Tensor,
         *,
         sample_weight: Tensor | None = None,
+        iid_mask: Tensor | None = None,
         groups: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -206,7 +207,8 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
             logits: what the two losses take.
             targets: what the two losses take.
             sample_weight: goes to main_loss, and to warmup_loss if it declares the argument.
-            groups: query ids; go to main_loss, in the blend too.
+            iid_mask: goes to main_loss, in the blend too.
+            groups: goes to main_loss, in the blend too.
             **kwargs: go to main_loss, and only when it is the whole loss (main_weight 1).
 
         Returns:
@@ -216,7 +218,8 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
         if weight > 0:
             self._warn_undriven()
         weights = {} if sample_weight is None else {"sample_weight": sample_weight}
-        extras = weights if groups is None else {**weights, "groups": groups}
+        rows = {"iid_mask": iid_mask, "groups": groups}
+        extras = {**weights, **{name: x for name, x in rows.items() if x is not None}}
         if weight >= 1.0:
             return self.main_loss(logits, targets, **extras, **kwargs)
         warm = _first(
