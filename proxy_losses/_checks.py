@@ -37,6 +37,14 @@ def check_bool(name: str, x: object) -> None:
         _fail_type(name, "a bool tensor", x)
 
 
+def common_shape(first: torch.Size, *others: torch.Size) -> torch.Size:
+    """`torch.broadcast_shapes`, which takes 0.1 ms, unless all are equal."""
+    if all(other == first for other in others):
+        return first
+    shape: torch.Size = torch.broadcast_shapes(first, *others)
+    return shape
+
+
 def check_same_list(name: str, x: Tensor, scores: Tensor) -> None:
     """Raise `ValueError` unless x has scores' last axis and leading axes that broadcast with it."""
     if x.shape == scores.shape:

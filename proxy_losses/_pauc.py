@@ -19,9 +19,11 @@ from ._checks import (
     check_lists,
     check_rtol,
     check_tau,
+    common_shape,
 )
 from ._ranks import sigmoid_sums
 
+ONE_SORT = 1 << 13  # rows up to which one sort beats three selections
 MIN_SCALE = 1e-12  # spread of the reference scores below which no temperature can be set
 
 
@@ -186,24 +188,35 @@ class _Reference(NamedTuple):
     scale: Tensor  # [...]
 
 
-def _levels(band: Band, scores: Tensor) -> Tensor:
+def _levels(band: Band, like: Tensor) -> Tensor:
     """[K] quantile levels 1 - f_k; the ends as Python rounds them, not as linspace does."""
-    ends = torch.tensor([1.0 - band.alpha, 1.0 - band.beta], dtype=scores.dtype)
+    ends = torch.tensor([1.0 - band.alpha, 1.0 - band.beta], dtype=like.dtype)
     if band.surrogate == "trapezoid" and band.n_knots > 2:
-        knots = 1.0 - torch.linspace(band.alpha, band.beta, band.n_knots, dtype=scores.dtype)
+        knots = 1.0 - torch.linspace(band.alpha, band.beta, band.n_knots, dtype=like.dtype)
         ends = torch.cat([ends[:1], knots[1:-1], ends[1:]])
-    return ends.to(scores.device)
+    return ends
 
 
 def _reference(scores: Tensor, mask: Tensor, band: Band) -> _Reference:
     def quantiles(levels: Tensor, reach: tuple[float, float]) -> Tensor:
+        levels = levels.to(scores.device)
         return num.masked_quantiles(scores, levels, reach, band.interpolation, mask)
 
-    knots = quantiles(_levels(band, scores), (1.0 - band.beta, 1.0 - band.alpha))
+    levels, reach = _levels(band, scores), (1.0 - band.beta, 1.0 - band.alpha)
     if band.tau_scale == "band":
+        knots = quantiles(levels, reach)
         return _Reference(knots, knots[..., 0] - knots[..., -1])
-    quartiles = [num.masked_quantile(scores, q, band.interpolation, mask) for q in (0.75, 0.25)]
-    return _Reference(knots, quartiles[0] - quartiles[1])
+    quartiles = torch.tensor([0.75, 0.25], dtype=scores.dtype)
+    if scores.shape[-1] <= ONE_SORT:
+        every = quantiles(
+            torch.cat([levels, quartiles]), (min(reach[0], 0.25), max(reach[1], 0.75))
+        )
+        knots, upper, lower = every[..., :-2], every[..., -2], every[..., -1]
+    else:
+        knots = quantiles(levels, reach)
+        upper = quantiles(quartiles[:1], (0.75, 0.75))[..., 0]
+        lower = quantiles(quartiles[1:], (0.25, 0.25))[..., 0]
+    return _Reference(knots, upper - lower)
 
 
 @num.full_precision
@@ -224,33 +237,36 @@ def partial_auc_and_stats(
     check_rtol(rtol)
     check_lists(scores, pos_mask, valid_mask, sample_weight, iid_mask=iid_mask, live_mask=live_mask)
     masks = [m for m in (pos_mask, valid_mask, sample_weight, iid_mask, live_mask) if m is not None]
-    shape = torch.broadcast_shapes(scores.shape, *(m.shape for m in masks))
+    shape = common_shape(scores.shape, *(m.shape for m in masks))
     check_tau(tau, shape[:-1])
     if isinstance(tau, Tensor):
         tau = tau.to(scores.device, scores.dtype)
     scores = num.clean(scores, valid_mask).expand(shape)
     sound = num.poison(scores)
-    valid = torch.ones_like(pos_mask) if valid_mask is None else valid_mask
-    pos = (pos_mask & valid).expand(shape)
-    negative = (~pos_mask & valid).expand(shape)
-    iid = valid if iid_mask is None else valid & iid_mask
-    iid_negative = negative & iid
-    reference = _reference(
-        scores, iid.expand(shape) if band.budget_basis == "population" else iid_negative, band
-    )
+    pos, negative = pos_mask, ~pos_mask
+    if valid_mask is not None:
+        pos, negative = pos & valid_mask, negative & valid_mask
+    iid_negative = negative if iid_mask is None else negative & iid_mask
+    among = iid_negative
+    if band.budget_basis == "population":
+        among = iid_negative | (pos if iid_mask is None else pos & iid_mask)
+    reference = _reference(scores, among.expand(shape), band)
     if band.pos_numerator == "live" and live_mask is not None:
         pos = pos & live_mask
     weight = num.positive_weight(pos, sample_weight, scores.dtype)
     usable = (weight.sum(-1) > 0) & iid_negative.any(-1)
     # A NaN fails every comparison: such a list counts, and is NaN.
     degenerate = usable & (reference.scale <= MIN_SCALE)
-    temperature = tau * reference.scale.clamp(min=MIN_SCALE)
-    inside = (scores >= reference.knots[..., -1:]) & (scores <= reference.knots[..., :1])
     counts = usable & ~degenerate
+    temperature = tau * reference.scale.clamp(min=MIN_SCALE)
+
+    def inside() -> Tensor:
+        return (scores >= reference.knots[..., -1:]) & (scores <= reference.knots[..., :1])
+
     if band.surrogate == "trapezoid":
         each = _above_knots(scores, reference.knots, temperature)
     else:
-        in_band = negative & inside
+        in_band = negative & inside()
         each = _above_band(scores, pos, in_band, temperature, rtol)
         counts = counts & (in_band.any(-1) | sound.isnan())
     value = torch.where(counts, num.weighted_mean(each, weight) * sound, 0.0)
@@ -260,26 +276,21 @@ def partial_auc_and_stats(
     each = each.detach()
     plain = pos.to(each.dtype)
     spread = num.weighted_mean((each - num.weighted_mean(each, plain)[..., None]).square(), plain)
-    found = {
-        "t_alpha": reference.knots[..., 0],
-        "t_beta": reference.knots[..., -1],
-        "tau_eff": temperature.detach(),
-        "pauc_var": spread,
-    }
-    found = {k: torch.where(counts, v, torch.nan) for k, v in found.items()}
-    found["band_neg_count"] = torch.where(counts, (iid_negative & inside).sum(-1), 0)
+    found = {"t_alpha": reference.knots[..., 0], "t_beta": reference.knots[..., -1]}
+    found |= {"tau_eff": temperature.detach(), "pauc_var": spread}
+    found = {name: torch.where(counts, x, torch.nan) for name, x in found.items()}
+    found["band_neg_count"] = torch.where(counts, (iid_negative & inside()).sum(-1), 0)
     return out._replace(stats=found)
 
 
 def _above_knots(scores: Tensor, knots: Tensor, temperature: Tensor) -> Tensor:
     """[..., M]: trapezoid mean over the knots of the soft step above each."""
+    above = torch.sigmoid((scores[..., None, :] - knots[..., None]) / temperature[..., None, None])
     count = knots.shape[-1]
-    total = torch.zeros_like(scores)
-    for k in range(count):
-        share = (0.5 if k in (0, count - 1) else 1.0) / (count - 1)
-        z = (scores - knots[..., k, None]) / temperature[..., None]
-        total = total + share * torch.sigmoid(z)
-    return total
+    if count == 2:
+        return above.mean(-2)
+    ends = 0.5 * (above[..., 0, :] + above[..., -1, :])
+    return (ends + above[..., 1:-1, :].sum(-2)) / (count - 1)
 
 
 def _above_band(

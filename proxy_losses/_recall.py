@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _numerics as num
-from ._checks import check_lists, check_quantile, check_tau
+from ._checks import check_lists, check_quantile, check_tau, common_shape
 
 
 def recall_counts(
@@ -119,7 +119,7 @@ def _above(
 ) -> Tensor:
     """[..., M]: the soft step of every row above the threshold of its list."""
     check_quantile(quantile, interpolation)
-    lists = torch.broadcast_shapes(
+    lists = common_shape(
         scores.shape, pos_mask.shape, scores.shape if valid_mask is None else valid_mask.shape
     )[:-1]
     check_tau(tau, lists)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._checks import check_bool, check_choice, check_floating, check_rtol, check_tau
+from .._checks import check_bool, check_choice, check_floating, check_rtol, check_tau, common_shape
 from . import fused, op
 
 __all__ = [
@@ -88,7 +88,7 @@ def sigmoid_sums(
             f"scores, weights and at must share their last axis, got {list(scores.shape)}, "
             f"{list(weights.shape)} and {list(at.shape)}"
         )
-    lists = torch.broadcast_shapes(scores.shape[:-1], weights.shape[:-2], at.shape[:-1])
+    lists = common_shape(scores.shape[:-1], weights.shape[:-2], at.shape[:-1])
     check_tau(tau, lists)
     groups = weights.shape[-2]
     n = lists.numel()
@@ -201,8 +201,8 @@ def mean_precision(
     """
     shape = scores.shape
     for x in (pos_mask, weight, valid_mask):
-        if x is not None and x.shape != shape:
-            shape = torch.broadcast_shapes(shape, x.shape)
+        if x is not None:
+            shape = common_shape(shape, x.shape)
     lists = shape[:-1]
     check_tau(tau, lists)
 

@@ -6,7 +6,6 @@ a mean of R+ / R is known as soon as the ranks are, so one visit to the data giv
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from .._numerics import clean
 from . import average
-from .op import LIBRARY, fold
+from .op import LIBRARY, fold, store_signature
 
 LIBRARY.define(
     "mean_precision(Tensor scores, Tensor pos, Tensor? valid, Tensor? weight, Tensor tau,"
@@ -213,10 +212,5 @@ def mean_precision(
     return _apply_in_graph(scores, pos, valid, weight, tau, grad, rtol, method)
 
 
-def _store_signature(function: Callable[..., Any]) -> None:
-    """Autograd binds the arguments of forward at every call; a stored signature halves that."""
-    function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
-
-
-_store_signature(_MeanPrecision.forward)
-_store_signature(_MeanPrecisionBackward.forward)
+store_signature(_MeanPrecision.forward)
+store_signature(_MeanPrecisionBackward.forward)

@@ -7,13 +7,14 @@ function (without it, 2.13 silently differentiates the forward instead).
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import dense, grid
+from . import compact, dense, grid
 from .plan import Work, plan
 
 SURELY_DENSE = 100_000  # pairs that cost less than the grid's first operation
@@ -41,14 +42,35 @@ def pair_sums(
     broken = broken_lists(scores)
     if broken is not None:
         scores = torch.where(broken[:, None], 0.0, scores)
-    if choose(scores, weights, at, tau, value + slope, rtol, method) == "grid":
-        pair = grid.pair_sums(scores, weights, at, tau, rtol=rtol, value=value, slope=slope)
-        sums = [s for s in pair if s is not None]
+    rows = None
+    if method == "auto" and scores.numel() * scores.shape[1] > SURELY_DENSE:
+        rows = compact.busy_rows(weights, at)
+    if rows is not None:
+        few = [compact.take(x, rows) for x in (scores, weights, at)]
+        parts = _sums(few[0], few[1], few[2], tau, value, slope, rtol, method)
+        sums = [compact.put(x, rows, scores.shape[1]) for x in parts]
     else:
-        sums = dense.pair_sums(scores, weights, at, tau, value=value, slope=slope)
+        sums = _sums(scores, weights, at, tau, value, slope, rtol, method)
     if broken is None:
         return sums
     return [s.masked_fill_(broken[:, None, None] & at, torch.nan) for s in sums]
+
+
+def _sums(
+    scores: Tensor,
+    weights: Tensor,
+    at: Tensor,
+    tau: Tensor,
+    value: bool,
+    slope: bool,
+    rtol: float,
+    method: str,
+) -> list[Tensor]:
+    """By the cheaper method."""
+    if choose(scores, weights, at, tau, value + slope, rtol, method) == "grid":
+        pair = grid.pair_sums(scores, weights, at, tau, rtol=rtol, value=value, slope=slope)
+        return [s for s in pair if s is not None]
+    return dense.pair_sums(scores, weights, at, tau, value=value, slope=slope)
 
 
 def choose(
@@ -226,6 +248,15 @@ def _plain_backward(
     pull, slope = grad @ d, weights @ d.mT
     g_scores = (weights * pull - grad * slope).sum(-2) / tau.to(scores.dtype)[:, None]
     return g_scores, grad @ k
+
+
+def store_signature(function: Callable[..., Any]) -> None:
+    """Autograd binds the arguments of forward at every call; a stored signature halves that."""
+    function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+
+
+store_signature(_SigmoidSums.forward)
+store_signature(_SigmoidSumsBackward.forward)
 
 
 def _apply(*args: Any) -> Tensor:
