@@ -12,7 +12,7 @@ from . import _numerics as num
 from ._checks import REDUCTIONS, TEMPERATURE_UNITS, check_choice, check_list_shape
 from ._groups import every_list
 from ._pauc import Band, partial_auc_and_stats
-from ._pool import Batch, Pool, make_pool, take_rows
+from ._pool import Batch, Pool, make_pool, take_rows, valid_rows
 from ._queue import QueueState, enqueue
 from ._recall import recall_and_counts, recall_saturation
 from ._smooth_ap import smooth_ap_and_counts, smooth_ap_saturation
@@ -215,12 +215,21 @@ def step(
     ignore_index: int,
     store: bool = True,
 ) -> tuple[ClassLosses, QueueState | None]:
-    """Losses of the pool, then the queue with the live rows stored."""
+    """Losses of the pool, then the queue with the live rows stored.
+
+    A batch with a non-finite number in a row that counts is not stored: its loss is NaN, and the
+    next one does not hear of it.
+    """
     losses = classes(make_pool(batch, queue, ignore_index=ignore_index))
     if queue is None or not store:
         return losses, queue
+    # In the dtype it is stored in: a number may be too large for that.
+    sound = batch.logits.detach().to(queue.logits.dtype).isfinite().all(-1)
+    if batch.sample_weight is not None:
+        sound = sound & batch.sample_weight.isfinite()
+    sound = (sound | ~valid_rows(batch.targets, ignore_index)).all()
     new_queue = enqueue(
         queue, batch.logits, batch.targets, sample_weight=batch.sample_weight,
-        iid_mask=batch.iid_mask, groups=batch.groups, where=losses.some_valid,
+        iid_mask=batch.iid_mask, groups=batch.groups, where=losses.some_valid & sound,
     )  # fmt: skip
     return losses, new_queue

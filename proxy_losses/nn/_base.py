@@ -132,12 +132,15 @@ class RankingLoss(PublishedNames, nn.Module):
         check_batch(logits, targets, self.num_classes)
         local = Batch(logits, targets, sample_weight, iid_mask, groups)
         self._check_rows(local)
+        batch = _gathered(local) if self._gathers() else local
+        if not torch.compiler.is_compiling():
+            self._check_values(batch)  # on all rows: every process raises, or none
         store = self.training or self.update_queue_in_eval
         self._want_diag = return_diagnostics
         options = Options(return_diagnostics, self.group_shape, self.temperature_unit)
         losses, queue = _step.step(
             lambda pool: self._capped_classes(pool, options),
-            _gathered(local) if self._gathers() else local,
+            batch,
             self._queue.state if self._queue is not None else None,
             ignore_index=self.ignore_index,
             store=store,
@@ -193,11 +196,11 @@ class RankingLoss(PublishedNames, nn.Module):
             check_bool("iid_mask", batch.iid_mask)
         check_rows("sample_weight", batch.sample_weight, n)
         check_groups(batch.groups, n)
-        if torch.compiler.is_compiling():
-            return
+
+    def _check_values(self, batch: Batch) -> None:
         if self.num_classes == 1:
             self._warn_binary(batch.targets)
-        if batch.sample_weight is not None and n:
+        if batch.sample_weight is not None and batch.sample_weight.numel():
             self._check_weight(batch.sample_weight)
 
     def _check_weight(self, sample_weight: Tensor) -> None:

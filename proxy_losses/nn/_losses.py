@@ -133,10 +133,10 @@ class RecallAtQuantileLoss(RankingLoss):
             quantile=self.quantile, interpolation=self.quantile_interpolation,
         )  # fmt: skip
 
-    def _check_rows(self, batch: Batch) -> None:
-        super()._check_rows(batch)
+    def _check_values(self, batch: Batch) -> None:
+        super()._check_values(batch)
         targets = batch.targets
-        if self.num_classes == 1 or targets.dim() == 2 or torch.compiler.is_compiling():
+        if self.num_classes == 1 or targets.dim() == 2:
             return
         stray = ((targets < 0) | (targets >= self.num_classes)) & (targets != self.ignore_index)
         if stray.any():
