@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _numerics as num
-from ._checks import REDUCTIONS, TEMPERATURE_UNITS, check_choice, check_list_shape
+from ._checks import REDUCTIONS, TEMPERATURE_UNITS, check_choice, check_list_shape, check_tau
 from ._groups import every_list
 from ._pauc import Band, partial_auc_and_stats
 from ._pool import Batch, Pool, make_pool, take_rows
@@ -63,10 +63,10 @@ class Lists(NamedTuple):
 Metric = Callable[[Lists], Found]
 
 
-def check_options(options: Options) -> None:
+def check_options(options: Options, *, unit_name: str = "tau_unit") -> None:
     """Raise unless the options are in range."""
     check_list_shape("group_shape", options.group_shape)
-    check_choice("temperature_unit", options.tau_unit, TEMPERATURE_UNITS)
+    check_choice(unit_name, options.tau_unit, TEMPERATURE_UNITS)
 
 
 def reduce_classes(losses: ClassLosses, reduction: str) -> Tensor:
@@ -153,6 +153,7 @@ def _rank_stats(x: Lists, saturation: Tensor, counts: Tensor) -> dict[str, Tenso
 def _every_class(metric: Metric, pool: Pool, tau: float | Tensor, options: Options) -> ClassLosses:
     """The metric of every class; with groups its mean over the queries that count."""
     if options.tau_unit == "spread":
+        check_tau(tau, pool.scores.shape[:-1])
         spread = num.score_spread(pool.scores, pool.valid_mask)
         tau = tau * torch.where(spread.isfinite(), spread, 1.0)  # the metric reports what is not
     if pool.groups is None or not pool.groups.numel():
