@@ -166,7 +166,10 @@ def _every_class(metric: Metric, pool: Pool, tau: float | Tensor, options: Optio
         ]
         found = _mean_over_lists(parts)
         if options.group_shape is not None:  # rows without a place must not pass unnoticed
-            found = found._replace(value=torch.where(lists[0].fits, found.value, torch.nan))
+            fits = lists[0].fits
+            found = found._replace(
+                value=torch.where(fits, found.value, torch.nan), counts=found.counts | ~fits
+            )
     # The value of a class that does not count is 0 with zero gradient: a graph, not a NaN.
     return ClassLosses(
         torch.where(found.counts, 1.0 - found.value, torch.nan),
