@@ -207,7 +207,7 @@ def _mean_over_lists(parts: list[Found]) -> Found:
         else:
             stats[name] = torch.cat(each, -1).sum(-1)
     flags = [p.degenerate for p in parts if p.degenerate is not None]
-    degenerate = torch.cat(flags, -1).any(-1) if flags else None
+    degenerate = torch.cat(flags, -1).any(-1) & (number == 0) if flags else None
     return Found(mean([p.value for p in parts]), number > 0, degenerate, stats)
 
 
