@@ -192,7 +192,9 @@ def check_rows(name: str, x: Tensor | None, n: int) -> None:
 def check_groups(groups: Tensor | None, n: int) -> None:
     """Raise unless groups is None or [N] integer query ids."""
     check_rows("groups", groups, n)
-    if groups is not None and (groups.is_floating_point() or groups.dtype == torch.bool):
+    if groups is not None and (
+        groups.is_floating_point() or groups.is_complex() or groups.dtype == torch.bool
+    ):
         _fail_type("groups", "integer query ids", groups)
 
 

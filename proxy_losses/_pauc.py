@@ -255,8 +255,8 @@ def partial_auc_and_stats(
         pos = pos & live_mask
     weight = num.positive_weight(pos, sample_weight, scores.dtype)
     usable = (weight.sum(-1) > 0) & iid_negative.any(-1)
-    # A NaN fails every comparison: such a list counts, and is NaN.
-    degenerate = usable & (reference.scale <= MIN_SCALE)
+    # A list with a non-finite score counts, and is NaN.
+    degenerate = usable & (reference.scale <= MIN_SCALE) & ~sound.isnan()
     counts = usable & ~degenerate
     temperature = tau * reference.scale.clamp(min=MIN_SCALE)
 

@@ -69,7 +69,7 @@ def make_pool(batch: Batch, queue: QueueState | None, *, ignore_index: int = -10
         sample_weight = torch.cat([sample_weight, queue.sample_weight.to(sample_weight)])
         iid_mask = torch.cat([iid_mask, queue.iid_mask.to(iid_mask)])
         if groups is not None:
-            groups = torch.cat([groups, queue.groups.to(groups)])
+            groups = torch.cat([groups.to(torch.int64), queue.groups.to(groups.device)])
             valid = valid & (groups != NO_GROUP)
         live = torch.arange(valid.numel(), device=valid.device) < n
     return Pool(
