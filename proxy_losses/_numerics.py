@@ -59,6 +59,33 @@ def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
     return (weight * values).sum(-1) / torch.where(total > 0, total, 1.0)
 
 
+def positions(
+    levels: Tensor, count: Tensor, interpolation: str, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Ranks from below between which a quantile lies, as `torch.quantile` rounds them.
+
+    levels and count broadcast; dtype is what ranks are rounded in, see `rank_dtype`. Returns
+    (below, above, mix): the quantile is ``lerp(below, above, mix)``, and mix None says that both
+    are the same rank.
+    """
+    rank = levels.to(dtype) * (count - 1).clamp(min=0).to(dtype)
+    if interpolation == "nearest":
+        below = above = rank.round()
+    else:
+        below, above = rank.floor(), rank.ceil()
+    if interpolation == "lower":
+        above = below
+    elif interpolation == "higher":
+        below = above
+    mix = {"linear": rank - below, "midpoint": torch.full_like(rank, 0.5)}.get(interpolation)
+    return below.to(torch.int64), above.to(torch.int64), mix
+
+
+def rank_dtype(rows: int, dtype: torch.dtype) -> torch.dtype:
+    """What ranks in lists of so many rows are rounded in; long ones not in float32."""
+    return torch.float64 if rows > _EXACT_FLOAT32 else dtype
+
+
 def masked_quantile(
     scores: Tensor, q: float, interpolation: str, valid_mask: Tensor | None = None
 ) -> Tensor:
@@ -72,7 +99,6 @@ def masked_quantile(
     m = s.shape[-1]
     if m == 0:
         return s.new_zeros(s.shape[:-1])
-    rank_dtype = torch.float64 if m > _EXACT_FLOAT32 else s.dtype
     if valid_mask is None:
         count = torch.full((1,) * (s.dim() - 1), m, dtype=torch.int64, device=s.device)
     else:
@@ -81,28 +107,18 @@ def masked_quantile(
     top = q >= 0.5
     if valid_mask is not None:
         s = s.masked_fill(~valid_mask, -math.inf if top else math.inf)
-    # Ranks from below, as torch.quantile rounds them; 2 covers that rounding.
     share = 1.0 - q if top else q
-    tail = min(m, math.ceil(share * (m - 1)) + 2)
+    tail = min(m, math.ceil(share * (m - 1)) + 2)  # 2 covers the rounding of ranks
     ordered = s.topk(tail, dim=-1, largest=top).values
+    level = torch.full((), q, dtype=torch.float64, device=s.device)
+    below, above, mix = positions(level, count, interpolation, rank_dtype(m, s.dtype))
     last = (count - 1).clamp(min=0)
-    rank = torch.full((), q, dtype=rank_dtype, device=s.device) * last.to(rank_dtype)
-    if interpolation == "nearest":
-        below = above = rank.round()
-    else:
-        below, above = rank.floor(), rank.ceil()
-    if interpolation == "lower":
-        above = below
-    elif interpolation == "higher":
-        below = above
 
-    def at_rank(k: Tensor) -> Tensor:
-        index = k.to(torch.int64)
+    def at_rank(index: Tensor) -> Tensor:
         index = (last - index if top else index).clamp(0, tail - 1)
         return ordered.gather(-1, index.expand(s.shape[:-1])[..., None])[..., 0]
 
     value = at_rank(below)
-    if interpolation in ("linear", "midpoint"):
-        mix = rank - below if interpolation == "linear" else torch.full_like(rank, 0.5)
+    if mix is not None:
         value = torch.lerp(value, at_rank(above), mix.to(s.dtype).expand(value.shape))
     return torch.where(count > 0, value, 0.0)

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from .._numerics import clean
+from ..distributed import all_reduce, follow
 from . import average
-from .op import LIBRARY, fold
+from .op import LIBRARY, centred, fold, one_process_only, sums_over
 
 LIBRARY.define(
     "mean_precision(Tensor scores, Tensor pos, Tensor? valid, Tensor? weight, Tensor tau,"
@@ -24,7 +25,7 @@ LIBRARY.define(
 _Out = tuple[Tensor, Tensor, Tensor]
 
 
-def _like(
+def like(
     scores: Tensor,
     pos: Tensor,
     valid: Tensor | None,
@@ -34,6 +35,7 @@ def _like(
     rtol: float,
     method: str,
 ) -> _Out:
+    """Tensors of the shapes that the op returns."""
     g = scores.new_empty(scores.shape if grad else 0)
     return scores.new_empty(scores.shape[0]), pos.new_empty(scores.shape[0]), g
 
@@ -47,7 +49,7 @@ def _vmap(info: Any, dims: tuple[int | None, ...], *args: Any) -> tuple[_Out, tu
 
 for _device in ("CPU", "CUDA"):
     LIBRARY.impl("mean_precision", average.mean_precision, _device)
-torch.library.register_fake("proxy_losses::mean_precision", _like, lib=LIBRARY)
+torch.library.register_fake("proxy_losses::mean_precision", like, lib=LIBRARY)
 torch.library.register_vmap("proxy_losses::mean_precision", _vmap, lib=LIBRARY)
 
 
@@ -66,10 +68,14 @@ class _MeanPrecision(torch.autograd.Function):
         grad: bool,
         rtol: float,
         method: str,
+        group: str,
     ) -> _Out:
-        out: _Out = torch.ops.proxy_losses.mean_precision(
-            scores, pos, valid, weight, tau, grad, rtol, method
-        )
+        args = (scores, pos, valid, weight, tau, grad, rtol, method)
+        out: _Out
+        if group:
+            out = torch.ops.proxy_losses.sharded_mean_precision(*args, group)
+        else:
+            out = torch.ops.proxy_losses.mean_precision(*args)
         return out
 
     @staticmethod
@@ -87,7 +93,7 @@ class _MeanPrecision(torch.autograd.Function):
         else:
             g = _MeanPrecisionBackward.forward(*args)
         return (g[0] if need[0] else None, None, None, g[1] if need[3] else None,
-                g[2] if need[4] else None, None, None, None)  # fmt: skip
+                g[2] if need[4] else None, None, None, None, None)  # fmt: skip
 
 
 class _MeanPrecisionBackward(torch.autograd.Function):
@@ -110,7 +116,11 @@ class _MeanPrecisionBackward(torch.autograd.Function):
         need_tau: bool,
         rtol: float,
         method: str,
+        group: str,
     ) -> _Out:
+        if group:  # every rank back-propagates its own copy of the mean
+            grad = all_reduce(grad, "sum", group)
+            tau = follow(tau, grad)
         g_scores = grad[:, None] * g
         g_weight, g_tau = scores.new_empty(0), scores.new_empty(0)
         if need_weight or need_tau:
@@ -118,28 +128,29 @@ class _MeanPrecisionBackward(torch.autograd.Function):
         if need_weight:
             assert weight is not None
             groups = torch.stack([torch.ones_like(pos) if valid is None else valid, pos], 1)
-            sums = torch.ops.proxy_losses.pair_sums(
-                scores, groups, pos[:, None], tau, True, False, rtol, method
-            )[0]
+            sums = sums_over(group)(scores, groups, pos[:, None], tau, True, False, rtol, method)[0]
             ranks = sums + 0.5
             total = torch.where(pos, weight, 0.0).sum(-1, keepdim=True)
+            if group:
+                total = all_reduce(follow(total, sums), "sum", group)
             lift = torch.where(
                 pos & counts[:, None], ranks[:, 1] / ranks[:, 0] - mean[:, None], 0.0
             )
             g_weight = grad[:, None] * lift / torch.where(total > 0, total, 1.0)
         if need_tau:
             # The value depends on scores / tau alone, and shifting all scores changes nothing.
-            centred = scores - scores.mean(-1, keepdim=True)
-            g_tau = -(centred * g_scores).sum(-1).to(tau.dtype) / tau
+            scores = centred(scores, group, g_weight if need_weight else grad)
+            g_tau = -(scores * g_scores).sum(-1).to(tau.dtype) / tau
         return g_scores, g_weight, g_tau
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.save_for_backward(*inputs[:6], inputs[7])
-        ctx.need = (True, *inputs[9:11])
+        ctx.need, ctx.group = (True, *inputs[9:11]), inputs[13]
 
     @staticmethod
     def backward(ctx: Any, *v: Tensor) -> tuple[Tensor | None, ...]:
+        one_process_only(ctx.group)
         grad, scores, pos, valid, weight, tau, counts = ctx.saved_tensors
         even = weight is None
         weight = pos.to(scores.dtype) if even else weight
@@ -152,7 +163,7 @@ class _MeanPrecisionBackward(torch.autograd.Function):
 
         cotangents = tuple(x for x, need in zip(v, ctx.need, strict=True) if need)
         c, s, w, t = torch.func.vjp(first, grad, scores, weight, tau)[1](cotangents)
-        return c, s, None, None, None if even else w, t, *(None,) * 7
+        return c, s, None, None, None if even else w, t, *(None,) * 8
 
 
 def _plain(
@@ -193,6 +204,7 @@ def mean_precision(
     tau: Tensor,
     rtol: float,
     method: str,
+    group: str = "",
 ) -> tuple[Tensor, Tensor]:
     """Weighted mean of R+ / R over the positives of every list, and which lists count.
 
@@ -204,13 +216,14 @@ def mean_precision(
         tau: [L] float64.
         rtol: accuracy asked for.
         method: "auto", "dense" or "grid".
+        group: name of the processes that share the lists, "" for this one alone.
 
     Returns:
         (mean [L], counts [L] bool). A list counts if it has a positive of weight > 0 and a
         negative; otherwise its mean is 0.
     """
     grad = torch.is_grad_enabled()
-    return _apply_in_graph(scores, pos, valid, weight, tau, grad, rtol, method)
+    return _apply_in_graph(scores, pos, valid, weight, tau, grad, rtol, method, group)
 
 
 def _store_signature(function: Callable[..., Any]) -> None:
