@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from . import _numerics as num
 from ._checks import check_lists, check_quantile, check_tau
+from ._select import sharded_quantiles
+from .distributed import all_reduce_with_grad, average_grad, group_name
+
+if TYPE_CHECKING:
+    from .distributed import ProcessGroup
 
 
 def recall_counts(
@@ -41,6 +48,7 @@ def recall_at_quantile(
     interpolation: str = "higher",
     valid_mask: Tensor | None = None,
     sample_weight: Tensor | None = None,
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     r"""Smooth recall among the top fraction `quantile` of the scores, in [0, 1]; larger is better.
 
@@ -62,6 +70,7 @@ def recall_at_quantile(
         valid_mask: [..., M] bool, rows that count; None means all.
         sample_weight: [..., M] floating >= 0, weights of the mean over positives; the threshold
             is never weighted.
+        group: as in `smooth_ap`; the threshold is that of the whole lists, to the bit.
 
     Returns:
         [...] in the dtype of scores (float32 for half input). A list without positives, or with
@@ -70,7 +79,8 @@ def recall_at_quantile(
 
     Raises:
         TypeError: wrong dtypes.
-        ValueError: shapes that do not fit, tau, quantile or interpolation out of range.
+        ValueError: shapes that do not fit, tau, quantile or interpolation out of range, a group
+            without this process.
 
     Example:
         >>> scores = torch.arange(100.0)
@@ -84,7 +94,7 @@ def recall_at_quantile(
     place of the hinge.
     """
     out: tuple[Tensor, Tensor] = recall_and_counts(
-        scores, pos_mask, tau, quantile, interpolation, valid_mask, sample_weight
+        scores, pos_mask, tau, quantile, interpolation, valid_mask, sample_weight, group
     )
     return out[0]
 
@@ -98,6 +108,7 @@ def recall_and_counts(
     interpolation: str,
     valid_mask: Tensor | None,
     sample_weight: Tensor | None,
+    group: ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`recall_at_quantile` and `recall_counts`."""
     check_lists(scores, pos_mask, valid_mask, sample_weight)
@@ -106,13 +117,33 @@ def recall_and_counts(
         scores.shape, pos_mask.shape, scores.shape if valid_mask is None else valid_mask.shape
     )[:-1]
     check_tau(tau, lists)
+    name = group_name(group)
     if isinstance(tau, Tensor):
-        tau = tau.to(scores.device, scores.dtype)[..., None]
+        tau = average_grad(tau.to(scores.device, scores.dtype), name)[..., None]
     scores = num.clean(scores, valid_mask)
-    theta = num.masked_quantile(scores, 1.0 - quantile, interpolation, valid_mask)
+    if name:
+        level = torch.full((1,), 1.0 - quantile, dtype=torch.float64, device=scores.device)
+        theta = sharded_quantiles(scores, level, interpolation, valid_mask, name)[..., 0]
+    else:
+        theta = num.masked_quantile(scores, 1.0 - quantile, interpolation, valid_mask)
     above = torch.sigmoid((scores - theta[..., None]) / tau)
     pos = pos_mask if valid_mask is None else pos_mask & valid_mask
-    recall = num.weighted_mean(above, num.positive_weight(pos, sample_weight, above.dtype))
-    recall = recall * num.poison(scores)
+    weight = num.positive_weight(pos, sample_weight, above.dtype)
     counts = recall_counts(pos_mask, valid_mask, sample_weight)
+    if name:
+        recall, counts = _over_group(above, weight, counts, num.poison(scores), name)
+    else:
+        recall = num.weighted_mean(above, weight) * num.poison(scores)
     return torch.where(counts, recall, 0.0), counts
+
+
+def _over_group(
+    above: Tensor, weight: Tensor, counts: Tensor, poison: Tensor, name: str
+) -> tuple[Tensor, Tensor]:
+    """The mean over the rows of all ranks, NaN where some rank's poison is, and who counts."""
+    parts = ((weight * above).sum(-1, dtype=torch.float64), weight.sum(-1, dtype=torch.float64),
+             counts, poison)  # fmt: skip
+    parts = torch.broadcast_tensors(*(part.double() for part in parts))
+    hit, total, counted, finite = all_reduce_with_grad(torch.stack(parts), name)
+    recall = hit / torch.where(total > 0, total, 1.0) * (finite * 0.0 + 1.0)
+    return recall.to(above.dtype), counted > 0

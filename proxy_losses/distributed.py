@@ -15,20 +15,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup as ProcessGroup
 
-__all__ = [
-    "all_gather_no_grad",
-    "all_gather_with_grad",
-    "all_reduce",
-    "all_reduce_with_grad",
-    "average_grad",
-    "follow",
-    "gather_counts",
-    "gather_known",
-    "group_name",
-    "rank_and_size",
-    "reduce_known",
-    "world_size",
-]
+__all__ = ["all_gather_no_grad", "all_gather_with_grad", "world_size"]
 
 LIBRARY = torch.library.Library("proxy_losses", "FRAGMENT")
 LIBRARY.define("all_reduce(Tensor x, str how, str group) -> Tensor")
@@ -126,31 +113,39 @@ def _gather_like(tensors: list[Tensor], name: str) -> list[Tensor]:
     return [*out, torch.empty((), dtype=torch.int64)]
 
 
-def _own_rows_like(x: Tensor, start: Tensor, rows: int, name: str) -> Tensor:
-    return x.new_empty(rows, *x.shape[1:])
-
-
 for _device in ("CPU", "CUDA"):
     LIBRARY.impl("all_reduce", reduce_known, _device)
     LIBRARY.impl("follow", lambda x, first: x.clone(), _device)
     LIBRARY.impl("gather_rows", _gather, _device)
     LIBRARY.impl("own_rows", _own_rows, _device)
-torch.library.register_fake(
-    "proxy_losses::all_reduce",
-    lambda x, how, group: torch.empty_like(x, memory_format=torch.contiguous_format),
-    lib=LIBRARY,
-)
-torch.library.register_fake(
-    "proxy_losses::follow", lambda x, first: torch.empty_like(x), lib=LIBRARY
-)
-torch.library.register_fake("proxy_losses::gather_rows", _gather_like, lib=LIBRARY)
-torch.library.register_fake("proxy_losses::own_rows", _own_rows_like, lib=LIBRARY)
+_FAKES: dict[str, Callable[..., Any]] = {
+    "all_reduce": lambda x, how, name: torch.empty_like(x, memory_format=torch.contiguous_format),
+    "follow": lambda x, first: torch.empty_like(x),
+    "gather_rows": _gather_like,
+    "own_rows": lambda x, start, rows, name: x.new_empty(rows, *x.shape[1:]),
+}
+for _name, _fake in _FAKES.items():
+    torch.library.register_fake(f"proxy_losses::{_name}", _fake, lib=LIBRARY)
+
+
+def _op(name: str) -> Callable[..., Any]:
+    found: Callable[..., Any] = getattr(torch.ops.proxy_losses, name)
+    return found
+
+
+def _in_graph(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    # A gradient taken inside a compiled function would otherwise be that of the forward's ops.
+    def apply(*args: Any) -> Any:
+        return function.apply(*args)
+
+    found: Callable[..., Any] = torch.compiler.allow_in_graph(apply)
+    return found
 
 
 class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(name: str, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(torch.ops.proxy_losses.gather_rows(tensors, name))
+        return tuple(_op("gather_rows")(tensors, name))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -165,70 +160,51 @@ class _AllGather(torch.autograd.Function):
         def back(grad: Tensor | None, need: bool) -> Tensor | None:
             if grad is None or not need:
                 return None
-            return _op("own_rows")(grad, ctx.saved_tensors[0], ctx.rows, ctx.name)
+            args = grad, ctx.saved_tensors[0], ctx.rows, ctx.name
+            own: Tensor = _OwnRows.apply(*args)  # type: ignore[no-untyped-call]
+            return own
 
         return None, *map(back, grads[:-1], ctx.needs_input_grad[1:])
 
 
-class _AllReduce(torch.autograd.Function):
-    """Sum over the ranks, forward and backward: every rank's loss depends on every summand."""
-
+class _OwnRows(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, name: str) -> Tensor:
-        return _op("all_reduce")(x, "sum", name)
+    def forward(x: Tensor, start: Tensor, rows: int, name: str) -> Any:
+        return _op("own_rows")(x, start, rows, name)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.name = inputs[1]
+        ctx.name = inputs[3]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _op("all_reduce")(grad, "sum", ctx.name), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _AllGather.apply(ctx.name, grad)[0], None, None, None  # type: ignore[no-untyped-call]
 
 
-class _AverageGrad(torch.autograd.Function):
+class _Sum(torch.autograd.Function):
+    """Sum over the ranks (if not forward, x) whose gradient is scale times a sum over the ranks."""
+
     @staticmethod
-    def forward(x: Tensor, name: str, size: int) -> Tensor:
-        return x.clone()
+    def forward(x: Tensor, name: str, forward: bool, scale: float) -> Any:
+        return _op("all_reduce")(x, "sum", name) if forward else x.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, ctx.name, ctx.size = inputs
+        ctx.name, ctx.scale = inputs[1], inputs[3]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _op("all_reduce")(grad, "sum", ctx.name) / ctx.size, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        total = _Sum.apply(grad, ctx.name, True, 1.0)  # type: ignore[no-untyped-call]
+        return total * ctx.scale, None, None, None
 
 
-def _op(name: str) -> Callable[..., Tensor]:
-    found: Callable[..., Tensor] = getattr(torch.ops.proxy_losses, name)
-    return found
-
-
-def _apply_gather(name: str, *tensors: Tensor) -> tuple[Tensor, ...]:
-    out: tuple[Tensor, ...] = _AllGather.apply(name, *tensors)  # type: ignore[no-untyped-call]
-    return out
-
-
-def _apply_reduce(x: Tensor, name: str) -> Tensor:
-    out: Tensor = _AllReduce.apply(x, name)  # type: ignore[no-untyped-call]
-    return out
-
-
-def _apply_average(x: Tensor, name: str, size: int) -> Tensor:
-    out: Tensor = _AverageGrad.apply(x, name, size)  # type: ignore[no-untyped-call]
-    return out
-
-
-# Without it a gradient taken inside a compiled function would be that of the forward's ops.
-_gather_in_graph = torch.compiler.allow_in_graph(_apply_gather)
-_reduce_in_graph = torch.compiler.allow_in_graph(_apply_reduce)
-_average_in_graph = torch.compiler.allow_in_graph(_apply_average)
+_gather_in_graph, _sum_in_graph = _in_graph(_AllGather), _in_graph(_Sum)
 
 
 def all_reduce(x: Tensor, how: str, name: str) -> Tensor:
     """Over the group with this name (`group_name`): "sum", "min" or "max"; no gradient."""
-    return _op("all_reduce")(x.detach(), how, name) if name else x.detach()
+    out: Tensor = _op("all_reduce")(x.detach(), how, name) if name else x.detach()
+    return out
 
 
 def follow(x: Tensor, first: Tensor) -> Tensor:
@@ -236,12 +212,14 @@ def follow(x: Tensor, first: Tensor) -> Tensor:
 
     A compiler may exchange ops that share no data, on one rank and not on the other.
     """
-    return _op("follow")(x, first)
+    out: Tensor = _op("follow")(x, first)
+    return out
 
 
 def all_reduce_with_grad(x: Tensor, name: str) -> Tensor:
     """Sum over the group with this name; the backward sums over the ranks, its true adjoint."""
-    return _reduce_in_graph(x, name) if name else x
+    out: Tensor = _sum_in_graph(x, name, True, 1.0) if name else x
+    return out
 
 
 def average_grad(x: Tensor, name: str) -> Tensor:
@@ -250,7 +228,8 @@ def average_grad(x: Tensor, name: str) -> Tensor:
     The parts of a loss that all ranks share add up to size times its gradient, as every rank
     back-propagates its own copy; so their mean is the whole gradient, alike on all ranks.
     """
-    return _average_in_graph(x, name, rank_and_size(name)[1]) if name else x
+    out: Tensor = _sum_in_graph(x, name, False, 1.0 / rank_and_size(name)[1]) if name else x
+    return out
 
 
 def _checked_name(tensors: tuple[Tensor, ...], group: ProcessGroup | None) -> str:
@@ -299,7 +278,7 @@ def all_gather_with_grad(
     """
     every = (tensor, *tensors)
     name = _checked_name(every, group)
-    out = _gather_in_graph(name, *every)[:-1] if name else every
+    out: tuple[Tensor, ...] = _gather_in_graph(name, *every)[:-1] if name else every
     return out if tensors else out[0]
 
 
@@ -314,17 +293,7 @@ def all_gather_no_grad(
 ) -> Tensor | tuple[Tensor, ...]:
     """Rows of all processes, without gradient: for targets, masks and weights.
 
-    Args:
-        tensor: [n_rank, ...], any dtype.
-        *tensors: more of that length.
-        group: processes to gather from; None for the default group.
-
-    Returns:
-        [sum of n_rank, ...] for one tensor, else one for each; the same tensors in a group of one.
-
-    Raises:
-        RuntimeError: no process group.
-        ValueError: a 0-d tensor, tensors of different lengths, or a group without this process.
+    Args, Returns, Raises: as `all_gather_with_grad`, of any dtype.
     """
     every = (tensor, *tensors)
     name = _checked_name(every, group)

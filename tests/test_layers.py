@@ -16,6 +16,7 @@ FLOORS = {
     "_checks": 0,
     "distributed": 0,
     "_numerics": 0.5,
+    "_select": 0.7,
     "_ranks": 1,
     "_schedule": 1,
     "_queue": 1,

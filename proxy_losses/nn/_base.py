@@ -20,7 +20,7 @@ from .._checks import (
     warn_user,
 )
 from .._step import ClassLosses, Pool
-from ..distributed import all_gather_no_grad, all_gather_with_grad, world_size
+from ..distributed import all_gather_with_grad, world_size
 from ._published import PublishedNames
 from ._queue import MemoryQueue, never_narrow
 
@@ -116,11 +116,9 @@ class RankingLoss(PublishedNames, nn.Module):
         check_batch(logits, targets, self.num_classes)
         self._check_rows(logits, targets, iid_mask, sample_weight)
         if self._gathers():
-            logits = all_gather_with_grad(logits)
-            targets = all_gather_no_grad(targets)
-            iid_mask = None if iid_mask is None else all_gather_no_grad(iid_mask)
-            if sample_weight is not None:
-                sample_weight = all_gather_no_grad(sample_weight)
+            logits, targets, iid_mask, sample_weight = _gathered(
+                logits, targets, iid_mask, sample_weight
+            )
         store = self.training or self.update_queue_in_eval
         losses, queue = _step.step(
             self._capped_classes,
@@ -238,3 +236,14 @@ class RankingLoss(PublishedNames, nn.Module):
         for key in [k for k in state_dict if k.startswith(prefix + "_q_")]:
             state_dict[prefix + "_queue." + key[len(prefix) :]] = state_dict.pop(key)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _gathered(
+    logits: Tensor, targets: Tensor, *extras: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Rows of all processes; only logits get a gradient."""
+    given = [x.detach() for x in extras if x is not None]
+    logits, targets, *rest = all_gather_with_grad(logits, targets, *given)
+    found = iter(rest)
+    iid_mask, sample_weight = (None if x is None else next(found) for x in extras)
+    return logits, targets, iid_mask, sample_weight
