@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import _numerics as num
-from .distributed import reduce_known
+from .distributed import reduce_known, register
 
 TABLE_BYTES = 1 << 20  # of one round, where digits can be made small enough
 MIN_BITS, MAX_BITS = 4, 11
@@ -123,13 +123,10 @@ def _candidates(
     return keys, lists
 
 
-for _device in ("CPU", "CUDA"):
-    LIBRARY.impl("sharded_quantiles", _quantiles, _device)
-torch.library.register_fake(
-    "proxy_losses::sharded_quantiles",
+register(
+    LIBRARY, "sharded_quantiles", _quantiles,
     lambda scores, valid, levels, *how: scores.new_empty(scores.shape[0], levels.shape[0]),
-    lib=LIBRARY,
-)
+)  # fmt: skip
 
 
 def sharded_quantiles(

@@ -1,16 +1,22 @@
 """Rows and sums of all processes; the only file that names torch.distributed.
 
-Every collective is an opaque op that takes its group by name, so compiled functions hold it whole.
+Every collective is an opaque op that takes its group by name, so compiled functions hold it whole,
+and is registered as a side effect: a compiler may otherwise drop it, or exchange two of them, on a
+rank whose shapes differ. (Effects are ordered reliably for ops of one output only.)
 """
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._higher_order_ops.effects import _EffectType as EffectType
+from torch._higher_order_ops.effects import _register_effectful_op
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup as ProcessGroup
@@ -19,9 +25,9 @@ __all__ = ["all_gather_no_grad", "all_gather_with_grad", "world_size"]
 
 LIBRARY = torch.library.Library("proxy_losses", "FRAGMENT")
 LIBRARY.define("all_reduce(Tensor x, str how, str group) -> Tensor")
-LIBRARY.define("gather_rows(Tensor[] x, str group) -> Tensor[]")
-LIBRARY.define("follow(Tensor x, Tensor first) -> Tensor")
-LIBRARY.define("own_rows(Tensor x, Tensor start, SymInt rows, str group) -> Tensor")
+LIBRARY.define("gather_rows(Tensor[] x, str group) -> Tensor")
+LIBRARY.define("unpack_rows(Tensor packed, Tensor[] like) -> Tensor[]")
+LIBRARY.define("own_rows(Tensor x, SymInt rows, str group) -> Tensor")
 
 
 def world_size(group: ProcessGroup | None = None) -> int:
@@ -49,16 +55,14 @@ def group_name(group: ProcessGroup | None) -> str:
 
 
 def _group(name: str) -> ProcessGroup:
-    resolve: Callable[[str], ProcessGroup] = vars(dist.distributed_c10d)["_resolve_process_group"]
-    return resolve(name)
+    c10d: Any = dist.distributed_c10d
+    group: ProcessGroup = c10d._resolve_process_group(name)
+    return group
 
 
 def rank_and_size(name: str) -> tuple[int, int]:
     """Of this process in the group with this name; (0, 1) for ""."""
-    if not name:
-        return 0, 1
-    group = _group(name)
-    return group.rank(), group.size()
+    return (_group(name).rank(), _group(name).size()) if name else (0, 1)
 
 
 def _to_wire(x: Tensor) -> Tensor:
@@ -68,11 +72,11 @@ def _to_wire(x: Tensor) -> Tensor:
 
 
 def reduce_known(x: Tensor, how: str, name: str) -> Tensor:
-    """Over the ranks: "sum", "min" or "max"; for use inside ops."""
+    """Over the ranks: "sum", "mean", "min" or "max"; for use inside ops."""
     out = _to_wire(x).clone(memory_format=torch.contiguous_format)
-    operation = {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}[how]
+    operation = {"min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}.get(how, dist.ReduceOp.SUM)
     dist.all_reduce(out, operation, _group(name))
-    return out.to(x.dtype)
+    return (out.div_(rank_and_size(name)[1]) if how == "mean" else out).to(x.dtype)
 
 
 def gather_known(x: Tensor, rows: Sequence[int], name: str) -> Tensor:
@@ -94,38 +98,93 @@ def gather_counts(count: int, device: torch.device, name: str) -> list[int]:
     return [int(n) for n in torch.cat(counts).tolist()]
 
 
-def _gather(tensors: list[Tensor], name: str) -> list[Tensor]:
-    """Rows of all ranks, tensor by tensor, and the number of this rank's first row."""
-    rows = gather_counts(tensors[0].shape[0], tensors[0].device, name)
-    start = torch.tensor(sum(rows[: rank_and_size(name)[0]]))
-    return [*(gather_known(x, rows, name) for x in tensors), start]
+def _row_bytes(x: Tensor) -> int:
+    return math.prod(x.shape[1:]) * x.element_size()
 
 
-def _own_rows(x: Tensor, start: Tensor, rows: int, name: str) -> Tensor:
+def _gather(tensors: list[Tensor], name: str) -> Tensor:
+    """[all rows, bytes of a row of all tensors], in rank order."""
+    rows = tensors[0].shape[0]
+    parts = [x.detach().contiguous().view(rows, -1 if rows else 0) for x in tensors]
+    packed = [x.view(torch.uint8) if rows else x.new_zeros(0, _row_bytes(y), dtype=torch.uint8)
+              for x, y in zip(parts, tensors, strict=True)]  # fmt: skip
+    counts = gather_counts(rows, tensors[0].device, name)
+    return gather_known(torch.cat(packed, 1), counts, name)
+
+
+def _unpack(packed: Tensor, like: list[Tensor]) -> list[Tensor]:
+    columns = packed.split([_row_bytes(x) for x in like], 1)
+    shapes = [(packed.shape[0], *x.shape[1:]) for x in like]
+    return [c.clone(memory_format=torch.contiguous_format).view(x.dtype).view(shape)
+            for c, x, shape in zip(columns, like, shapes, strict=True)]  # fmt: skip
+
+
+def _own_rows(x: Tensor, rows: int, name: str) -> Tensor:
     """The sum of x over the ranks, but for the rows of the other ranks."""
-    total = reduce_known(x, "sum", name)
-    return total[int(start) : int(start) + rows].clone()
+    start = sum(gather_counts(rows, x.device, name)[: rank_and_size(name)[0]])
+    return reduce_known(x, "sum", name)[start : start + rows].clone()
 
 
-def _gather_like(tensors: list[Tensor], name: str) -> list[Tensor]:
-    rows = torch.library.get_ctx().new_dynamic_size()
-    out = [x.new_empty(rows, *x.shape[1:]) for x in tensors]
-    return [*out, torch.empty((), dtype=torch.int64)]
+def _gather_like(tensors: list[Tensor], name: str) -> Tensor:
+    rows, width = torch.library.get_ctx().new_dynamic_size(), sum(map(_row_bytes, tensors))
+    return tensors[0].new_empty(rows, width, dtype=torch.uint8)
 
 
-for _device in ("CPU", "CUDA"):
-    LIBRARY.impl("all_reduce", reduce_known, _device)
-    LIBRARY.impl("follow", lambda x, first: x.clone(), _device)
-    LIBRARY.impl("gather_rows", _gather, _device)
-    LIBRARY.impl("own_rows", _own_rows, _device)
-_FAKES: dict[str, Callable[..., Any]] = {
-    "all_reduce": lambda x, how, name: torch.empty_like(x, memory_format=torch.contiguous_format),
-    "follow": lambda x, first: torch.empty_like(x),
-    "gather_rows": _gather_like,
-    "own_rows": lambda x, start, rows, name: x.new_empty(rows, *x.shape[1:]),
-}
-for _name, _fake in _FAKES.items():
-    torch.library.register_fake(f"proxy_losses::{_name}", _fake, lib=LIBRARY)
+_OPS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "all_reduce": (reduce_known, lambda x, how, name: torch.empty_like(x).contiguous()),
+    "gather_rows": (_gather, _gather_like),
+    "own_rows": (_own_rows, lambda x, rows, name: x.new_empty(rows, *x.shape[1:])),
+    "unpack_rows": (
+        _unpack, lambda packed, like: [x.new_empty(packed.shape[0], *x.shape[1:]) for x in like]
+    ),
+}  # fmt: skip
+
+
+def _keep_order(op: Any) -> None:
+    """Have inductor run this op after the collective before it, once inductor is loaded.
+
+    2.13 notes that dependency under the name of a buffer; its scheduler asks for the operation.
+    """
+    lowering = sys.modules.get("torch._inductor.lowering")
+    if lowering is None or op in lowering.lowerings:
+        return
+    plain = lowering.fallback_handler(op, add_to_fallback_set=False)
+
+    def lower(*args: Any) -> Any:
+        graph = lowering.V.graph
+        known, last = len(graph.operations), graph.effectful_ops.get(EffectType.ORDERED)
+        out = plain(*args)
+        for new in graph.operations[known:] if last else ():
+            graph.additional_star_deps[new.get_operation_name()].add(last.get_name())
+        return out
+
+    lowering.lowerings[op] = lower
+
+
+def register(
+    library: torch.library.Library,
+    name: str,
+    function: Callable[..., Any],
+    fake: Callable[..., Any],
+    collective: bool = True,
+) -> None:
+    """Register an op with its fake."""
+    for device in ("CPU", "CUDA"):
+        library.impl(name, function, device)
+    op = getattr(torch.ops.proxy_losses, name).default
+
+    def traced(*args: Any) -> Any:
+        if collective:
+            _keep_order(op)
+        return fake(*args)
+
+    torch.library.register_fake(f"proxy_losses::{name}", traced, lib=library)
+    if collective:
+        _register_effectful_op(op, EffectType.ORDERED)
+
+
+for _name, (_function, _fake) in _OPS.items():
+    register(LIBRARY, _name, _function, _fake, collective=_name != "unpack_rows")
 
 
 def _op(name: str) -> Callable[..., Any]:
@@ -145,14 +204,13 @@ def _in_graph(function: type[torch.autograd.Function]) -> Callable[..., Any]:
 class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(name: str, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(_op("gather_rows")(tensors, name))
+        return tuple(_op("unpack_rows")(_op("gather_rows")(tensors, name), tensors))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.name, ctx.rows = inputs[0], inputs[1].shape[0]
         ctx.mark_non_differentiable(*(x for x in output if not x.is_floating_point()))
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(output[-1])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -160,65 +218,56 @@ class _AllGather(torch.autograd.Function):
         def back(grad: Tensor | None, need: bool) -> Tensor | None:
             if grad is None or not need:
                 return None
-            args = grad, ctx.saved_tensors[0], ctx.rows, ctx.name
-            own: Tensor = _OwnRows.apply(*args)  # type: ignore[no-untyped-call]
+            own: Tensor = _OwnRows.apply(grad, ctx.rows, ctx.name)  # type: ignore[no-untyped-call]
             return own
 
-        return None, *map(back, grads[:-1], ctx.needs_input_grad[1:])
+        return None, *map(back, grads, ctx.needs_input_grad[1:])
 
 
 class _OwnRows(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, start: Tensor, rows: int, name: str) -> Any:
-        return _op("own_rows")(x, start, rows, name)
+    def forward(x: Tensor, rows: int, name: str) -> Any:
+        return _op("own_rows")(x, rows, name)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.name = inputs[3]
+        ctx.name = inputs[2]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _AllGather.apply(ctx.name, grad)[0], None, None, None  # type: ignore[no-untyped-call]
+        return _AllGather.apply(ctx.name, grad)[0], None, None  # type: ignore[no-untyped-call]
 
 
-class _Sum(torch.autograd.Function):
-    """Sum over the ranks (if not forward, x) whose gradient is scale times a sum over the ranks."""
+class _Reduce(torch.autograd.Function):
+    """x reduced over the ranks in one way (or left, for ""), its gradient in another."""
 
     @staticmethod
-    def forward(x: Tensor, name: str, forward: bool, scale: float) -> Any:
-        return _op("all_reduce")(x, "sum", name) if forward else x.clone()
+    def forward(x: Tensor, name: str, how: str, back: str) -> Any:
+        return _op("all_reduce")(x, how, name) if how else x.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.name, ctx.scale = inputs[1], inputs[3]
+        _, ctx.name, _, ctx.back = inputs
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        total = _Sum.apply(grad, ctx.name, True, 1.0)  # type: ignore[no-untyped-call]
-        return total * ctx.scale, None, None, None
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        # Sum and mean are their own adjoints.
+        args = grad, ctx.name, ctx.back, ctx.back
+        return _Reduce.apply(*args), None, None, None  # type: ignore[no-untyped-call]
 
 
-_gather_in_graph, _sum_in_graph = _in_graph(_AllGather), _in_graph(_Sum)
+_gather_in_graph, _reduce_in_graph = _in_graph(_AllGather), _in_graph(_Reduce)
 
 
 def all_reduce(x: Tensor, how: str, name: str) -> Tensor:
-    """Over the group with this name (`group_name`): "sum", "min" or "max"; no gradient."""
+    """Over the group with this name (`group_name`): "sum", "mean", "min" or "max"; no gradient."""
     out: Tensor = _op("all_reduce")(x.detach(), how, name) if name else x.detach()
-    return out
-
-
-def follow(x: Tensor, first: Tensor) -> Tensor:
-    """x, for a collective that must come after the one that gave ``first``.
-
-    A compiler may exchange ops that share no data, on one rank and not on the other.
-    """
-    out: Tensor = _op("follow")(x, first)
     return out
 
 
 def all_reduce_with_grad(x: Tensor, name: str) -> Tensor:
     """Sum over the group with this name; the backward sums over the ranks, its true adjoint."""
-    out: Tensor = _sum_in_graph(x, name, True, 1.0) if name else x
+    out: Tensor = _reduce_in_graph(x, name, "sum", "sum") if name else x
     return out
 
 
@@ -228,7 +277,7 @@ def average_grad(x: Tensor, name: str) -> Tensor:
     The parts of a loss that all ranks share add up to size times its gradient, as every rank
     back-propagates its own copy; so their mean is the whole gradient, alike on all ranks.
     """
-    out: Tensor = _sum_in_graph(x, name, False, 1.0 / rank_and_size(name)[1]) if name else x
+    out: Tensor = _reduce_in_graph(x, name, "", "mean") if name else x
     return out
 
 
@@ -261,8 +310,8 @@ def all_gather_with_grad(
     local rows. So when every rank back-propagates the same loss of the gathered rows, the
     gradient that DistributedDataParallel averages is the single-process gradient.
 
-    In a compiled function gather what belongs together in one call: the results then share one
-    size, and no rank can be compiled to another order of collectives.
+    What belongs together goes in one call: in a compiled function the results then share one size,
+    and the order of collectives cannot differ between ranks.
 
     Args:
         tensor: [n_rank, ...], alike on all ranks but for dim 0.
@@ -278,7 +327,7 @@ def all_gather_with_grad(
     """
     every = (tensor, *tensors)
     name = _checked_name(every, group)
-    out: tuple[Tensor, ...] = _gather_in_graph(name, *every)[:-1] if name else every
+    out: tuple[Tensor, ...] = _gather_in_graph(name, *every) if name else every
     return out if tensors else out[0]
 
 
@@ -297,6 +346,6 @@ def all_gather_no_grad(
     """
     every = (tensor, *tensors)
     name = _checked_name(every, group)
-    if name:
-        every = torch.ops.proxy_losses.gather_rows([x.detach() for x in every], name)[:-1]
-    return tuple(every) if tensors else every[0]
+    every = tuple(x.detach() for x in every)
+    out: tuple[Tensor, ...] = _gather_in_graph(name, *every) if name else every
+    return out if tensors else out[0]

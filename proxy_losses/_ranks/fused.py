@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .._numerics import clean
-from ..distributed import all_reduce, follow
+from ..distributed import all_reduce
 from . import average
 from .op import LIBRARY, centred, fold, one_process_only, sums_over
 
@@ -25,7 +25,7 @@ LIBRARY.define(
 _Out = tuple[Tensor, Tensor, Tensor]
 
 
-def like(
+def _like(
     scores: Tensor,
     pos: Tensor,
     valid: Tensor | None,
@@ -35,7 +35,6 @@ def like(
     rtol: float,
     method: str,
 ) -> _Out:
-    """Tensors of the shapes that the op returns."""
     g = scores.new_empty(scores.shape if grad else 0)
     return scores.new_empty(scores.shape[0]), pos.new_empty(scores.shape[0]), g
 
@@ -49,7 +48,7 @@ def _vmap(info: Any, dims: tuple[int | None, ...], *args: Any) -> tuple[_Out, tu
 
 for _device in ("CPU", "CUDA"):
     LIBRARY.impl("mean_precision", average.mean_precision, _device)
-torch.library.register_fake("proxy_losses::mean_precision", like, lib=LIBRARY)
+torch.library.register_fake("proxy_losses::mean_precision", _like, lib=LIBRARY)
 torch.library.register_vmap("proxy_losses::mean_precision", _vmap, lib=LIBRARY)
 
 
@@ -73,7 +72,10 @@ class _MeanPrecision(torch.autograd.Function):
         args = (scores, pos, valid, weight, tau, grad, rtol, method)
         out: _Out
         if group:
-            out = torch.ops.proxy_losses.sharded_mean_precision(*args, group)
+            mean, counts, *g = torch.ops.proxy_losses.sharded_mean_precision(*args, group).split(
+                [scores.shape[0]] * 2 + [scores.numel()] * grad
+            )
+            out = mean, counts > 0, g[0].view(scores.shape) if grad else scores.new_empty(0)
         else:
             out = torch.ops.proxy_losses.mean_precision(*args)
         return out
@@ -120,7 +122,6 @@ class _MeanPrecisionBackward(torch.autograd.Function):
     ) -> _Out:
         if group:  # every rank back-propagates its own copy of the mean
             grad = all_reduce(grad, "sum", group)
-            tau = follow(tau, grad)
         g_scores = grad[:, None] * g
         g_weight, g_tau = scores.new_empty(0), scores.new_empty(0)
         if need_weight or need_tau:
@@ -132,15 +133,14 @@ class _MeanPrecisionBackward(torch.autograd.Function):
             ranks = sums + 0.5
             total = torch.where(pos, weight, 0.0).sum(-1, keepdim=True)
             if group:
-                total = all_reduce(follow(total, sums), "sum", group)
+                total = all_reduce(total, "sum", group)
             lift = torch.where(
                 pos & counts[:, None], ranks[:, 1] / ranks[:, 0] - mean[:, None], 0.0
             )
             g_weight = grad[:, None] * lift / torch.where(total > 0, total, 1.0)
         if need_tau:
             # The value depends on scores / tau alone, and shifting all scores changes nothing.
-            scores = centred(scores, group, g_weight if need_weight else grad)
-            g_tau = -(scores * g_scores).sum(-1).to(tau.dtype) / tau
+            g_tau = -(centred(scores, group) * g_scores).sum(-1).to(tau.dtype) / tau
         return g_scores, g_weight, g_tau
 
     @staticmethod

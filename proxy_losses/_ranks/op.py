@@ -8,13 +8,12 @@ function (without it, 2.13 silently differentiates the forward instead).
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..distributed import all_reduce, follow
+from ..distributed import all_reduce
 from . import dense, grid
 from .plan import Work, plan
 
@@ -130,16 +129,16 @@ def sums_over(group: str) -> Callable[..., list[Tensor]]:
     """The op for one process, or the one for a pool sharded over a group."""
     if not group:
         return torch.ops.proxy_losses.pair_sums
-    return partial(torch.ops.proxy_losses.sharded_pair_sums, group=group)
+    return lambda *args: list(torch.ops.proxy_losses.sharded_pair_sums(*args, group).unbind(0))
 
 
-def centred(scores: Tensor, group: str, first: Tensor) -> Tensor:
-    """Scores less their mean in the list, over all processes; first: see `follow`."""
+def centred(scores: Tensor, group: str) -> Tensor:
+    """Scores less their mean in the list, over all processes."""
     if not group:
         return scores - scores.mean(-1, keepdim=True)
     total = scores.sum(-1, dtype=torch.float64)
     both = torch.stack([total, torch.full_like(total, scores.shape[-1])])
-    both = all_reduce(follow(both, first), "sum", group)
+    both = all_reduce(both, "sum", group)
     return scores - (both[0] / both[1].clamp(min=1.0))[..., None].to(scores.dtype)
 
 
@@ -182,8 +181,7 @@ class _SigmoidSums(torch.autograd.Function):
         )
         g_tau = None
         if need_tau:  # sums depend on scores / tau alone
-            scores = centred(scores, ctx.how[-1], g_weights if need_weights else g_scores)
-            g_tau = -((scores * g_scores).sum(-1) / tau).to(tau.dtype)
+            g_tau = -((centred(scores, ctx.how[-1]) * g_scores).sum(-1) / tau).to(tau.dtype)
         return (g_scores if need_scores else None, g_weights if need_weights else None, None,
                 g_tau, None, None, None, None)  # fmt: skip
 
@@ -215,8 +213,7 @@ class _SigmoidSumsBackward(torch.autograd.Function):
         everywhere = torch.ones_like(at[:, :1])
         mass = grad.sum(-1, keepdim=True)
         if group:
-            mass = all_reduce(follow(mass, pull), "sum", group)
-            tau = follow(tau, mass)
+            mass = all_reduce(mass, "sum", group)
         # sigma(s_k - s_i) = 1 - sigma(s_i - s_k)
         below = op(scores, grad, everywhere, tau, True, False, *how)[0]
         return g_scores.to(scores.dtype), mass - below

@@ -8,23 +8,21 @@ off its own targets. No exact pairs between ranks: where they would be needed th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .._numerics import clean
-from ..distributed import gather_counts, gather_known, rank_and_size, reduce_known
-from . import average, bin_ap, fused, op
+from ..distributed import gather_counts, gather_known, rank_and_size, reduce_known, register
+from . import average, bin_ap, op
 from .bins import Table, moments_of, products
 from .cells import Rows, occupied_cells, only_occupied
 from .grid import evaluate, extremes_of, rows_to_visit
 from .layout import Layout, Ranges, cell_axis, direct_layout
 from .op import LIBRARY, broken_lists
-from .plan import Work, cell_width, fused_work
-from .shard_plan import Pool, share, spans_of
-
-RANGE_ENTRIES = 5  # low, high, typical score, and tau twice
+from .plan import Work, cell_width
+from .shard_plan import RANGE_ENTRIES, Pool, precision_pool, share, spans_of, sums_pool
 
 
 class Agreed(NamedTuple):
@@ -122,11 +120,11 @@ def pair_sums(
     rtol: float,
     method: str,
     group: str,
-) -> list[Tensor]:
-    """`op.pair_sums` with the sources of all ranks, at the targets of this one."""
+) -> Tensor:
+    """`op.pair_sums` with the sources of all ranks, at the targets of this one; stacked."""
     lists, groups, count = weights.shape
     kinds = [kind for kind, asked in (("value", value), ("slope", slope)) if asked]
-    sums = [scores.new_zeros(weights.shape) for _ in kinds]
+    sums = scores.new_zeros(len(kinds), *weights.shape)
     if not lists * groups * len(kinds):
         return sums
     scores, broken = _finite(scores.contiguous())
@@ -135,22 +133,19 @@ def pair_sums(
     if count:
         rows, work = rows_to_visit(weights, at, len(kinds))
     agreed = agree(scores, tau, [broken], [work.sources, work.targets], group)
-    total, world = sum(agreed.rows), len(agreed.rows)
     if all(agreed.most):
-        sources, targets = agreed.most
-        work = Work(lists, total, sources, targets, groups * len(kinds), len(kinds))
-        every = min(world * sources, lists * total)
-        row_bytes = (scores.element_size(), groups * weights.element_size())
-        pool = Pool(agreed.rows, work, work._replace(sources=every), min(every, targets) * total,
-                    groups, row_bytes, RANGE_ENTRIES + 1, 2)  # fmt: skip
+        pool = sums_pool(
+            agreed.rows, lists, *agreed.most, groups=groups, kinds=len(kinds),
+            row_bytes=(scores.element_size(), groups * weights.element_size()),
+        )  # fmt: skip
         layout = lay_out(scores, rows, agreed, pool, rtol, method, group)
         if layout is None:
             scores, weights = (gathered(x, agreed, group) for x in (scores, weights))
             here = own(agreed, group)
-            targets_here = at.new_zeros(*at.shape[:2], total)
+            targets_here = at.new_zeros(*at.shape[:2], sum(agreed.rows))
             targets_here[..., here] = at
             args = scores, weights, targets_here, tau, value, slope, rtol, method
-            sums = [s[..., here].contiguous() for s in op.pair_sums(*args)]
+            sums = torch.stack([s[..., here] for s in op.pair_sums(*args)])
         else:
             moments = moments_of(layout, scores, weights, rows)
             flat = reduce_known(torch.cat([part.flatten() for part in moments]), "sum", group)
@@ -158,7 +153,7 @@ def pair_sums(
             moments = Table(*(p.view_as(m) for p, m in zip(parts, moments, strict=True)))
             outs = list(zip(kinds, sums, strict=True))
             evaluate(outs, layout, products(layout, moments, kinds), scores, at, rows, rtol)
-    return [s.masked_fill_(agreed.flags[0, :, None, None] & at, torch.nan) for s in sums]
+    return sums.masked_fill_(agreed.flags[0, :, None, None] & at, torch.nan)
 
 
 def mean_precision(
@@ -171,13 +166,15 @@ def mean_precision(
     rtol: float,
     method: str,
     group: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`average.mean_precision` over the rows of all ranks, its gradient at those of this one."""
+) -> Tensor:
+    """`average.mean_precision` over the rows of all ranks, its gradient at those of this one.
+
+    One flat tensor: mean [L], counts [L] as 0 or 1 and, if asked for, the gradient [L, M].
+    """
     lists = scores.shape[0]
-    g = scores.new_zeros(scores.shape if grad else 0)
-    mean = scores.new_zeros(lists)
+    mean, g = scores.new_zeros(lists), None
     if not lists:
-        return mean, pos.new_zeros(0), g
+        return mean
     scores, broken = _finite(clean(scores.contiguous(), valid))
     heavy = pos if weight is None else pos & (weight > 0)
     negative = ~pos if valid is None else valid & ~pos
@@ -185,13 +182,11 @@ def mean_precision(
     agreed = agree(scores, tau, flags, [int(heavy.sum())], group)
     broken, counts = agreed.flags[0], agreed.flags[1] & agreed.flags[2]
     if agreed.most[0]:
-        total, most = sum(agreed.rows), max(agreed.rows)
-        whole = fused_work(lists, total, grad)
-        work = whole._replace(sources=lists * most, targets=lists * most * grad)
-        pairs = min(len(agreed.rows) * agreed.most[0], lists * total) * total
         every = [x for x in (scores, pos, valid, weight) if x is not None]
-        pool = Pool(agreed.rows, work, whole, pairs, 2 + (weight is not None),
-                    tuple(x.element_size() for x in every), RANGE_ENTRIES + 3, 1)  # fmt: skip
+        pool = precision_pool(
+            agreed.rows, lists, agreed.most[0], grad=grad, weighted=weight is not None,
+            row_bytes=tuple(x.element_size() for x in every),
+        )  # fmt: skip
         rows = [Rows(None, (0,), (0,))]
         layout = lay_out(scores, rows, agreed, pool, rtol, method, group)
         if layout is None:
@@ -199,36 +194,39 @@ def mean_precision(
             valid = None if valid is None else gathered(valid, agreed, group)
             weight = None if weight is None else gathered(weight, agreed, group)
             mean, _, g = average.mean_precision(scores, pos, valid, weight, tau, grad, rtol, method)
-            g = g[:, own(agreed, group)].contiguous() if grad else g
+            g = g[:, own(agreed, group)].contiguous() if grad else None
         else:
-            found = bin_ap.in_layout(
+            mean, g = bin_ap.in_layout(
                 layout, scores, pos, valid, weight, tau, rtol=rtol, grad=grad,
                 total=lambda moments: reduce_known(moments, "sum", group),
             )  # fmt: skip
-            mean, g = found[0].to(scores.dtype), g if found[1] is None else found[1]
     # NaN for lists with a non-finite score, on every rank, and 0 for lists that do not count.
-    mean = mean.masked_fill(broken, torch.nan).masked_fill(~counts, 0.0)
-    if grad:
-        g = g.masked_fill_(broken[:, None], torch.nan).masked_fill_(~counts[:, None], 0.0)
-    return mean, counts, g
+    mean = mean.to(scores.dtype).masked_fill(broken, torch.nan).masked_fill(~counts, 0.0)
+    if not grad:
+        return torch.cat([mean, counts.to(mean)])
+    if g is None:
+        g = torch.zeros_like(scores)
+    g = g.masked_fill_(broken[:, None], torch.nan).masked_fill_(~counts[:, None], 0.0)
+    return torch.cat([mean, counts.to(mean), g.flatten()])
 
 
 LIBRARY.define(
     "sharded_pair_sums(Tensor scores, Tensor weights, Tensor at, Tensor tau, bool value,"
-    " bool slope, float rtol, str method, str group) -> Tensor[]"
+    " bool slope, float rtol, str method, str group) -> Tensor"
 )
 LIBRARY.define(
     "sharded_mean_precision(Tensor scores, Tensor pos, Tensor? valid, Tensor? weight, Tensor tau,"
-    " bool grad, float rtol, str method, str group) -> (Tensor, Tensor, Tensor)"
+    " bool grad, float rtol, str method, str group) -> Tensor"
 )
-for _name, _function, _like in (
-    ("sharded_pair_sums", pair_sums, op.like),
-    ("sharded_mean_precision", mean_precision, fused.like),
-):
-    for _device in ("CPU", "CUDA"):
-        LIBRARY.impl(_name, _function, _device)
-
-    def _fake(*args: Any, like: Any = _like) -> Any:
-        return like(*args[:-1])
-
-    torch.library.register_fake(f"proxy_losses::{_name}", _fake, lib=LIBRARY)
+register(
+    LIBRARY, "sharded_pair_sums", pair_sums,
+    lambda scores, weights, at, tau, value, slope, *how: scores.new_empty(
+        value + slope, *weights.shape
+    ),
+)  # fmt: skip
+register(
+    LIBRARY, "sharded_mean_precision", mean_precision,
+    lambda scores, pos, valid, weight, tau, grad, *how: scores.new_empty(
+        2 * scores.shape[0] + grad * scores.numel()
+    ),
+)  # fmt: skip

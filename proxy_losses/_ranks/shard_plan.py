@@ -11,11 +11,12 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from .plan import MAX_SPAN, Plan, Work, cell_width, grid_plan, plan
+from .plan import MAX_SPAN, Plan, Work, cell_width, fused_work, grid_plan, plan
 
 NS_BYTE = 1.0  # per byte that a rank sends; about what gloo does between processes of one machine
 NS_MESSAGE = 1.0e5  # per collective
 EPS = 2.0**-52
+RANGE_ENTRIES = 5  # of a list: low, high, typical score, and tau twice
 SIZE = 8  # bytes of a float64, and of a cell number
 
 
@@ -51,6 +52,42 @@ class Pool(NamedTuple):
     row_bytes: tuple[int, ...]  # per row and list, of each tensor that would be gathered
     list_entries: int  # numbers per list in the agreement on the range
     entries: int  # numbers besides
+
+
+def sums_pool(
+    ranks: Sequence[int],
+    lists: int,
+    sources: int,
+    targets: int,
+    *,
+    groups: int,
+    kinds: int,
+    row_bytes: tuple[int, ...],
+) -> Pool:
+    """One call of the sums; sources and targets of the busiest rank, rows over all lists."""
+    total = sum(ranks)
+    work = Work(lists, total, sources, targets, groups * kinds, kinds)
+    every = min(len(ranks) * sources, lists * total)
+    pairs = min(every, targets) * total
+    whole = work._replace(sources=every)
+    return Pool(tuple(ranks), work, whole, pairs, groups, row_bytes, RANGE_ENTRIES + 1, 2)
+
+
+def precision_pool(
+    ranks: Sequence[int],
+    lists: int,
+    positives: int,
+    *,
+    grad: bool,
+    weighted: bool,
+    row_bytes: tuple[int, ...],
+) -> Pool:
+    """One call of mean precision; positives of the busiest rank, over all lists."""
+    total, most = sum(ranks), max(ranks)
+    whole = fused_work(lists, total, grad)
+    work = whole._replace(sources=lists * most, targets=lists * most * grad)
+    pairs = min(len(ranks) * positives, lists * total) * total
+    return Pool(tuple(ranks), work, whole, pairs, 2 + weighted, row_bytes, RANGE_ENTRIES + 3, 1)
 
 
 def payload(pool: Pool, share: Share, *, most_cells: int = 0) -> Wire:
