@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from . import _numerics as num
-from .distributed import reduce_known, register
+from ._effects import LIBRARY, register
+from .distributed import reduce_now
 
 TABLE_BYTES = 1 << 20  # of one round, where digits can be made small enough
 MIN_BITS, MAX_BITS = 4, 11
 CHUNK = 1 << 16  # rows of a list per pass: temporaries stay in cache
 
-LIBRARY = torch.library.Library("proxy_losses", "FRAGMENT")
 LIBRARY.define(
     "sharded_quantiles(Tensor scores, Tensor? valid, Tensor levels, str interpolation, str group)"
     " -> Tensor"
@@ -70,7 +70,7 @@ def _quantiles(
         digit = (_keys(scores[:, part]) >> shift).long() + half + where
         one = torch.ones_like(digit) if valid is None else valid[:, part].long()
         table.scatter_add_(0, digit.flatten(), one.flatten())
-    total = reduce_known(own, "sum", group) if group else own
+    total = reduce_now(own, "sum", group) if group else own
     histogram = total[:-1].view(lists, 1, -1)
     count = histogram.sum(-1)
     dtype = num.rank_dtype(int(total[-1]), scores.dtype)
@@ -87,7 +87,7 @@ def _quantiles(
             digit = (keys[kept] >> shift) & ((1 << bits) - 1)
             index = (place[kept] << bits) + digit
             table[t].scatter_add_(0, index, torch.ones_like(index))
-        table = reduce_known(table, "sum", group) if group else table
+        table = reduce_now(table, "sum", group) if group else table
         digit, rank = _descend(table.view(width, lists, -1).transpose(0, 1), rank)
         prefix = (prefix << bits) + digit
     found = _flip(prefix.to(torch.int32 if info.bits == 32 else torch.int64)).view(scores.dtype)
@@ -124,7 +124,7 @@ def _candidates(
 
 
 register(
-    LIBRARY, "sharded_quantiles", _quantiles,
+    "sharded_quantiles", _quantiles,
     lambda scores, valid, levels, *how: scores.new_empty(scores.shape[0], levels.shape[0]),
 )  # fmt: skip
 

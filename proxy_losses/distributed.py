@@ -1,29 +1,25 @@
 """Rows and sums of all processes; the only file that names torch.distributed.
 
-Every collective is an opaque op that takes its group by name, so compiled functions hold it whole,
-and is registered as a side effect: a compiler may otherwise drop it, or exchange two of them, on a
-rank whose shapes differ. (Effects are ordered reliably for ops of one output only.)
+Every collective is an opaque op that takes its group by name, so compiled functions hold it whole.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, overload
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._higher_order_ops.effects import _EffectType as EffectType
-from torch._higher_order_ops.effects import _register_effectful_op
+
+from ._effects import LIBRARY, register
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup as ProcessGroup
 
 __all__ = ["all_gather_no_grad", "all_gather_with_grad", "world_size"]
 
-LIBRARY = torch.library.Library("proxy_losses", "FRAGMENT")
 LIBRARY.define("all_reduce(Tensor x, str how, str group) -> Tensor")
 LIBRARY.define("gather_rows(Tensor[] x, str group) -> Tensor")
 LIBRARY.define("unpack_rows(Tensor packed, Tensor[] like) -> Tensor[]")
@@ -56,7 +52,7 @@ def group_name(group: ProcessGroup | None) -> str:
 
 def _group(name: str) -> ProcessGroup:
     c10d: Any = dist.distributed_c10d
-    group: ProcessGroup = c10d._resolve_process_group(name)
+    group: ProcessGroup = c10d._resolve_process_group(name)  # what torch's own ops do
     return group
 
 
@@ -66,12 +62,11 @@ def rank_and_size(name: str) -> tuple[int, int]:
 
 
 def _to_wire(x: Tensor) -> Tensor:
-    # Not every backend carries bool.
-    x = x.detach()
+    x = x.detach()  # not every backend carries bool
     return x.to(torch.uint8) if x.dtype == torch.bool else x
 
 
-def reduce_known(x: Tensor, how: str, name: str) -> Tensor:
+def reduce_now(x: Tensor, how: str, name: str) -> Tensor:
     """Over the ranks: "sum", "mean", "min" or "max"; for use inside ops."""
     out = _to_wire(x).clone(memory_format=torch.contiguous_format)
     operation = {"min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}.get(how, dist.ReduceOp.SUM)
@@ -105,11 +100,9 @@ def _row_bytes(x: Tensor) -> int:
 def _gather(tensors: list[Tensor], name: str) -> Tensor:
     """[all rows, bytes of a row of all tensors], in rank order."""
     rows = tensors[0].shape[0]
-    parts = [x.detach().contiguous().view(rows, -1 if rows else 0) for x in tensors]
-    packed = [x.view(torch.uint8) if rows else x.new_zeros(0, _row_bytes(y), dtype=torch.uint8)
-              for x, y in zip(parts, tensors, strict=True)]  # fmt: skip
+    flat = [x.detach().contiguous().view(rows, math.prod(x.shape[1:])) for x in tensors]
     counts = gather_counts(rows, tensors[0].device, name)
-    return gather_known(torch.cat(packed, 1), counts, name)
+    return gather_known(torch.cat([x.view(torch.uint8) for x in flat], 1), counts, name)
 
 
 def _unpack(packed: Tensor, like: list[Tensor]) -> list[Tensor]:
@@ -122,7 +115,7 @@ def _unpack(packed: Tensor, like: list[Tensor]) -> list[Tensor]:
 def _own_rows(x: Tensor, rows: int, name: str) -> Tensor:
     """The sum of x over the ranks, but for the rows of the other ranks."""
     start = sum(gather_counts(rows, x.device, name)[: rank_and_size(name)[0]])
-    return reduce_known(x, "sum", name)[start : start + rows].clone()
+    return reduce_now(x, "sum", name)[start : start + rows].clone()
 
 
 def _gather_like(tensors: list[Tensor], name: str) -> Tensor:
@@ -131,60 +124,16 @@ def _gather_like(tensors: list[Tensor], name: str) -> Tensor:
 
 
 _OPS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "all_reduce": (reduce_known, lambda x, how, name: torch.empty_like(x).contiguous()),
+    "all_reduce": (reduce_now, lambda x, how, name: torch.empty_like(x).contiguous()),
     "gather_rows": (_gather, _gather_like),
     "own_rows": (_own_rows, lambda x, rows, name: x.new_empty(rows, *x.shape[1:])),
     "unpack_rows": (
         _unpack, lambda packed, like: [x.new_empty(packed.shape[0], *x.shape[1:]) for x in like]
     ),
 }  # fmt: skip
-
-
-def _keep_order(op: Any) -> None:
-    """Have inductor run this op after the collective before it, once inductor is loaded.
-
-    2.13 notes that dependency under the name of a buffer; its scheduler asks for the operation.
-    """
-    lowering = sys.modules.get("torch._inductor.lowering")
-    if lowering is None or op in lowering.lowerings:
-        return
-    plain = lowering.fallback_handler(op, add_to_fallback_set=False)
-
-    def lower(*args: Any) -> Any:
-        graph = lowering.V.graph
-        known, last = len(graph.operations), graph.effectful_ops.get(EffectType.ORDERED)
-        out = plain(*args)
-        for new in graph.operations[known:] if last else ():
-            graph.additional_star_deps[new.get_operation_name()].add(last.get_name())
-        return out
-
-    lowering.lowerings[op] = lower
-
-
-def register(
-    library: torch.library.Library,
-    name: str,
-    function: Callable[..., Any],
-    fake: Callable[..., Any],
-    collective: bool = True,
-) -> None:
-    """Register an op with its fake."""
-    for device in ("CPU", "CUDA"):
-        library.impl(name, function, device)
-    op = getattr(torch.ops.proxy_losses, name).default
-
-    def traced(*args: Any) -> Any:
-        if collective:
-            _keep_order(op)
-        return fake(*args)
-
-    torch.library.register_fake(f"proxy_losses::{name}", traced, lib=library)
-    if collective:
-        _register_effectful_op(op, EffectType.ORDERED)
-
-
 for _name, (_function, _fake) in _OPS.items():
-    register(LIBRARY, _name, _function, _fake, collective=_name != "unpack_rows")
+    _sends, _fixed = _name != "unpack_rows", _name != "gather_rows"
+    register(_name, _function, _fake, collective=_sends, effect=_fixed)
 
 
 def _op(name: str) -> Callable[..., Any]:

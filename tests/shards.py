@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import proxy_losses as P
 from proxy_losses import _ranks, _select
+from proxy_losses._ranks import shard, shard_plan
 from proxy_losses.distributed import all_reduce_with_grad, group_name
 
 RTOL = 1e-12
@@ -21,9 +22,10 @@ RTOL = 1e-12
 CUTS = {
     2: [(20, 20), (41, 6), (0, 33)],
     3: [(15, 15, 15), (40, 0, 23)],
-    4: [(12, 12, 12, 12), (30, 1, 0, 14)],
+    4: [(30, 1, 0, 14)],
 }
 KINDS = ("normal", "ties", "wide", "far")
+METHODS = {"sums": ("auto", "grid", "dense"), "ranks": ("grid",), "precision": ("auto", "grid")}
 INTERPOLATIONS = ("linear", "lower", "higher", "midpoint", "nearest")
 
 
@@ -94,6 +96,17 @@ def recall(pool: Pool, method: str, group: Any) -> Tensor:
 LOCAL = {"sums": sums, "ranks": ranks}  # values at the rows of each rank
 SHARED = {"precision": precision, "smooth_ap": smooth_ap, "recall": recall}  # alike on all ranks
 ASKED: dict[str, Callable[[Pool, str, Any], Tensor]] = {**LOCAL, **SHARED}
+
+
+def cases(world: int) -> list[tuple[tuple[int, ...], str, str, str]]:
+    """Shards, kind of pool, what is asked and by which method."""
+    return [
+        (cuts, kind, name, method)
+        for cuts in CUTS[world]
+        for kind in KINDS
+        for name in ASKED
+        for method in METHODS.get(name, ("auto",))
+    ]
 
 
 def value_and_grads(name: str, pool: Pool, cuts=(), rank=None, *, method="auto", group=None):
@@ -186,6 +199,37 @@ def train(cuts: Sequence[int], rank: int | None, group: Any, *, compiled: bool =
     return loss.detach(), [p.grad for p in net.parameters()]
 
 
+# Rows of a rank, kind of pool, and how they should be shared.
+WIRES = [(50, "normal", "gather"), (60_000, "normal", "direct"), (60_000, "wide", "occupied"),
+         (2_000, "far", "gather")]  # fmt: skip
+
+
+def wire(rank: int, world: int, group: Any) -> dict:
+    """(reduced, gathered) bytes and messages: counted, and foreseen for the way that was taken."""
+    plain, asked, out = shard.share, [], {}
+
+    def spied(pool: Any, *args: Any, **kwargs: Any) -> Any:
+        asked.append((pool, kwargs.get("most_cells", 0), plain(pool, *args, **kwargs)))
+        return asked[-1][2]
+
+    shard.share = spied
+    for rows, kind, _ in WIRES:
+        cuts = [rows + 10 * k for k in range(world)]
+        mine = make_pool(sum(cuts), kind, lists=1, dtype=torch.float32).shard(cuts, rank)
+        for call in (P.soft_ranks, P.smooth_ap):
+            asked.clear()
+            with torch.no_grad(), Counted() as counted:
+                call(mine.scores, mine.pos, mine.tau, group=group)
+            pool, cells, share = asked[-1]
+            # Cells are exchanged once their numbers promise something.
+            exchanged = cells if asked[min(1, len(asked) - 1)][2].how == "occupied" else 0
+            foreseen = shard_plan.payload(pool, share, most_cells=exchanged)
+            found = counted.reduced, counted.gathered - 8 * (cells > exchanged), counted.messages
+            out[call.__name__, rows, kind] = found, tuple(foreseen), share.how
+    shard.share = plain
+    return out
+
+
 def gathers(rank: int) -> dict:
     """Several tensors in one call, twice differentiated."""
     x = torch.arange(3.0, dtype=torch.float64)[: 3 - rank % 2, None].requires_grad_()
@@ -236,15 +280,14 @@ def worker(rank: int, world: int, folder: str) -> None:
     group = dist.group.WORLD
     out: dict[str, Any] = {"quantiles": quantiles(rank, world, group)}
     found = out["found"] = {}
+    for cuts, kind, name, method in cases(world):
+        pool = make_pool(sum(cuts), kind)
+        found[cuts, kind, name, method] = value_and_grads(
+            name, pool, cuts, rank, method=method, group=group
+        )
     for cuts in CUTS[world]:
-        for kind in KINDS:
-            for name in ASKED:
-                for method in ("auto", "grid", "dense"):
-                    pool = make_pool(sum(cuts), kind)
-                    found[cuts, kind, name, method] = value_and_grads(
-                        name, pool, cuts, rank, method=method, group=group
-                    )
         out["train", cuts] = train(cuts, rank, group)
+    out["wire"] = wire(rank, world, group)
     out["errors"], out["broken"] = errors(rank, world, group), broken(rank, world, group)
     out["gathers"] = gathers(rank)
     torch.save(out, f"{folder}/{rank}.pt")

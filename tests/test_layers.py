@@ -13,6 +13,7 @@ import proxy_losses
 ROOT = Path(proxy_losses.__file__).parent
 # floor of each room; two rooms on one floor never import each other
 FLOORS = {
+    "_effects": -1,
     "_checks": 0,
     "distributed": 0,
     "_numerics": 0.5,

@@ -13,14 +13,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._effects import LIBRARY, register
 from .._numerics import clean
-from ..distributed import gather_counts, gather_known, rank_and_size, reduce_known, register
+from ..distributed import gather_counts, gather_known, rank_and_size, reduce_now
 from . import average, bin_ap, op
 from .bins import Table, moments_of, products
 from .cells import Rows, occupied_cells, only_occupied
 from .grid import evaluate, extremes_of, rows_to_visit
 from .layout import Layout, Ranges, cell_axis, direct_layout
-from .op import LIBRARY, broken_lists
+from .op import broken_lists
 from .plan import Work, cell_width
 from .shard_plan import RANGE_ENTRIES, Pool, precision_pool, share, spans_of, sums_pool
 
@@ -49,7 +50,7 @@ def agree(
     rows[rank] = -float(count)
     numbers = torch.tensor([*(-float(s) for s in sizes), *rows]).to(low)
     columns = [low, -high, middle, tau, -tau, *(-f.double() for f in flags)]
-    least = reduce_known(torch.cat([*columns, numbers]), "min", group)
+    least = reduce_now(torch.cat([*columns, numbers]), "min", group)
     table = least[: len(columns) * lists].view(len(columns), lists)
     first, last, typical, unit, negative = table[:RANGE_ENTRIES].tolist()
     tail = least[len(columns) * lists :].tolist()
@@ -148,7 +149,7 @@ def pair_sums(
             sums = torch.stack([s[..., here] for s in op.pair_sums(*args)])
         else:
             moments = moments_of(layout, scores, weights, rows)
-            flat = reduce_known(torch.cat([part.flatten() for part in moments]), "sum", group)
+            flat = reduce_now(torch.cat([part.flatten() for part in moments]), "sum", group)
             parts = flat.split([part.numel() for part in moments])
             moments = Table(*(p.view_as(m) for p, m in zip(parts, moments, strict=True)))
             outs = list(zip(kinds, sums, strict=True))
@@ -198,7 +199,7 @@ def mean_precision(
         else:
             mean, g = bin_ap.in_layout(
                 layout, scores, pos, valid, weight, tau, rtol=rtol, grad=grad,
-                total=lambda moments: reduce_known(moments, "sum", group),
+                total=lambda moments: reduce_now(moments, "sum", group),
             )  # fmt: skip
     # NaN for lists with a non-finite score, on every rank, and 0 for lists that do not count.
     mean = mean.to(scores.dtype).masked_fill(broken, torch.nan).masked_fill(~counts, 0.0)
@@ -219,13 +220,13 @@ LIBRARY.define(
     " bool grad, float rtol, str method, str group) -> Tensor"
 )
 register(
-    LIBRARY, "sharded_pair_sums", pair_sums,
+    "sharded_pair_sums", pair_sums,
     lambda scores, weights, at, tau, value, slope, *how: scores.new_empty(
         value + slope, *weights.shape
     ),
 )  # fmt: skip
 register(
-    LIBRARY, "sharded_mean_precision", mean_precision,
+    "sharded_mean_precision", mean_precision,
     lambda scores, pos, valid, weight, tau, grad, *how: scores.new_empty(
         2 * scores.shape[0] + grad * scores.numel()
     ),

@@ -93,7 +93,7 @@ def precision_pool(
 def payload(pool: Pool, share: Share, *, most_cells: int = 0) -> Wire:
     """What one call sends; its agreement on ranges and sizes included.
 
-    most_cells: occupied cells of the rank that has most, if they were counted.
+    most_cells: occupied cells of the rank that has most, if the ranks exchange them.
     """
     world, lists = len(pool.ranks), pool.work.lists
     agreed = SIZE * (pool.list_entries * lists + pool.entries + world)
@@ -132,7 +132,7 @@ def share(
     span, work = max(spans), pool.work
     far = not span <= MAX_SPAN
     local = plan([pool.whole], span, rtol, pairs=pool.pairs, method=method)
-    gather = _priced(pool, Share("gather", local, 0, local.cost), most_cells)
+    gather = _priced(pool, Share("gather", local, 0, local.cost))
     if method == "dense" or (far and method == "auto"):
         return gather
     if far:
@@ -142,7 +142,7 @@ def share(
     best = [gather] if method == "auto" else []
     if 8.0 * EPS * span < rtol:  # bins read off the lower end lose no digits
         chosen = grid_plan(work, span, rtol, cells=raw)
-        best.append(_priced(pool, Share("direct", chosen, raw, chosen.cost), most_cells))
+        best.append(_priced(pool, Share("direct", chosen, raw, chosen.cost)))
     counted = occupied is not None
     cells = work.lists if occupied is None else occupied
     chosen = grid_plan(work, span, rtol, cells=cells, looked_up=True)
@@ -153,7 +153,7 @@ def share(
     return min(best, key=lambda one: one.cost)
 
 
-def _priced(pool: Pool, share: Share, most_cells: int) -> Share:
+def _priced(pool: Pool, share: Share, most_cells: int = 0) -> Share:
     wire = payload(pool, share, most_cells=most_cells)
     cost = share.cost + NS_MESSAGE * wire.messages + NS_BYTE * wire.sent(len(pool.ranks))
     return share._replace(cost=cost)
