@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from . import _numerics as num
+from ._band import Band, partial_auc_and_stats
 from ._checks import REDUCTIONS, TEMPERATURE_UNITS, check_choice, check_list_shape, check_tau
 from ._groups import every_list
-from ._pauc import Band, partial_auc_and_stats
 from ._pool import Batch, Pool, make_pool, take_rows, valid_rows
 from ._queue import QueueState, enqueue
 from ._recall import recall_and_counts, recall_saturation

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..distributed import all_reduce
 from . import compact, dense, grid
 from .plan import Work, plan
 
@@ -38,7 +39,7 @@ def pair_sums(
 ) -> list[Tensor]:
     """The op itself, see `dense.pair_sums` for its arguments."""
     if scores.numel() == 0 or weights.shape[1] == 0:
-        return _like(scores, weights, at, tau, value, slope, rtol, method)
+        return like(scores, weights, at, tau, value, slope, rtol, method)
     broken = broken_lists(scores)
     if broken is not None:
         scores = torch.where(broken[:, None], 0.0, scores)
@@ -105,7 +106,7 @@ def broken_lists(scores: Tensor) -> Tensor | None:
     return broken if broken.any() else None
 
 
-def _like(
+def like(
     scores: Tensor,
     weights: Tensor,
     at: Tensor,
@@ -115,6 +116,7 @@ def _like(
     rtol: float,
     method: str,
 ) -> list[Tensor]:
+    """Tensors of the shapes that the op returns."""
     return [scores.new_empty(weights.shape) for _ in range(value + slope)]
 
 
@@ -141,8 +143,25 @@ def _vmap(
 
 for _device in ("CPU", "CUDA"):
     LIBRARY.impl("pair_sums", pair_sums, _device)
-torch.library.register_fake("proxy_losses::pair_sums", _like, lib=LIBRARY)
+torch.library.register_fake("proxy_losses::pair_sums", like, lib=LIBRARY)
 torch.library.register_vmap("proxy_losses::pair_sums", _vmap, lib=LIBRARY)
+
+
+def sums_over(group: str) -> Callable[..., list[Tensor]]:
+    """The op for one process, or the one for a pool sharded over a group."""
+    if not group:
+        return torch.ops.proxy_losses.pair_sums
+    return lambda *args: list(torch.ops.proxy_losses.sharded_pair_sums(*args, group).unbind(0))
+
+
+def centred(scores: Tensor, group: str) -> Tensor:
+    """Scores less their mean in the list, over all processes."""
+    if not group:
+        return scores - scores.mean(-1, keepdim=True)
+    total = scores.sum(-1, dtype=torch.float64)
+    both = torch.stack([total, torch.full_like(total, scores.shape[-1])])
+    both = all_reduce(both, "sum", group)
+    return scores - (both[0] / both[1].clamp(min=1.0))[..., None].to(scores.dtype)
 
 
 class _SigmoidSums(torch.autograd.Function):
@@ -159,13 +178,14 @@ class _SigmoidSums(torch.autograd.Function):
         slope: bool,
         rtol: float,
         method: str,
+        group: str,
     ) -> tuple[Tensor, Tensor]:
-        out = torch.ops.proxy_losses.pair_sums(scores, weights, at, tau, True, slope, rtol, method)
+        out = sums_over(group)(scores, weights, at, tau, True, slope, rtol, method)
         return out[0], out[1] if slope else scores.new_empty(0)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        scores, weights, at, tau, _, ctx.rtol, ctx.method = inputs
+        scores, weights, at, tau, _, *ctx.how = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(scores, weights, at, tau, output[1])
@@ -173,20 +193,19 @@ class _SigmoidSums(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * 7
+            return (None,) * 8
         scores, weights, at, tau, slope = ctx.saved_tensors
         need_scores, need_weights, _, need_tau = ctx.needs_input_grad[:4]
         # Off the targets the sums are the constant 0.
         grad = torch.where(at, grad, 0.0)
         g_scores, g_weights = _SigmoidSumsBackward.apply(  # type: ignore[no-untyped-call]
-            grad, scores, weights, at, tau, slope, need_weights, ctx.rtol, ctx.method
+            grad, scores, weights, at, tau, slope, need_weights, *ctx.how
         )
         g_tau = None
         if need_tau:  # sums depend on scores / tau alone
-            centred = scores - scores.mean(-1, keepdim=True)
-            g_tau = -((centred * g_scores).sum(-1) / tau).to(tau.dtype)
+            g_tau = -((centred(scores, ctx.how[-1]) * g_scores).sum(-1) / tau).to(tau.dtype)
         return (g_scores if need_scores else None, g_weights if need_weights else None, None,
-                g_tau, None, None, None)  # fmt: skip
+                g_tau, None, None, None, None)  # fmt: skip
 
 
 class _SigmoidSumsBackward(torch.autograd.Function):
@@ -205,26 +224,31 @@ class _SigmoidSumsBackward(torch.autograd.Function):
         need_weights: bool,
         rtol: float,
         method: str,
+        group: str,
     ) -> tuple[Tensor, Tensor]:
-        op = torch.ops.proxy_losses.pair_sums
+        op = sums_over(group)
         how = (rtol, method)
         pull = op(scores, grad, weights != 0, tau, False, True, *how)[0]
         g_scores = (weights * pull - grad * slope).sum(-2) / tau[:, None]
         if not need_weights:
             return g_scores.to(scores.dtype), scores.new_empty(0)
         everywhere = torch.ones_like(at[:, :1])
+        mass = grad.sum(-1, keepdim=True)
+        if group:
+            mass = all_reduce(mass, "sum", group)
         # sigma(s_k - s_i) = 1 - sigma(s_i - s_k)
         below = op(scores, grad, everywhere, tau, True, False, *how)[0]
-        g_weights = grad.sum(-1, keepdim=True) - below
-        return g_scores.to(scores.dtype), g_weights
+        return g_scores.to(scores.dtype), mass - below
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         grad, scores, weights, at, tau, _, ctx.need_weights = inputs[:7]
+        ctx.group = inputs[9]
         ctx.save_for_backward(grad, scores, weights, at, tau)
 
     @staticmethod
     def backward(ctx: Any, v_scores: Tensor, v_weights: Tensor) -> tuple[Tensor | None, ...]:
+        one_process_only(ctx.group)
         grad, scores, weights, at, tau = ctx.saved_tensors
         if not ctx.need_weights:
             v_weights = torch.zeros_like(grad)
@@ -235,7 +259,13 @@ class _SigmoidSumsBackward(torch.autograd.Function):
         vjp = torch.func.vjp(plain, grad, scores, weights.to(scores.dtype), tau)[1]
         g, s, w, t = vjp((v_scores, v_weights))
         g_weights = w if weights.is_floating_point() else None
-        return g, s, g_weights, None, t, None, None, None, None
+        return g, s, g_weights, None, t, *(None,) * 5
+
+
+def one_process_only(group: str) -> None:
+    """Raise where a pool sharded over a group is differentiated twice."""
+    if group:
+        raise NotImplementedError("second derivatives of a pool sharded over a group")
 
 
 def _plain_backward(
@@ -268,11 +298,17 @@ _apply_in_graph: Callable[..., Tensor] = torch.compiler.allow_in_graph(_apply)
 
 
 def sigmoid_sums(
-    scores: Tensor, weights: Tensor, at: Tensor, tau: Tensor, rtol: float, method: str
+    scores: Tensor,
+    weights: Tensor,
+    at: Tensor,
+    tau: Tensor,
+    rtol: float,
+    method: str,
+    group: str = "",
 ) -> Tensor:
     """Flat form: scores [L, M], weights [L, G, M] (floating or bool), at [L, 1 or G, M], tau [L].
 
-    Returns [L, G, M].
+    group: name of the processes that share the lists, "" for this one alone. Returns [L, G, M].
     """
     slope = torch.is_grad_enabled()  # no_grad needs none
-    return _apply_in_graph(scores, weights, at, tau, slope, rtol, method)
+    return _apply_in_graph(scores, weights, at, tau, slope, rtol, method, group)

@@ -22,7 +22,7 @@ from .._checks import (
 )
 from .._pool import Batch, Pool, positives, subsample_pool, valid_rows
 from .._step import ClassLosses, Options
-from ..distributed import all_gather_no_grad, all_gather_with_grad, world_size
+from ..distributed import all_gather_with_grad, world_size
 from ._published import PublishedNames
 from ._queue import MemoryQueue, never_narrow
 
@@ -257,6 +257,7 @@ class RankingLoss(PublishedNames, nn.Module):
 
 
 def _gathered(batch: Batch) -> Batch:
-    """The rows of all processes."""
-    rest = (None if x is None else all_gather_no_grad(x) for x in batch[1:])
-    return Batch(all_gather_with_grad(batch.logits), *rest)  # type: ignore[arg-type]
+    """Rows of all processes; only logits get a gradient."""
+    given = [x if x is batch.logits else x.detach() for x in batch if x is not None]
+    found = iter(all_gather_with_grad(*given))
+    return Batch(*(None if x is None else next(found) for x in batch))  # type: ignore[arg-type]

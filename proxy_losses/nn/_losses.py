@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from .. import _step
+from .._band import Band, check_band_options
 from .._checks import INTERPOLATIONS, check_choice, check_quantile, warn_user
-from .._pauc import Band, check_band_options
 from .._pool import Batch, Pool
 from .._step import ClassLosses, Options
 from ._base import RankingLoss
