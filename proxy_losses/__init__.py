@@ -7,6 +7,7 @@ explicit immutable state, and thin modules over it (`SmoothAPLoss`, `LossWarmupW
 from ._queue import QueueState, enqueue, init_queue, queue_rows, reset_queue
 from ._ranks import SoftRanks, sigmoid_sums, soft_ranks
 from ._recall import recall_at_quantile, recall_counts
+from ._retrieval import RetrievalLists, retrieval_lists
 from ._schedule import (
     Schedule,
     ScheduleState,
@@ -31,6 +32,7 @@ __all__ = [
     "LossWarmupWrapper",
     "QueueState",
     "RecallAtQuantileLoss",
+    "RetrievalLists",
     "Schedule",
     "ScheduleState",
     "SmoothAPLoss",
@@ -49,6 +51,7 @@ __all__ = [
     "recall_at_quantile_loss",
     "recall_counts",
     "reset_queue",
+    "retrieval_lists",
     "sigmoid_sums",
     "smooth_ap",
     "smooth_ap_counts",
