@@ -9,12 +9,11 @@ from typing import Any
 from scipy import stats
 
 from . import report
-from .metric_learning import METRICS
 from .rank_figures import BLUE, GREY, INK, ORANGE, new_figure, tidy
 
 TIE = 1e-3  # closer than this is a tie
 
-Results = dict[str, dict[str, list[float]]]  # arm -> metric -> value of each seed
+Results = dict[str, dict[str, list[float]]]  # arm -> metric -> value of every seed
 
 
 def interval(values: Sequence[float]) -> dict[str, Any]:
@@ -35,38 +34,22 @@ def paired(mine: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
 
 
 def compare(results: Results, ours: str) -> dict[str, Any]:
+    """Mean of every arm, and what we are ahead of it."""
     mine = results[ours]
     return {
-        "tie": TIE,
-        "summary": {
-            name: {m: interval(values) for m, values in arm.items()}
-            for name, arm in results.items()
-        },
-        "paired": {
-            name: {m: paired(mine[m], values) for m, values in arm.items()}
-            for name, arm in results.items()
-            if name != ours
-        },
+        arm: {
+            m: {"mean": interval(values), "ahead": None if arm == ours else paired(mine[m], values)}
+            for m, values in found.items()
+        }
+        for arm, found in results.items()
     }
 
 
 def show(written: dict[str, Any]) -> str:
-    """Both tables."""
-    rows = [["mean on the unseen classes", *METRICS.values()]]
-    for name, arm in written["summary"].items():
-        rows.append([name, *(f"{arm[m]['mean']:.4f}" for m in METRICS)])
-    seeds = len(written["protocol"]["seeds"])
-    title = f"{written['ours']} minus it, {seeds} paired seeds"
-    apart = [[title, *(f"{m} [95 %] w/t/l" for m in METRICS.values())]]
-    for name, arm in written["paired"].items():
-        cells = []
-        for m in METRICS:
-            found = arm[m]
-            low, high = found["interval"]
-            count = f"{found['wins']}/{found['ties']}/{found['losses']}"
-            cells.append(f"{found['mean']:+.4f} [{low:+.4f}, {high:+.4f}] {count}")
-        apart.append([name, *cells])
-    chosen = [["chosen", "parameter", "rate", "steps", "mAP on held-out classes", "CPU s"]]
+    """What was chosen, then per question the means and the differences."""
+    ours, seeds = written["ours"], len(written["protocol"]["seeds"])
+    names = written["protocol"]["metrics"]
+    chosen = [["chosen", "parameter", "rate", "steps", "mAP on held-out digits", "CPU s"]]
     for name, tuned in written["tuning"].items():
         choice = tuned["chosen"]
         best = max(t["map"] for t in tuned["tried"])
@@ -75,33 +58,46 @@ def show(written: dict[str, Any]) -> str:
             name, f"{tuned['parameter']} {choice['value']:g}", f"{choice['rate']:g}",
             str(choice["steps"]), f"{best:.4f}", f"{cost:.0f}",
         ])  # fmt: skip
-    tables = (report.align(rows), report.align(apart), report.align(chosen))
+    tables = [report.align(chosen)]
+    for question, found in written["compared"].items():
+        rows = [[question, *names.values()]]
+        rows += [
+            [arm, *(f"{metrics[m]['mean']['mean']:.4f}" for m in names)]
+            for arm, metrics in found.items()
+        ]
+        tables.append(report.align(rows))
+        title = f"{ours} minus it, {seeds} paired seeds"
+        rows = [[title, *(f"{m} [95 %] w/t/l" for m in names.values())]]
+        rows += [
+            [arm, *(_cell(metrics[m]["ahead"]) for m in names)]
+            for arm, metrics in found.items()
+            if arm != ours
+        ]
+        tables.append(report.align(rows))
     return "\n\n".join("\n".join(table) for table in tables)
 
 
+def _cell(ahead: dict[str, Any]) -> str:
+    low, high = ahead["interval"]
+    count = f"{ahead['wins']}/{ahead['ties']}/{ahead['losses']}"
+    return f"{ahead['mean']:+.4f} [{low:+.4f}, {high:+.4f}] {count}"
+
+
 def draw(written: dict[str, Any], path: Path) -> None:
-    """Left the mean average precision of every seed, right the paired differences."""
-    figure = new_figure(10.4, 3.9)
-    left, right = figure.subplots(1, 2, width_ratios=(1.15, 1), sharey=True)
-    names = list(written["results"])
-    for row, name in enumerate(names):
-        colour = BLUE if name == written["ours"] else ORANGE if name.startswith("peer") else GREY
-        values = written["results"][name]["map"]
-        left.plot(values, [row + 0.16] * len(values), "|", color=colour, markersize=7, alpha=0.6)
-        bar(left, written["summary"][name]["map"], row, colour)
-        if name in written["paired"]:
-            bar(right, written["paired"][name]["map"], row, colour)
-    left.set_yticks(range(len(names)), names)
-    left.invert_yaxis()
-    right.axvline(0.0, color=INK, linewidth=0.9)
+    """The mean average precision of every arm and seed, one panel per question."""
+    figure = new_figure(10.4, 3.7)
+    panels = figure.subplots(1, len(written["results"]), sharey=True)
     seeds = len(written["protocol"]["seeds"])
-    tidy(left, f"mAP on the digits 6-9; mean, 95 % interval, {seeds} seeds", "")
-    tidy(right, f"mAP of {written['ours']} minus it, paired by seed", "")
-    right.tick_params(labelleft=False)
+    for ax, (question, results) in zip(panels, written["results"].items(), strict=True):
+        for row, (arm, found) in enumerate(results.items()):
+            trained = ORANGE if arm in written["tuning"] else GREY
+            colour = BLUE if arm == written["ours"] else trained
+            mean = written["compared"][question][arm]["map"]["mean"]
+            ax.plot(found["map"], [row + 0.2] * seeds, "|", color=colour, markersize=7, alpha=0.6)
+            ax.plot(mean["interval"], [row, row], color=colour, linewidth=2.2)
+            ax.plot(mean["mean"], row, "o", color=colour, markersize=5.5)
+        ax.set_yticks(range(len(results)), list(results))
+        ax.set_title(question, fontsize=10, color=INK)
+        tidy(ax, f"mAP; mean, 95 % interval and {seeds} seeds", "")
+    panels[0].invert_yaxis()
     figure.savefig(path)
-
-
-def bar(ax: Any, found: dict[str, Any], row: int, colour: str) -> None:
-    """Mean and interval."""
-    ax.plot(found["interval"], [row, row], color=colour, linewidth=2.2)
-    ax.plot(found["mean"], row, "o", color=colour, markersize=5.5)
