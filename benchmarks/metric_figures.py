@@ -46,21 +46,22 @@ def compare(results: Results, ours: str) -> dict[str, Any]:
 
 
 def show(written: dict[str, Any]) -> str:
-    """What was chosen, then per question the means and the differences."""
+    """Per question what was chosen, the means and the differences."""
     ours, seeds = written["ours"], len(written["protocol"]["seeds"])
     names = written["protocol"]["metrics"]
-    chosen = [["chosen", "parameter", "rate", "steps", "mAP on held-out digits", "CPU s"]]
-    for name, tuned in written["tuning"].items():
-        choice = tuned["chosen"]
-        best = max(t["map"] for t in tuned["tried"])
-        cost = tuned["tuning_cpu_s"] + tuned["training_cpu_s"]
-        chosen.append([
-            name, f"{tuned['parameter']} {choice['value']:g}", f"{choice['rate']:g}",
-            str(choice["steps"]), f"{best:.4f}", f"{cost:.0f}",
-        ])  # fmt: skip
-    tables = [report.align(chosen)]
+    tables = []
     for question, found in written["compared"].items():
-        rows = [[question, *names.values()]]
+        rows = [[f"{question}: chosen", "parameter", "rate", "steps", "mAP in tuning", "CPU s"]]
+        for arm, tuned in written["tuning"][question].items():
+            choice = tuned["chosen"]
+            best = max(t["map"] for t in tuned["tried"])
+            cost = tuned["tuning_cpu_s"] + tuned["training_cpu_s"]
+            rows.append([
+                arm, f"{tuned['parameter']} {choice['value']:g}", f"{choice['rate']:g}",
+                str(choice["steps"]), f"{best:.4f}", f"{cost:.0f}",
+            ])  # fmt: skip
+        tables.append(report.align(rows))
+        rows = [[f"{question}: mean", *names.values()]]
         rows += [
             [arm, *(f"{metrics[m]['mean']['mean']:.4f}" for m in names)]
             for arm, metrics in found.items()
@@ -90,14 +91,14 @@ def draw(written: dict[str, Any], path: Path) -> None:
     seeds = len(written["protocol"]["seeds"])
     for ax, (question, results) in zip(panels, written["results"].items(), strict=True):
         for row, (arm, found) in enumerate(results.items()):
-            trained = ORANGE if arm in written["tuning"] else GREY
+            trained = ORANGE if arm in written["tuning"][question] else GREY
             colour = BLUE if arm == written["ours"] else trained
             mean = written["compared"][question][arm]["map"]["mean"]
             ax.plot(found["map"], [row + 0.2] * seeds, "|", color=colour, markersize=7, alpha=0.6)
             ax.plot(mean["interval"], [row, row], color=colour, linewidth=2.2)
             ax.plot(mean["mean"], row, "o", color=colour, markersize=5.5)
         ax.set_yticks(range(len(results)), list(results))
-        ax.set_title(question, fontsize=10, color=INK)
+        ax.set_title(f"to rank {question}", fontsize=10, color=INK)
         tidy(ax, f"mAP; mean, 95 % interval and {seeds} seeds", "")
     panels[0].invert_yaxis()
     figure.savefig(path)

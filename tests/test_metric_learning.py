@@ -9,8 +9,9 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
-from benchmarks import harness, metric_figures, metric_learning, report
-from benchmarks.metric_learning import LEARNT, OURS, QUESTIONS, digits, ours, shifted, train
+from benchmarks import digits, harness, metric_figures, metric_learning, report
+from benchmarks.digits import QUESTIONS, Part, images, shifted
+from benchmarks.metric_learning import OURS, ours, train
 
 
 @pytest.fixture(autouse=True)
@@ -30,14 +31,14 @@ def test_quick_run(tmp_path, capsys):
     assert written["versions"]["pytorch_metric_learning"]
     assert written["machine"]["threads"] == 1
     budget = metric_learning.QUICK
-    for tuned in written["tuning"].values():
-        assert len(tuned["tried"]) == budget.values * len(budget.rates) * len(budget.steps)
-        best = max(tuned["tried"], key=lambda t: t["map"])
-        assert tuned["chosen"] == {k: best[k] for k in ("value", "rate", "steps")}
-    assert list(written["results"]) == list(QUESTIONS)
+    assert list(written["results"]) == list(written["tuning"]) == list(QUESTIONS)
     for question, arms in written["results"].items():
+        for tuned in written["tuning"][question].values():
+            assert len(tuned["tried"]) == budget.values * len(budget.rates) * len(budget.steps)
+            best = max(tuned["tried"], key=lambda t: t["map"])
+            assert tuned["chosen"] == {k: best[k] for k in ("value", "rate", "steps")}
         assert next(iter(arms)) == OURS
-        assert {*arms} == {*written["tuning"], "untrained network", "raw pixels"}
+        assert {*arms} == {*written["tuning"][question], "untrained network", "raw pixels"}
         for name, found in arms.items():
             for metric, values in found.items():
                 assert len(values) == len(budget.seeds)
@@ -46,7 +47,7 @@ def test_quick_run(tmp_path, capsys):
                 assert (ahead is None) == (name == OURS)
                 if ahead is not None:
                     assert ahead["wins"] + ahead["ties"] + ahead["losses"] == len(values)
-    assert "new images of the digits learnt" in capsys.readouterr().out
+    assert "new images: mean" in capsys.readouterr().out
     path.with_suffix(".png").unlink()
     assert metric_learning.main(["--plot", "--out", str(path)]) == 0
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
@@ -54,14 +55,14 @@ def test_quick_run(tmp_path, capsys):
 
 def test_precision_is_that_of_sklearn():
     pytest.importorskip("pytorch_metric_learning")
-    x, y = digits((6, 7, 8), 0.0, 0.1)
+    x, y = images(Part((6, 7, 8), 0.0, 0.1))
     cosine = torch.nn.functional.normalize(x) @ torch.nn.functional.normalize(x).T
     exact = [
         average_precision_score((y == y[q])[torch.arange(len(y)) != q], row)
         for q, row in enumerate(cosine[~torch.eye(len(y), dtype=torch.bool)].view(len(y), -1))
     ]
     # Two rows of almost equal similarity may swap places.
-    assert metric_learning.evaluate(x, y)["map"] == pytest.approx(sum(exact) / len(y), abs=1e-5)
+    assert digits.evaluate(x, y)["map"] == pytest.approx(sum(exact) / len(y), abs=1e-5)
 
 
 def test_a_missing_package_is_named(monkeypatch):
@@ -70,12 +71,17 @@ def test_a_missing_package_is_named(monkeypatch):
         metric_learning.main(["--quick"])
 
 
-def test_rows_learnt_are_never_judged():
-    rows = {tuple(row) for row in digits(LEARNT)[0].tolist()}
-    for which in QUESTIONS.values():
-        x, y = digits(*which)
-        assert {*y.tolist()} == {*which[0]}
-        assert not rows & {tuple(row) for row in x.tolist()}
+def rows(part):
+    return {tuple(row) for row in images(part)[0].tolist()}
+
+
+@pytest.mark.parametrize("question", QUESTIONS.values(), ids=QUESTIONS)
+def test_images_ranked_are_new(question):
+    for learnt, ranked in question.folds:
+        assert not rows(learnt) & rows(ranked)
+        assert not (rows(learnt) | rows(ranked)) & rows(question.ranked)
+        assert {*images(ranked)[1].tolist()} == {*ranked.digits}
+    assert not rows(question.learnt) & rows(question.ranked)
 
 
 def test_images_move_by_a_pixel():
@@ -94,7 +100,7 @@ def test_arms_see_the_same_batches_and_weights():
         seen.append((embeddings.detach().clone(), labels))
         return ours(0.1)(embeddings, labels)
 
-    nets = [net for _ in range(2) for _, net in train(spy, 1e-3, (2,), 5, (0, 1))]
+    nets = [net for _ in range(2) for _, net in train(spy, 1e-3, (2,), 5, Part((0, 1)))]
     (a, y), (b, z) = seen[0], seen[2]
     torch.testing.assert_close(a, b, rtol=0, atol=0)
     assert torch.equal(y, z)
