@@ -101,4 +101,6 @@ def draw(written: dict[str, Any], path: Path) -> None:
         ax.set_title(f"to rank {question}", fontsize=10, color=INK)
         tidy(ax, f"mAP; mean, 95 % interval and {seeds} seeds", "")
     panels[0].invert_yaxis()
+    version = written["versions"]["pytorch_metric_learning"]
+    figure.supxlabel(f"peer: pytorch-metric-learning {version}", fontsize=9, color=GREY)
     figure.savefig(path)
