@@ -11,6 +11,7 @@ from ._pauc import partial_auc, partial_auc_counts
 from ._queue import QueueState, enqueue, init_queue, queue_rows, reset_queue
 from ._ranks import SoftRanks, sigmoid_sums, soft_ranks
 from ._recall import recall_at_quantile, recall_counts, recall_saturation
+from ._retrieval import RetrievalLists, retrieval_lists
 from ._schedule import (
     Schedule,
     ScheduleState,
@@ -36,6 +37,7 @@ __all__ = [
     "PAUCAtBudgetLoss",
     "QueueState",
     "RecallAtQuantileLoss",
+    "RetrievalLists",
     "Schedule",
     "ScheduleState",
     "SmoothAPLoss",
@@ -60,6 +62,7 @@ __all__ = [
     "recall_saturation",
     "reset_queue",
     "score_spread",
+    "retrieval_lists",
     "sigmoid_sums",
     "smooth_ap",
     "smooth_ap_counts",

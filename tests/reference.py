@@ -119,3 +119,25 @@ def partial_auc_band(
 def partial_auc(*args, **options) -> float:
     found = partial_auc_band(*args, **options)
     return 0.0 if found is None else found.value
+
+
+def similarity(x, y, kind="cosine") -> float:
+    dot = sum(a * b for a, b in zip(x, y, strict=True))
+    norms = math.hypot(*x) * math.hypot(*y)
+    return dot if kind == "dot" else dot / norms if norms else 0.0
+
+
+def retrieval(embeddings, labels, refs=None, ref_labels=None, kind="cosine"):
+    """Scores and positives of each query's list, without the query itself where refs is None."""
+    lists = []
+    for q, (x, label) in enumerate(zip(embeddings, labels, strict=True)):
+        scores, pos = [], []
+        for m, y in enumerate(embeddings if refs is None else refs):
+            if refs is None and m == q:
+                continue
+            other = (labels if refs is None else ref_labels)[m]
+            shares = set(label) & set(other) if isinstance(label, set) else label == other
+            scores.append(similarity(x, y, kind))
+            pos.append(bool(shares))
+        lists.append((scores, pos))
+    return lists
