@@ -17,6 +17,7 @@ SURROGATES = ("trapezoid", "pairwise")
 TAU_SCALES = ("iqr", "band")
 POS_NUMERATORS = ("pool", "live")
 BUDGET_BASES = ("fpr", "population")
+DISTRIBUTED = ("gather", "shard")
 TEMPERATURE_UNITS = ("score", "spread")
 
 

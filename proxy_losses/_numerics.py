@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from .distributed import all_reduce
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 # float32 counts exactly up to here; torch.quantile refuses longer lists.
@@ -175,11 +177,18 @@ def score_spread(scores: Tensor, valid_mask: Tensor | None = None) -> Tensor:
     weight = torch.ones_like(s) if valid_mask is None else valid_mask.expand(s.shape).to(s.dtype)
     mean = weighted_mean(s, weight)
     deviation = weighted_mean((s - mean[..., None]).square(), weight).sqrt()
+    return spread_of(upper, lower, deviation) * poison(s)
+
+
+def spread_of(upper: Tensor, lower: Tensor, deviation: Tensor) -> Tensor:
+    """From quartiles and standard deviation, as `score_spread` says."""
     spread = torch.where(upper > lower, (upper - lower) / 1.349, deviation)
-    return torch.where(spread > 0, spread, 1.0) * poison(s)
+    return torch.where(spread > 0, spread, 1.0)
 
 
-def saturated_share(slopes: Tensor, pos: Tensor) -> Tensor:
+def saturated_share(slopes: Tensor, pos: Tensor, group: str = "") -> Tensor:
     """Share of positives [..., M] whose slope is under 1e-4 of the 1/4 that sigmoid has at 0."""
-    gone = pos & (slopes < 1e-4 * 0.25)
-    return gone.sum(-1) / pos.sum(-1).clamp(min=1)
+    counts = torch.stack([(pos & (slopes < 1e-4 * 0.25)).sum(-1), pos.sum(-1)])
+    gone, total = all_reduce(counts, "sum", group)
+    share: Tensor = gone / total.clamp(min=1)
+    return share

@@ -160,6 +160,7 @@ def recall_saturation(
     quantile: float = 0.005,
     interpolation: str = "higher",
     valid_mask: Tensor | None = None,
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """Share of positives more than about 10 tau from the threshold: numerically no gradient.
 
@@ -170,6 +171,7 @@ def recall_saturation(
         quantile: as in `recall_at_quantile`.
         interpolation: as in `recall_at_quantile`.
         valid_mask: [..., M] bool, rows that count; None means all.
+        group: as in `smooth_ap`.
 
     Returns:
         [...] in [0, 1], detached; 0 for a list without positives. The slope of a saturated positive
@@ -185,6 +187,8 @@ def recall_saturation(
         tensor(0.5000)
     """
     check_lists(scores, pos_mask, valid_mask)
-    above = _above(scores.detach(), pos_mask, tau, quantile, interpolation, valid_mask).detach()
+    name = group_name(group)
+    above = _above(scores.detach(), pos_mask, tau, quantile, interpolation, valid_mask, name)
+    above = above.detach()
     pos = pos_mask if valid_mask is None else pos_mask & valid_mask
-    return num.saturated_share(above * (1.0 - above), pos)
+    return num.saturated_share(above * (1.0 - above), pos, name)

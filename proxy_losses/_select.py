@@ -173,3 +173,18 @@ def mean_over_group(
     hit, total, counted, finite = all_reduce_with_grad(torch.stack(parts), name)
     recall = hit / torch.where(total > 0, total, 1.0) * (finite * 0.0 + 1.0)
     return recall.to(above.dtype), counted > 0
+
+
+def spread_over_group(scores: Tensor, valid_mask: Tensor, name: str) -> Tensor:
+    """`score_spread` of lists [..., M] whose rows are on all ranks; every row is read."""
+    s = num.clean(num.lift(scores.detach()), valid_mask)
+    levels = torch.tensor([0.75, 0.25], dtype=torch.float64, device=s.device)
+    upper, lower = sharded_quantiles(s, levels, "linear", valid_mask, name).unbind(-1)
+    weight = valid_mask.expand(s.shape).to(s.dtype)
+    here = torch.ones_like(weight[..., 0], dtype=torch.bool)
+
+    def mean(values: Tensor) -> Tensor:
+        return mean_over_group(values, weight, here, num.poison(s), name)[0]
+
+    deviation = mean((s - mean(s)[..., None]).square()).sqrt()
+    return num.spread_of(upper, lower, deviation)

@@ -9,6 +9,7 @@ from torch import Tensor
 from . import _numerics as num
 from ._checks import check_lists, check_rtol
 from ._ranks import default_rtol, mean_precision, rank_slopes
+from .distributed import group_name
 
 if TYPE_CHECKING:
     from .distributed import ProcessGroup
@@ -132,7 +133,12 @@ def _lifted(
 
 
 def smooth_ap_saturation(
-    scores: Tensor, pos_mask: Tensor, tau: float | Tensor, *, valid_mask: Tensor | None = None
+    scores: Tensor,
+    pos_mask: Tensor,
+    tau: float | Tensor,
+    *,
+    valid_mask: Tensor | None = None,
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """Share of positives whose rank has numerically no gradient: a symptom of too small a tau.
 
@@ -145,6 +151,7 @@ def smooth_ap_saturation(
         pos_mask: [..., M] bool, the positives.
         tau: temperature as in `smooth_ap`.
         valid_mask: [..., M] bool, rows that count; None means all.
+        group: as in `smooth_ap`.
 
     Returns:
         [...] in [0, 1], detached; 0 for a list without positives.
@@ -159,14 +166,19 @@ def smooth_ap_saturation(
         tensor(0.5000)
     """
     check_lists(scores, pos_mask, valid_mask)
-    share: Tensor = _saturation(scores, pos_mask, tau, valid_mask)
+    share: Tensor = _saturation(scores, pos_mask, tau, valid_mask, group)
     return share
 
 
 @num.full_precision
 def _saturation(
-    scores: Tensor, pos_mask: Tensor, tau: float | Tensor, valid_mask: Tensor | None
+    scores: Tensor,
+    pos_mask: Tensor,
+    tau: float | Tensor,
+    valid_mask: Tensor | None,
+    group: ProcessGroup | None,
 ) -> Tensor:
     pos = pos_mask if valid_mask is None else pos_mask & valid_mask
-    slopes = rank_slopes(num.clean(scores, valid_mask), pos, tau, valid_mask=valid_mask)
-    return num.saturated_share(slopes, pos)
+    scores = num.clean(scores, valid_mask)
+    slopes = rank_slopes(scores, pos, tau, valid_mask=valid_mask, group=group)
+    return num.saturated_share(slopes, pos, group_name(group))

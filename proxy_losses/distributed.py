@@ -50,6 +50,13 @@ def group_name(group: ProcessGroup | None) -> str:
     return "" if size == 1 else str(group.group_name)
 
 
+def default_group() -> ProcessGroup:
+    """All processes."""
+    group = dist.group.WORLD
+    assert group is not None
+    return group
+
+
 def _group(name: str) -> ProcessGroup:
     c10d: Any = dist.distributed_c10d
     group: ProcessGroup = c10d._resolve_process_group(name)  # what torch's own ops do

@@ -87,7 +87,7 @@ def test_the_walk_sees_imports():
 
 def test_only_one_file_names_torch_distributed():
     users = [f.name for f in FILES if re.search(r"torch\.distributed\b(?!\.init)", f.read_text())]
-    assert users == ["distributed.py"]
+    assert set(users) == {"distributed.py", "_proof.py"}  # the doctor starts processes
 
 
 @pytest.mark.parametrize(

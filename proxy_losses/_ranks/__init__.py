@@ -159,7 +159,12 @@ def soft_ranks(
 
 
 def rank_slopes(
-    scores: Tensor, pos_mask: Tensor, tau: float | Tensor, *, valid_mask: Tensor | None = None
+    scores: Tensor,
+    pos_mask: Tensor,
+    tau: float | Tensor,
+    *,
+    valid_mask: Tensor | None = None,
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """How fast the soft rank of every positive falls with its score, in units of 1 / tau.
 
@@ -168,6 +173,7 @@ def rank_slopes(
         pos_mask: [..., M] bool.
         tau: temperature > 0: a number, a 0-d tensor or one value per list [...].
         valid_mask: [..., M] bool or None for all.
+        group: see `sigmoid_sums`.
 
     Returns:
         [..., M], ``sum_{j != i} sigmoid'((s_j - s_i) / tau)`` at the valid positives i, 0
@@ -179,7 +185,7 @@ def rank_slopes(
     lists, m = scores.shape[:-1], scores.shape[-1]
     check_tau(tau, lists)
     n = lists.numel()
-    slopes: Tensor = torch.ops.proxy_losses.pair_sums(
+    slopes = op.sums_over(group_name(group))(
         scores.reshape(n, m), valid.reshape(n, 1, m), pos.reshape(n, 1, m),
         _flat_tau(tau, scores, lists, ""), False, True, default_rtol(scores.dtype), "auto",
     )[0]  # fmt: skip

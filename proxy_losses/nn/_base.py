@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import _step
 from .._checks import (
+    DISTRIBUTED,
     REDUCTIONS,
     check_batch,
     check_bool,
@@ -22,7 +23,7 @@ from .._checks import (
 )
 from .._pool import Batch, Pool, positives, subsample_pool, valid_rows
 from .._step import ClassLosses, Options
-from ..distributed import all_gather_with_grad, world_size
+from ..distributed import all_gather_with_grad, default_group, world_size
 from ._published import PublishedNames
 from ._queue import MemoryQueue, never_narrow
 
@@ -43,6 +44,7 @@ class RankingLoss(PublishedNames, nn.Module):
         gather_distributed: bool | None,
         max_pool_size: int | None,
         group_shape: tuple[int, int] | None,
+        distributed: str,
         temperature_unit: str = "score",
     ) -> None:
         super().__init__()
@@ -51,6 +53,9 @@ class RankingLoss(PublishedNames, nn.Module):
         check_choice("reduction", reduction, REDUCTIONS)
         if max_pool_size is not None:
             check_int("max_pool_size", max_pool_size, 1)
+        check_choice("distributed", distributed, DISTRIBUTED)
+        if distributed == "shard" and max_pool_size is not None:
+            raise ValueError("max_pool_size needs distributed='gather', got 'shard'")
         _step.check_options(
             Options(False, group_shape, temperature_unit), unit_name="temperature_unit"
         )
@@ -62,6 +67,7 @@ class RankingLoss(PublishedNames, nn.Module):
         self.gather_distributed = gather_distributed
         self.max_pool_size = max_pool_size
         self.group_shape = group_shape
+        self.distributed = distributed
         self.temperature_unit = temperature_unit
         self._tau: Tensor
         self.register_buffer("_tau", torch.zeros((), dtype=torch.float64), persistent=False)
@@ -134,18 +140,21 @@ class RankingLoss(PublishedNames, nn.Module):
         check_batch(logits, targets, self.num_classes)
         local = Batch(logits, targets, sample_weight, iid_mask, groups)
         self._check_rows(local)
-        batch = _gathered(local) if self._gathers() else local
+        several = self._gathers()
+        group = default_group() if several and self.distributed == "shard" else None
+        batch = _gathered(local) if several and group is None else local
         if not torch.compiler.is_compiling():
             self._check_values(batch)  # on all rows: every process raises, or none
         store = self.training or self.update_queue_in_eval
         self._want_diag = return_diagnostics
-        options = Options(return_diagnostics, self.group_shape, self.temperature_unit)
+        options = Options(return_diagnostics, self.group_shape, self.temperature_unit, group)
         losses, queue = _step.step(
             lambda pool: self._capped_classes(pool, options),
             batch,
             self._queue.state if self._queue is not None else None,
             ignore_index=self.ignore_index,
             store=store,
+            group=group,
         )
         if self._queue is not None and store:
             assert queue is not None

@@ -30,6 +30,9 @@ class SmoothAPLoss(RankingLoss):
             to multiply it by the detached spread of the pool (`score_spread`), class by class, so
             that it keeps its meaning as the logits grow.
         group_shape: (queries, longest query), bounds that compiled code needs for `groups`.
+        distributed: what several processes do when they gather: "gather" every row to all, or
+            "shard", where each keeps its rows and a queue of its own, only sums travel, and the
+            loss is the same exact one of the whole pool (see the README).
 
     Diagnostics (return_diagnostics), [C] each: saturation, the share of positives whose rank has
     numerically no gradient (`smooth_ap_saturation`); tau_eff, the temperature in units of the
@@ -59,11 +62,12 @@ class SmoothAPLoss(RankingLoss):
         *,
         temperature_unit: str = "score",
         group_shape: tuple[int, int] | None = None,
+        distributed: str = "gather",
     ) -> None:
         super().__init__(
             num_classes, queue_size, temperature, reduction, ignore_index,
             update_queue_in_eval, gather_distributed, max_pool_size, group_shape,
-            temperature_unit,
+            distributed, temperature_unit,
         )  # fmt: skip
 
     def _classes(self, pool: Pool, options: Options) -> ClassLosses:
@@ -87,6 +91,7 @@ class RecallAtQuantileLoss(RankingLoss):
         max_pool_size: as in `SmoothAPLoss`.
         temperature_unit: as in `SmoothAPLoss`.
         group_shape: as in `SmoothAPLoss`.
+        distributed: as in `SmoothAPLoss`.
 
     Diagnostics as in `SmoothAPLoss`, with `recall_saturation`.
 
@@ -116,13 +121,14 @@ class RecallAtQuantileLoss(RankingLoss):
         *,
         temperature_unit: str = "score",
         group_shape: tuple[int, int] | None = None,
+        distributed: str = "gather",
     ) -> None:
         check_choice("quantile_interpolation", quantile_interpolation, INTERPOLATIONS)
         check_quantile(quantile, quantile_interpolation)
         super().__init__(
             num_classes, queue_size, temperature, reduction, ignore_index,
             update_queue_in_eval, gather_distributed, max_pool_size, group_shape,
-            temperature_unit,
+            distributed, temperature_unit,
         )  # fmt: skip
         self.quantile = quantile
         self.quantile_interpolation = quantile_interpolation
@@ -170,6 +176,7 @@ class PAUCAtBudgetLoss(RankingLoss):
         quantile_interpolation: as `interpolation` of `torch.quantile`.
         max_pool_size: as in `SmoothAPLoss`.
         group_shape: as in `SmoothAPLoss`.
+        distributed: as in `SmoothAPLoss`.
 
     Diagnostics (return_diagnostics), [C] each: t_alpha and t_beta, the ends of the band; tau_eff,
     the temperature in units of the logits; band_neg_count, the iid negatives in it; pauc_var, the
@@ -210,6 +217,7 @@ class PAUCAtBudgetLoss(RankingLoss):
         max_pool_size: int | None = None,
         *,
         group_shape: tuple[int, int] | None = None,
+        distributed: str = "gather",
     ) -> None:
         check_choice("quantile_interpolation", quantile_interpolation, INTERPOLATIONS)
         self._band = Band(
@@ -220,6 +228,7 @@ class PAUCAtBudgetLoss(RankingLoss):
         super().__init__(
             num_classes, queue_size, temperature, reduction, ignore_index,
             update_queue_in_eval, gather_distributed, max_pool_size, group_shape,
+            distributed,
         )  # fmt: skip
         self.alpha = float(alpha)
         self.beta = float(beta)
