@@ -18,9 +18,11 @@ FLOORS = {
     "_numerics": 0.5,
     "_ranks": 1,
     "_schedule": 1,
+    "_pointwise": 1,
     "_queue": 1,
     "_smooth_ap": 2,
     "_recall": 2,
+    "_focal": 2,
     "_pauc": 2,
     "_groups": 2,
     "_pool": 2.5,
@@ -30,6 +32,7 @@ FLOORS = {
     "ap_loss": 4.5,
     "recall_loss": 4.5,
     "pauc_loss": 4.5,
+    "focal_loss": 4.5,
     "warmup_wrapper": 4.5,
     "__init__": 5,
     "demo": 6,
@@ -77,7 +80,8 @@ def test_imports_go_down(path):
 def test_the_walk_sees_imports():
     """Guard of the guard: an empty walk would pass everything."""
     assert imported_rooms(ROOT / "_step.py") >= {"_queue", "_smooth_ap", "_recall", "_pauc"}
-    assert imported_rooms(ROOT / "nn" / "_base.py") >= {"_step", "distributed"}
+    assert imported_rooms(ROOT / "nn" / "_base.py") >= {"_step", "_checks"}
+    assert imported_rooms(ROOT / "nn" / "_batch.py") >= {"distributed"}
     assert imported_rooms(ROOT / "__init__.py") >= {"nn", "_ranks"}
 
 
@@ -104,8 +108,10 @@ def test_public_names():
         "RecallAtQuantileLoss",
         "Schedule",
         "ScheduleState",
+        "SigmoidFocalLoss",
         "SmoothAPLoss",
         "SoftRanks",
+        "SoftmaxFocalLoss",
         "__version__",
         "all_gather_no_grad",
         "all_gather_with_grad",
@@ -126,12 +132,14 @@ def test_public_names():
         "recall_saturation",
         "reset_queue",
         "score_spread",
+        "sigmoid_focal",
         "sigmoid_sums",
         "smooth_ap",
         "smooth_ap_counts",
         "smooth_ap_loss",
         "smooth_ap_saturation",
         "soft_ranks",
+        "softmax_focal",
         "start_epoch",
         "start_step",
         "state_temp",
