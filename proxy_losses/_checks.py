@@ -46,6 +46,18 @@ def common_shape(first: torch.Size, *others: torch.Size) -> torch.Size:
     return shape
 
 
+def check_real(name: str, x: object) -> None:
+    """Raise `TypeError` unless x is a tensor of real numbers or bool."""
+    if not isinstance(x, Tensor) or x.is_complex():
+        _fail_type(name, "a real tensor", x)
+
+
+def check_integers(name: str, x: object) -> None:
+    """Raise `TypeError` unless x is a tensor of integers or bool."""
+    if not isinstance(x, Tensor) or x.is_floating_point() or x.is_complex():
+        _fail_type(name, "an integer tensor", x)
+
+
 def check_same_list(name: str, x: Tensor, scores: Tensor) -> None:
     """Raise `ValueError` unless x has scores' last axis and leading axes that broadcast with it."""
     if x.shape == scores.shape:
@@ -104,11 +116,35 @@ def _check_number(name: str, x: object) -> None:
         _fail_type(name, "a number", x)
 
 
+def _is_finite(x: float) -> bool:
+    return not isinstance(x, Real) or math.isfinite(x)  # a symbol is not asked
+
+
 def check_positive(name: str, x: float) -> None:
     """Raise unless x is a finite number > 0."""
     _check_number(name, x)
-    if not (x > 0 and (not isinstance(x, Real) or math.isfinite(x))):
+    if not (x > 0 and _is_finite(x)):
         raise ValueError(f"{name} must be positive and finite, got {x}")
+
+
+def check_exponent(name: str, x: float | Tensor) -> None:
+    """Raise unless x is a finite number >= 0 or a 0-d floating tensor."""
+    if isinstance(x, Tensor):
+        check_floating(name, x)
+        if x.dim():
+            raise ValueError(f"{name} must be a number or a 0-d tensor, got {list(x.shape)}")
+        return
+    _check_number(name, x)
+    if not (x >= 0 and _is_finite(x)):
+        raise ValueError(f"{name} must be >= 0 and finite, got {x}")
+
+
+def check_fraction(name: str, x: float, also: float | None = None) -> None:
+    """Raise unless x is a number in [0, 1], or the one value `also`, which means none."""
+    _check_number(name, x)
+    if not 0.0 <= x <= 1.0 and (also is None or x != also):
+        more = "" if also is None else f", or {also} for none"
+        raise ValueError(f"{name} must be in [0, 1]{more}, got {x}")
 
 
 def check_int(name: str, x: int, minimum: int) -> None:

@@ -20,11 +20,13 @@ FLOORS = {
     "_select": 0.7,
     "_ranks": 1,
     "_schedule": 1,
+    "_pointwise": 1,
     "_queue": 1,
     "_smooth_ap": 2,
     "_recall": 2,
     "_band": 2,
     "_pauc": 2.2,
+    "_focal": 2,
     "_groups": 2,
     "_pool": 2.5,
     "_retrieval": 2,
@@ -34,6 +36,7 @@ FLOORS = {
     "ap_loss": 4.5,
     "recall_loss": 4.5,
     "pauc_loss": 4.5,
+    "focal_loss": 4.5,
     "warmup_wrapper": 4.5,
     "__init__": 5,
     "demo": 6,
@@ -81,7 +84,8 @@ def test_imports_go_down(path):
 def test_the_walk_sees_imports():
     """Guard of the guard: an empty walk would pass everything."""
     assert imported_rooms(ROOT / "_step.py") >= {"_queue", "_smooth_ap", "_recall", "_band"}
-    assert imported_rooms(ROOT / "nn" / "_base.py") >= {"_step", "distributed"}
+    assert imported_rooms(ROOT / "nn" / "_base.py") >= {"_step", "_checks"}
+    assert imported_rooms(ROOT / "nn" / "_batch.py") >= {"distributed"}
     assert imported_rooms(ROOT / "__init__.py") >= {"nn", "_ranks"}
 
 
@@ -109,8 +113,10 @@ def test_public_names():
         "RetrievalLists",
         "Schedule",
         "ScheduleState",
+        "SigmoidFocalLoss",
         "SmoothAPLoss",
         "SoftRanks",
+        "SoftmaxFocalLoss",
         "__version__",
         "all_gather_no_grad",
         "all_gather_with_grad",
@@ -132,12 +138,14 @@ def test_public_names():
         "reset_queue",
         "score_spread",
         "retrieval_lists",
+        "sigmoid_focal",
         "sigmoid_sums",
         "smooth_ap",
         "smooth_ap_counts",
         "smooth_ap_loss",
         "smooth_ap_saturation",
         "soft_ranks",
+        "softmax_focal",
         "start_epoch",
         "start_step",
         "state_temp",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import _step
 from .._checks import (
@@ -23,14 +23,15 @@ from .._checks import (
 )
 from .._pool import Batch, Pool, positives, subsample_pool, valid_rows
 from .._step import ClassLosses, Options
-from ..distributed import all_gather_with_grad, default_group, world_size
+from ..distributed import default_group
+from ._batch import BatchLoss, as_floating
 from ._published import PublishedNames
 from ._queue import MemoryQueue, never_narrow
 
 LossOutput: TypeAlias = Tensor | tuple[Any, ...]
 
 
-class RankingLoss(PublishedNames, nn.Module):
+class RankingLoss(PublishedNames, BatchLoss):
     """What the ranking losses share: pooling, queue, reduction, gather."""
 
     def __init__(
@@ -73,9 +74,7 @@ class RankingLoss(PublishedNames, nn.Module):
         self.register_buffer("_tau", torch.zeros((), dtype=torch.float64), persistent=False)
         self.temperature = temperature
         self._queue = MemoryQueue(queue_size, num_classes, ignore_index) if queue_size else None
-        self._gather_resolved: bool | None = None
         self._subsample_warned = False
-        self._zero_weight_warned = False
         self._want_diag = False  # a published name: whether the last call asked for diagnostics
         if max_pool_size is not None:
             self._draws: Tensor
@@ -134,15 +133,14 @@ class RankingLoss(PublishedNames, nn.Module):
         """
         if isinstance(iid_mask, bool):
             return_per_class, iid_mask = iid_mask, None
-        if isinstance(sample_weight, Tensor) and not sample_weight.is_floating_point():
-            sample_weight = sample_weight.float()
+        sample_weight = as_floating(sample_weight)
         targets = self._as_targets(targets)
         check_batch(logits, targets, self.num_classes)
         local = Batch(logits, targets, sample_weight, iid_mask, groups)
         self._check_rows(local)
         several = self._gathers()
         group = default_group() if several and self.distributed == "shard" else None
-        batch = _gathered(local) if several and group is None else local
+        batch = local if group is not None else Batch(*self._gather(*local))
         if not torch.compiler.is_compiling():
             self._check_values(batch)  # on all rows: every process raises, or none
         store = self.training or self.update_queue_in_eval
@@ -211,22 +209,7 @@ class RankingLoss(PublishedNames, nn.Module):
     def _check_values(self, batch: Batch) -> None:
         if self.num_classes == 1:
             self._warn_binary(batch.targets)
-        if batch.sample_weight is not None and batch.sample_weight.numel():
-            self._check_weight(batch.sample_weight)
-
-    def _check_weight(self, sample_weight: Tensor) -> None:
-        if not sample_weight.isfinite().all():
-            raise ValueError("sample_weight must be finite")
-        if (sample_weight < 0).any():
-            raise ValueError(
-                f"sample_weight must be non-negative, got {float(sample_weight.min())}"
-            )
-        if not self._zero_weight_warned and not sample_weight.any():
-            self._zero_weight_warned = True
-            warn_user(
-                f"{type(self).__name__}: sample_weight is entirely zero; rows of weight 0 give no "
-                "gradient"
-            )
+        self._check_weight(batch.sample_weight)
 
     def _warn_binary(self, targets: Tensor) -> None:
         if targets.dtype == torch.bool or not targets.numel():
@@ -240,12 +223,6 @@ class RankingLoss(PublishedNames, nn.Module):
                 f"{type(self).__name__} with num_classes=1 expects targets in {{0, 1}}; "
                 f"{int(stray.sum())} other values count as positive"
             )
-
-    def _gathers(self) -> bool:
-        """Whether to gather, decided at the first forward, when the process group is there."""
-        if self._gather_resolved is None:
-            self._gather_resolved = self.gather_distributed is not False and world_size() > 1
-        return self._gather_resolved
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RankingLoss:
         # The queue guards its own buffers; the wide temperature is guarded here.
@@ -263,10 +240,3 @@ class RankingLoss(PublishedNames, nn.Module):
         for key in [k for k in state_dict if k.startswith(prefix + "_q_")]:
             state_dict[prefix + "_queue." + key[len(prefix) :]] = state_dict.pop(key)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-def _gathered(batch: Batch) -> Batch:
-    """Rows of all processes; only logits get a gradient."""
-    given = [x if x is batch.logits else x.detach() for x in batch if x is not None]
-    found = iter(all_gather_with_grad(*given))
-    return Batch(*(None if x is None else next(found) for x in batch))  # type: ignore[arg-type]

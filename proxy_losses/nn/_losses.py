@@ -10,6 +10,7 @@ from .._checks import INTERPOLATIONS, check_choice, check_quantile, warn_user
 from .._pool import Batch, Pool
 from .._step import ClassLosses, Options
 from ._base import RankingLoss
+from ._batch import check_class_ids
 
 
 class SmoothAPLoss(RankingLoss):
@@ -141,15 +142,8 @@ class RecallAtQuantileLoss(RankingLoss):
 
     def _check_values(self, batch: Batch) -> None:
         super()._check_values(batch)
-        targets = batch.targets
-        if self.num_classes == 1 or targets.dim() == 2:
-            return
-        stray = ((targets < 0) | (targets >= self.num_classes)) & (targets != self.ignore_index)
-        if stray.any():
-            raise ValueError(
-                f"targets contain class ids outside [0, {self.num_classes}) and other than "
-                f"ignore_index={self.ignore_index}: {targets[stray][:5].tolist()}"
-            )
+        if self.num_classes > 1 and batch.targets.dim() == 1:
+            check_class_ids(batch.targets, self.num_classes, self.ignore_index)
 
 
 class PAUCAtBudgetLoss(RankingLoss):
