@@ -82,6 +82,22 @@ def test_digits_cover_the_key_once(wanted, width):
     assert max(bits for _, bits in digits) <= _select.MAX_BITS
 
 
+@pytest.mark.parametrize("lists", [1, 700])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_quantiles_send_tables_whatever_the_rows(monkeypatch, lists, dtype):
+    sent = []
+    monkeypatch.setattr(_select, "reduce_now", lambda x, *_: sent.append(x.numel() * 8) or x)
+    levels = torch.tensor([0.1, 0.9])
+    for rows in (3, 200):
+        sent.clear()
+        scores = shards.make_pool(rows, lists=lists, dtype=dtype).scores
+        found = _select._quantiles(scores, None, levels, "linear", "a group")
+        assert torch.equal(found, torch.quantile(scores, levels.to(dtype), dim=-1).T)
+        # Two ranks for each of two levels.
+        assert sum(sent) == _select.payload(lists, 4, torch.finfo(dtype).bits)
+        assert max(sent) <= max(_select.TABLE_BYTES, (8 * 4 * lists) << _select.MIN_BITS)
+
+
 @pytest.fixture
 def group_of_one(tmp_path):
     dist.init_process_group("gloo", f"file://{tmp_path}/meet", rank=0, world_size=1)
