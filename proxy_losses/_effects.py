@@ -30,12 +30,13 @@ def _keep_order(op: Any) -> None:
 
     def lower(*args: Any) -> Any:
         graph, effect = lowering.V.graph, EffectType.ORDERED
+        after = getattr(graph, "additional_star_deps", None)  # not in every version
         known, last = len(graph.operations), graph.effectful_ops.get(effect)
         out = plain(*args)
         for new in graph.operations[known:]:
             new.has_side_effects = lambda: True
-            if last:
-                graph.additional_star_deps[new.get_operation_name()].add(last.get_name())
+            if last and after is not None:
+                after[new.get_operation_name()].add(last.get_name())
             graph.effectful_ops[effect] = new
         return out
 

@@ -302,6 +302,6 @@ def all_gather_no_grad(
     """
     every = (tensor, *tensors)
     name = _checked_name(every, group)
-    every = tuple(x.detach() for x in every)
-    out: tuple[Tensor, ...] = _gather_in_graph(name, *every) if name else every
-    return out if tensors else out[0]
+    if name:
+        every = _gather_in_graph(name, *(x.detach() for x in every))
+    return every if tensors else every[0]

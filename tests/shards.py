@@ -47,25 +47,21 @@ class Pool(NamedTuple):
 def make_pool(rows: int, kind: str = "normal", *, lists=2, dtype=torch.float64, seed=0) -> Pool:
     """One pool, alike in all processes."""
     g = torch.Generator().manual_seed(seed)
-    scores, weight = (
-        torch.randn(lists, rows, generator=g, dtype=torch.float64),
-        torch.rand(lists, rows, generator=g, dtype=torch.float64).to(dtype),
-    )
-    spread = torch.rand(lists, rows, generator=g, dtype=torch.float64)
+    scores = torch.randn(lists, rows, generator=g, dtype=torch.float64)
+    weight, spread = torch.rand(2, lists, rows, generator=g, dtype=torch.float64)
     if kind == "ties":
         scores = (2.0 * scores).round() / 2.0
     elif kind in ("wide", "far"):  # most cells empty; too many for a table
         scores = scores * 10.0 ** (spread * {"wide": 3.0, "far": 12.0}[kind])
     pos, valid = (torch.rand(lists, rows, generator=g) < share for share in (0.4, 0.8))
     tau = torch.linspace(0.1, 0.3, lists, dtype=torch.float64)
-    return Pool(scores.to(dtype), pos & valid, valid, weight, tau)
+    return Pool(scores.to(dtype), pos & valid, valid, weight.to(dtype), tau)
 
 
 def sums(pool: Pool, method: str, group: Any) -> Tensor:
     weights = torch.stack([pool.weight - 0.5, pool.valid.to(pool.weight)], 1)
-    return P.sigmoid_sums(
-        pool.scores, weights, pool.pos, pool.tau, rtol=RTOL, method=method, group=group
-    )
+    return P.sigmoid_sums(pool.scores, weights, pool.pos, pool.tau, rtol=RTOL, method=method,
+                          group=group)  # fmt: skip
 
 
 def ranks(pool: Pool, method: str, group: Any) -> Tensor:
@@ -81,16 +77,14 @@ def precision(pool: Pool, method: str, group: Any) -> Tensor:
 
 
 def smooth_ap(pool: Pool, method: str, group: Any) -> Tensor:
-    return P.smooth_ap(
-        pool.scores, pool.pos, pool.tau, valid_mask=pool.valid, rtol=RTOL, group=group
-    )
+    return P.smooth_ap(pool.scores, pool.pos, pool.tau, valid_mask=pool.valid, rtol=RTOL,
+                       group=group)  # fmt: skip
 
 
 def recall(pool: Pool, method: str, group: Any) -> Tensor:
-    return P.recall_at_quantile(
-        pool.scores, pool.pos, pool.tau, quantile=0.3, interpolation="linear",
-        valid_mask=pool.valid, sample_weight=pool.weight, group=group,
-    )  # fmt: skip
+    return P.recall_at_quantile(pool.scores, pool.pos, pool.tau, quantile=0.3, group=group,
+                                interpolation="linear", valid_mask=pool.valid,
+                                sample_weight=pool.weight)  # fmt: skip
 
 
 LOCAL = {"sums": sums, "ranks": ranks}  # values at the rows of each rank
@@ -186,7 +180,7 @@ def train(cuts: Sequence[int], rank: int | None, group: Any, *, compiled: bool =
     x = torch.randn(sum(cuts), 4, generator=g, dtype=torch.float64)
     x = Pool(x.T, *[x.T] * 3, pool.tau).shard(cuts, rank).scores.T
     net = Net()
-    model = net if rank is None else DistributedDataParallel(net)
+    model = net if rank is None else DistributedDataParallel(net, process_group=group)
 
     def loss_of(scores: Tensor, tau: Tensor) -> Tensor:
         extra = {"valid_mask": pool.valid[0], "group": group}
@@ -221,19 +215,19 @@ def wire(rank: int, world: int, group: Any) -> dict:
             with torch.no_grad(), Counted() as counted:
                 call(mine.scores, mine.pos, mine.tau, group=group)
             pool, cells, share = asked[-1]
-            # Cells are exchanged once their numbers promise something.
-            exchanged = cells if asked[min(1, len(asked) - 1)][2].how == "occupied" else 0
+            # Asked once, or again with the cells counted, or a third time with them exchanged.
+            exchanged = [None, 0, cells][len(asked) - 1]
             foreseen = shard_plan.payload(pool, share, most_cells=exchanged)
-            found = counted.reduced, counted.gathered - 8 * (cells > exchanged), counted.messages
+            found = counted.reduced, counted.gathered, counted.messages
             out[call.__name__, rows, kind] = found, tuple(foreseen), share.how
     shard.share = plain
     return out
 
 
-def gathers(rank: int) -> dict:
+def gathers(rank: int, group: Any) -> dict:
     """Several tensors in one call, twice differentiated."""
     x = torch.arange(3.0, dtype=torch.float64)[: 3 - rank % 2, None].requires_grad_()
-    rows, flags = P.all_gather_with_grad(x, x[:, 0] > 0, group=dist.group.WORLD)
+    rows, flags = P.all_gather_with_grad(x, x[:, 0] > 0, group=group)
     (first,) = torch.autograd.grad((rows**3).sum(), x, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), x)
     return {"rows": rows.detach(), "flags": flags, "first": first.detach(), "second": second}
@@ -247,13 +241,9 @@ def message(call: Callable[[], Any]) -> str:
     return "no error"
 
 
-def errors(rank: int, world: int, group: Any) -> dict:
+def errors(rank: int, group: Any) -> dict:
     pool = make_pool(5)
-    inner = dist.new_group(list(range(world - 1)))
-    out = {
-        "tau": message(lambda: smooth_ap(pool._replace(tau=pool.tau + rank), "auto", group)),
-        "outside": message(lambda: smooth_ap(pool, "auto", inner) if world > 2 else None),
-    }
+    out = {"tau": message(lambda: smooth_ap(pool._replace(tau=pool.tau + rank), "auto", group))}
     scores = pool.scores.clone().requires_grad_()
     for name in ("sums", "precision"):
         loss = ASKED[name](pool._replace(scores=scores), "auto", group).sum()
@@ -274,27 +264,37 @@ def broken(rank: int, world: int, group: Any) -> dict:
     return out
 
 
-def worker(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=world)
-    group = dist.group.WORLD
-    out: dict[str, Any] = {"quantiles": quantiles(rank, world, group)}
-    found = out["found"] = {}
+def all_of(rank: int, world: int, group: Any) -> dict:
+    """What one process of a group of this size finds."""
+    out: dict[Any, Any] = {"quantiles": quantiles(rank, world, group), "found": {}}
     for cuts, kind, name, method in cases(world):
         pool = make_pool(sum(cuts), kind)
-        found[cuts, kind, name, method] = value_and_grads(
+        out["found"][cuts, kind, name, method] = value_and_grads(
             name, pool, cuts, rank, method=method, group=group
         )
     for cuts in CUTS[world]:
         out["train", cuts] = train(cuts, rank, group)
-    out["wire"] = wire(rank, world, group)
-    out["errors"], out["broken"] = errors(rank, world, group), broken(rank, world, group)
-    out["gathers"] = gathers(rank)
+    out["wire"], out["broken"] = wire(rank, world, group), broken(rank, world, group)
+    out["errors"], out["gathers"] = errors(rank, group), gathers(rank, group)
+    return out
+
+
+def worker(rank: int, processes: int, folder: str) -> None:
+    """One process of all groups of at least its rank."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=processes)
+    out: dict[Any, Any] = {}
+    for world in CUTS:
+        group = dist.new_group(list(range(world)))
+        if rank < world:
+            out[world] = all_of(rank, world, group)
+        else:
+            out["outside"] = message(lambda group=group: smooth_ap(make_pool(5), "auto", group))
     torch.save(out, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def run(world: int, folder: Any, target: Callable[..., None] = worker) -> list[dict]:
-    """What each process of a group found."""
-    mp.spawn(target, args=(world, str(folder)), nprocs=world)
-    return [torch.load(f"{folder}/{k}.pt", weights_only=True) for k in range(world)]
+def run(processes: int, folder: Any, target: Callable[..., None] = worker) -> list[dict]:
+    """What each process found."""
+    mp.spawn(target, args=(processes, str(folder)), nprocs=processes)
+    return [torch.load(f"{folder}/{k}.pt", weights_only=True) for k in range(processes)]

@@ -58,7 +58,7 @@ def sigmoid_sums(
     O(M^2) memory, everything else O(M). Sums accumulate in float64.
 
     With a group, M counts the rows of this process: sources are the rows of all its processes,
-    targets the local ones. See README.md beside this file, "Shards", also for gradients.
+    targets the local ones; differentiable once. See README.md beside this file, "Shards".
 
     Args:
         scores: [..., M] float32 or float64.

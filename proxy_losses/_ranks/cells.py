@@ -147,7 +147,7 @@ def number(cells: Cells, census: Census, work: Work, chosen: Plan) -> Layout:
 def occupied_cells(scores: Tensor, rows: list[Rows], axis: Axis, table: int) -> Tensor:
     """Sorted numbers of the cells that hold rows."""
     shape = (scores.shape[0], scores.shape[1])
-    if axis.size > table and scores.numel():
+    if axis.size > table and rows and scores.numel():
         return _distinct(scores, rows, axis)
     seen = torch.zeros(min(axis.size, table), dtype=torch.bool, device=scores.device)
     for part in rows:

@@ -90,16 +90,17 @@ def precision_pool(
     return Pool(tuple(ranks), work, whole, pairs, 2 + weighted, row_bytes, RANGE_ENTRIES + 3, 1)
 
 
-def payload(pool: Pool, share: Share, *, most_cells: int = 0) -> Wire:
+def payload(pool: Pool, share: Share, *, most_cells: int | None = None) -> Wire:
     """What one call sends; its agreement on ranges and sizes included.
 
-    most_cells: occupied cells of the rank that has most, if the ranks exchange them.
+    most_cells: occupied cells of the rank that has most, if the ranks exchange them; 0 if they only
+    counted them, None if not even that.
     """
     world, lists = len(pool.ranks), pool.work.lists
     agreed = SIZE * (pool.list_entries * lists + pool.entries + world)
     wire = Wire(agreed, 0, 1)
-    if most_cells:  # their number, then the cells
-        wire = Wire(agreed, SIZE * (1 + most_cells), 3)
+    if most_cells is not None:  # their number, then the cells
+        wire = Wire(agreed, SIZE * (1 + most_cells), 2 + (most_cells > 0))
     if share.how == "gather":
         gathered = wire.gathered + max(pool.ranks) * lists * sum(pool.row_bytes)
         return Wire(wire.reduced, gathered, wire.messages + len(pool.row_bytes))
@@ -131,12 +132,12 @@ def share(
     """
     span, work = max(spans), pool.work
     far = not span <= MAX_SPAN
+    if far and method == "grid":
+        raise OverflowError("score range / tau is too large for the grid; use the dense method")
     local = plan([pool.whole], span, rtol, pairs=pool.pairs, method=method)
     gather = _priced(pool, Share("gather", local, 0, local.cost))
-    if method == "dense" or (far and method == "auto"):
+    if far or method == "dense":
         return gather
-    if far:
-        raise OverflowError("score range / tau is too large for the grid; use the dense method")
     width = cell_width(work.rows, rtol)
     raw = sum(int(s / width) + 1 for s in spans)
     best = [gather] if method == "auto" else []
@@ -153,7 +154,7 @@ def share(
     return min(best, key=lambda one: one.cost)
 
 
-def _priced(pool: Pool, share: Share, most_cells: int = 0) -> Share:
+def _priced(pool: Pool, share: Share, most_cells: int | None = None) -> Share:
     wire = payload(pool, share, most_cells=most_cells)
     cost = share.cost + NS_MESSAGE * wire.messages + NS_BYTE * wire.sent(len(pool.ranks))
     return share._replace(cost=cost)
