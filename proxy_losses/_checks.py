@@ -21,7 +21,7 @@ DISTRIBUTED = ("gather", "shard")
 TEMPERATURE_UNITS = ("score", "spread")
 
 
-def _fail_type(name: str, expected: str, got: object) -> NoReturn:
+def fail_type(name: str, expected: str, got: object) -> NoReturn:
     what = f"a tensor of {got.dtype}" if isinstance(got, Tensor) else type(got).__name__
     raise TypeError(f"{name} must be {expected}, got {what}")
 
@@ -29,13 +29,13 @@ def _fail_type(name: str, expected: str, got: object) -> NoReturn:
 def check_floating(name: str, x: object) -> None:
     """Raise `TypeError` unless x is a floating-point tensor."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        _fail_type(name, "a floating-point tensor", x)
+        fail_type(name, "a floating-point tensor", x)
 
 
 def check_bool(name: str, x: object) -> None:
     """Raise `TypeError` unless x is a bool tensor."""
     if not isinstance(x, Tensor) or x.dtype != torch.bool:
-        _fail_type(name, "a bool tensor", x)
+        fail_type(name, "a bool tensor", x)
 
 
 def common_shape(first: torch.Size, *others: torch.Size) -> torch.Size:
@@ -49,13 +49,13 @@ def common_shape(first: torch.Size, *others: torch.Size) -> torch.Size:
 def check_real(name: str, x: object) -> None:
     """Raise `TypeError` unless x is a tensor of real numbers or bool."""
     if not isinstance(x, Tensor) or x.is_complex():
-        _fail_type(name, "a real tensor", x)
+        fail_type(name, "a real tensor", x)
 
 
 def check_integers(name: str, x: object) -> None:
     """Raise `TypeError` unless x is a tensor of integers or bool."""
     if not isinstance(x, Tensor) or x.is_floating_point() or x.is_complex():
-        _fail_type(name, "an integer tensor", x)
+        fail_type(name, "an integer tensor", x)
 
 
 def check_same_list(name: str, x: Tensor, scores: Tensor) -> None:
@@ -113,7 +113,7 @@ def check_tau(tau: float | Tensor, lists: torch.Size) -> None:
 
 def _check_number(name: str, x: object) -> None:
     if isinstance(x, bool) or not isinstance(x, Real | torch.SymFloat | torch.SymInt):
-        _fail_type(name, "a number", x)
+        fail_type(name, "a number", x)
 
 
 def _is_finite(x: float) -> bool:
@@ -150,7 +150,7 @@ def check_fraction(name: str, x: float, also: float | None = None) -> None:
 def check_int(name: str, x: int, minimum: int) -> None:
     """Raise `TypeError` unless x is an integer, `ValueError` if it is below minimum."""
     if isinstance(x, bool) or not isinstance(x, Integral):
-        _fail_type(name, "an integer", x)
+        fail_type(name, "an integer", x)
     if x < minimum:
         raise ValueError(f"{name} must be >= {minimum}, got {x}")
 
@@ -203,68 +203,14 @@ def check_batch(logits: Tensor, targets: Tensor, num_classes: int | None = None)
     if num_classes is not None and c != num_classes:
         raise ValueError(f"logits must be [N, num_classes={num_classes}], got {list(logits.shape)}")
     if not isinstance(targets, Tensor):
-        _fail_type("targets", "a tensor", targets)
+        fail_type("targets", "a tensor", targets)
     if targets.shape != (n,) and not (targets.shape == (n, c) and is_labels(targets)):
         raise ValueError(
             f"targets must be [N={n}] class ids, or [N={n}, C={c}] bool labels with C > 1, "
             f"got {list(targets.shape)} of {targets.dtype}"
         )
     if targets.dim() == 1 and (targets.is_floating_point() or targets.is_complex()):
-        _fail_type("targets", "integer class ids", targets)
-
-
-def check_retrieval(
-    embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None, ref_labels: Tensor | None
-) -> None:
-    """Check queries, embeddings [..., Q, D] and their labels, and references likewise or None."""
-    leading = [_check_labelled("", embeddings, labels)]
-    if ref_embeddings is not None and ref_labels is not None:
-        leading.append(_check_labelled("ref_", ref_embeddings, ref_labels))
-        if ref_embeddings.shape[-1] != embeddings.shape[-1]:
-            raise ValueError(
-                "ref_embeddings must have the width of embeddings: "
-                f"expected [..., {embeddings.shape[-1]}], got {list(ref_embeddings.shape)}"
-            )
-        if (ref_labels.dtype == torch.bool) != (labels.dtype == torch.bool):
-            _fail_type("ref_labels", f"of the kind of labels, {labels.dtype}", ref_labels)
-        if labels.dtype == torch.bool and ref_labels.shape[-1] != labels.shape[-1]:
-            raise ValueError(
-                "ref_labels must have as many labels as labels: "
-                f"expected [..., {labels.shape[-1]}], got {list(ref_labels.shape)}"
-            )
-    elif ref_embeddings is not None or ref_labels is not None:
-        lacking = "ref_labels" if ref_labels is None else "ref_embeddings"
-        raise ValueError(f"ref_embeddings and ref_labels must be given together, got no {lacking}")
-    try:
-        torch.broadcast_shapes(*leading)
-    except RuntimeError:
-        raise ValueError(
-            "leading axes of queries and references must broadcast, "
-            f"got {' and '.join(str(list(shape)) for shape in leading)}"
-        ) from None
-
-
-def _check_labelled(prefix: str, embeddings: Tensor, labels: Tensor) -> torch.Size:
-    """Check rows [..., N, D] and their labels, [..., N] integers or [..., N, L] bool; [...]."""
-    name = f"{prefix}embeddings"
-    check_floating(name, embeddings)
-    if embeddings.dim() < 2 or embeddings.shape[-1] == 0:
-        raise ValueError(f"{name} must be [..., rows, D] with D >= 1, got {list(embeddings.shape)}")
-    what = "integers [..., rows] or bool [..., rows, L]"
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
-        _fail_type(f"{prefix}labels", what, labels)
-    rows = embeddings.shape[-2]
-    shape = labels.shape[:-1] if labels.dtype == torch.bool else labels.shape
-    if shape[-1:] == (rows,):
-        try:
-            leading: torch.Size = torch.broadcast_shapes(embeddings.shape[:-2], shape[:-1])
-            return leading
-        except RuntimeError:
-            pass
-    raise ValueError(
-        f"{prefix}labels must be {what} with the rows and leading axes of {name} "
-        f"{list(embeddings.shape)}, got {list(labels.shape)} of {labels.dtype}"
-    )
+        fail_type("targets", "integer class ids", targets)
 
 
 def is_labels(targets: Tensor) -> bool:
@@ -275,7 +221,7 @@ def is_labels(targets: Tensor) -> bool:
 def check_rows(name: str, x: Tensor | None, n: int) -> None:
     """Raise unless x is None or a tensor with one entry per row, [N]."""
     if x is not None and not isinstance(x, Tensor):
-        _fail_type(name, "a tensor", x)
+        fail_type(name, "a tensor", x)
     if x is not None and x.shape != (n,):
         raise ValueError(f"{name} must match logits dim-0: expected [{n}], got {list(x.shape)}")
 
@@ -286,7 +232,7 @@ def check_groups(groups: Tensor | None, n: int) -> None:
     if groups is not None and (
         groups.is_floating_point() or groups.is_complex() or groups.dtype == torch.bool
     ):
-        _fail_type("groups", "integer query ids", groups)
+        fail_type("groups", "integer query ids", groups)
 
 
 def check_list_shape(name: str, shape: tuple[int, int] | None) -> None:

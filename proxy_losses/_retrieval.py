@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _numerics as num
-from ._checks import check_choice, check_retrieval
+from ._checks import check_choice, check_floating, fail_type
 
 SIMILARITIES = ("cosine", "dot")
 
@@ -77,7 +77,7 @@ def retrieval_lists(
     that is always first; ``ref_embeddings=embeddings, ref_labels=labels`` gives that.
     """
     check_choice("similarity", similarity, SIMILARITIES)
-    check_retrieval(embeddings, labels, ref_embeddings, ref_labels)
+    _check(embeddings, labels, ref_embeddings, ref_labels)
     lists: RetrievalLists = _lifted(embeddings, labels, ref_embeddings, ref_labels, similarity)
     return lists
 
@@ -113,3 +113,57 @@ def _unit_rows(x: Tensor) -> Tensor:
     zero = scale <= torch.finfo(x.dtype).tiny ** 0.5  # False for NaN, which goes on
     x = torch.where(zero, 0.0, x / torch.where(zero, 1.0, scale))
     return x / torch.where(zero, 1.0, (x * x).sum(-1, keepdim=True)).sqrt()
+
+
+def _check(
+    embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None, ref_labels: Tensor | None
+) -> None:
+    """Check queries, embeddings [..., Q, D] and their labels, and references likewise or None."""
+    leading = [_check_labelled("", embeddings, labels)]
+    if ref_embeddings is not None and ref_labels is not None:
+        leading.append(_check_labelled("ref_", ref_embeddings, ref_labels))
+        if ref_embeddings.shape[-1] != embeddings.shape[-1]:
+            raise ValueError(
+                "ref_embeddings must have the width of embeddings: "
+                f"expected [..., {embeddings.shape[-1]}], got {list(ref_embeddings.shape)}"
+            )
+        if (ref_labels.dtype == torch.bool) != (labels.dtype == torch.bool):
+            fail_type("ref_labels", f"of the kind of labels, {labels.dtype}", ref_labels)
+        if labels.dtype == torch.bool and ref_labels.shape[-1] != labels.shape[-1]:
+            raise ValueError(
+                "ref_labels must have as many labels as labels: "
+                f"expected [..., {labels.shape[-1]}], got {list(ref_labels.shape)}"
+            )
+    elif ref_embeddings is not None or ref_labels is not None:
+        lacking = "ref_labels" if ref_labels is None else "ref_embeddings"
+        raise ValueError(f"ref_embeddings and ref_labels must be given together, got no {lacking}")
+    try:
+        torch.broadcast_shapes(*leading)
+    except RuntimeError:
+        raise ValueError(
+            "leading axes of queries and references must broadcast, "
+            f"got {' and '.join(str(list(shape)) for shape in leading)}"
+        ) from None
+
+
+def _check_labelled(prefix: str, embeddings: Tensor, labels: Tensor) -> torch.Size:
+    """Check rows [..., N, D] and their labels, [..., N] integers or [..., N, L] bool; [...]."""
+    name = f"{prefix}embeddings"
+    check_floating(name, embeddings)
+    if embeddings.dim() < 2 or embeddings.shape[-1] == 0:
+        raise ValueError(f"{name} must be [..., rows, D] with D >= 1, got {list(embeddings.shape)}")
+    what = "integers [..., rows] or bool [..., rows, L]"
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
+        fail_type(f"{prefix}labels", what, labels)
+    rows = embeddings.shape[-2]
+    shape = labels.shape[:-1] if labels.dtype == torch.bool else labels.shape
+    if shape[-1:] == (rows,):
+        try:
+            leading: torch.Size = torch.broadcast_shapes(embeddings.shape[:-2], shape[:-1])
+            return leading
+        except RuntimeError:
+            pass
+    raise ValueError(
+        f"{prefix}labels must be {what} with the rows and leading axes of {name} "
+        f"{list(embeddings.shape)}, got {list(labels.shape)} of {labels.dtype}"
+    )

@@ -21,7 +21,7 @@ from .bins import Table, moments_of, products
 from .cells import Rows, occupied_cells, only_occupied
 from .grid import evaluate, extremes_of, rows_to_visit
 from .layout import Layout, Ranges, cell_axis, direct_layout
-from .op import broken_lists
+from .method import broken_lists
 from .plan import Work, cell_width
 from .shard_plan import RANGE_ENTRIES, Pool, precision_pool, share, spans_of, sums_pool
 
