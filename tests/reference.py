@@ -141,3 +141,25 @@ def retrieval(embeddings, labels, refs=None, ref_labels=None, kind="cosine"):
             pos.append(bool(shares))
         lists.append((scores, pos))
     return lists
+
+
+def smooth_ap_saturation(scores, pos, tau, valid=None) -> float:
+    rows = [j for j in range(len(scores)) if valid is None or valid[j]]
+    positives = [j for j in rows if pos[j]]
+    gone = 0
+    for i in positives:
+        steps = [sigmoid((scores[j] - scores[i]) / tau) for j in rows if j != i]
+        gone += sum(p * (1 - p) for p in steps) < 1e-4 / 4
+    return gone / max(len(positives), 1)
+
+
+def recall_saturation(
+    scores, pos, tau, valid=None, quantile=0.005, interpolation="higher"
+) -> float:
+    rows = [j for j in range(len(scores)) if valid is None or valid[j]]
+    positives = [j for j in rows if pos[j]]
+    if not positives:
+        return 0.0
+    theta = np.quantile([scores[j] for j in rows], 1.0 - quantile, method=interpolation)
+    above = [sigmoid((scores[i] - theta) / tau) for i in positives]
+    return sum(p * (1 - p) < 1e-4 / 4 for p in above) / len(positives)
