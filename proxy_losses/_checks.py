@@ -116,27 +116,11 @@ def _check_number(name: str, x: object) -> None:
         fail_type(name, "a number", x)
 
 
-def _is_finite(x: float) -> bool:
-    return not isinstance(x, Real) or math.isfinite(x)  # a symbol is not asked
-
-
 def check_positive(name: str, x: float) -> None:
     """Raise unless x is a finite number > 0."""
     _check_number(name, x)
-    if not (x > 0 and _is_finite(x)):
+    if not (x > 0 and (not isinstance(x, Real) or math.isfinite(x))):
         raise ValueError(f"{name} must be positive and finite, got {x}")
-
-
-def check_exponent(name: str, x: float | Tensor) -> None:
-    """Raise unless x is a finite number >= 0 or a 0-d floating tensor."""
-    if isinstance(x, Tensor):
-        check_floating(name, x)
-        if x.dim():
-            raise ValueError(f"{name} must be a number or a 0-d tensor, got {list(x.shape)}")
-        return
-    _check_number(name, x)
-    if not (x >= 0 and _is_finite(x)):
-        raise ValueError(f"{name} must be >= 0 and finite, got {x}")
 
 
 def check_fraction(name: str, x: float, also: float | None = None) -> None:

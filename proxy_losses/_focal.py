@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from . import _numerics as num
-from ._checks import check_exponent, check_fraction
+from ._checks import check_floating, check_fraction, check_positive
 from ._pointwise import check_class_targets, check_elements, check_reduction, reduce
 
 SIGMOID_REDUCTIONS = ("none", "mean", "sum")
@@ -63,7 +63,7 @@ def sigmoid_focal(
     check_reduction(reduction, SIGMOID_REDUCTIONS)
     check_elements(inputs, targets, sample_weight)
     check_fraction("alpha", alpha, also=-1)
-    check_exponent("gamma", gamma)
+    _check_gamma(gamma)
     return reduce(_sigmoid(inputs, targets.detach(), alpha, gamma), reduction, sample_weight)
 
 
@@ -119,7 +119,7 @@ def softmax_focal(
     """
     check_reduction(reduction, SOFTMAX_REDUCTIONS)
     check_class_targets(inputs, targets, sample_weight)
-    check_exponent("gamma", gamma)
+    _check_gamma(gamma)
     check_fraction("label_smoothing", label_smoothing)
     if alpha is not None:
         alpha = class_weights(alpha)
@@ -140,6 +140,15 @@ def class_weights(alpha: Tensor | Sequence[float]) -> Tensor:
     if weights.dim() != 1:
         raise ValueError(f"alpha must be a 1-D tensor of shape [C], got {list(weights.shape)}")
     return weights
+
+
+def _check_gamma(gamma: float | Tensor) -> None:
+    if isinstance(gamma, Tensor):
+        check_floating("gamma", gamma)
+        if gamma.dim():
+            raise ValueError(f"gamma must be a number or a 0-d tensor, got {list(gamma.shape)}")
+    elif gamma != 0:
+        check_positive("gamma, unless 0,", gamma)
 
 
 # p_t near 1 has lost the digits of 1 - p_t. So both losses take 1 - p_t, its logarithm and that of

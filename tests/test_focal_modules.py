@@ -75,7 +75,7 @@ def test_a_softmax_alpha_of_other_axes_raises_at_construction(alpha):
 @every_loss
 @pytest.mark.parametrize(
     ("change", "says"),
-    [({"reduction": "median"}, "median"), ({"gamma": -1.0}, "gamma must be >= 0")],
+    [({"reduction": "median"}, "median"), ({"gamma": -1.0}, "gamma, unless 0, must be positive")],
 )
 def test_other_arguments_raise_at_the_call(loss, change, says):
     module = loss.module(**change)
