@@ -216,11 +216,14 @@ def _process(rank: int, world: int, backend: str, folder: str, todo: list[Case])
     Path(folder, f"{rank}.json").write_text(json.dumps(results))
 
 
+PROCESS = _process  # what every process runs
+
+
 def prove(world: int, todo: list[Case], backend: str = "gloo") -> list[Result]:
     """The worst over the processes, case by case."""
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(  # type: ignore[attr-defined, no-untyped-call]
-            _process, (world, backend, folder, todo), nprocs=world
+            PROCESS, (world, backend, folder, todo), nprocs=world
         )
         by_rank = [json.loads(Path(folder, f"{r}.json").read_text()) for r in range(world)]
     return [Result(*map(max, zip(*each, strict=True))) for each in zip(*by_rank, strict=True)]
