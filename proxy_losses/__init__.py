@@ -28,7 +28,7 @@ from ._smooth_ap import smooth_ap, smooth_ap_counts, smooth_ap_saturation
 from .distributed import all_gather_no_grad, all_gather_with_grad
 from .nn import LossWarmupWrapper, PAUCAtBudgetLoss, RecallAtQuantileLoss, SmoothAPLoss
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "GroupLists",

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import check_groups, check_int
+from ._checks import check_bool, check_groups, check_int
 
 
 class GroupLists(NamedTuple):
@@ -44,8 +44,14 @@ def group_lists(
     """
     check_int("num_lists", num_lists, 1)
     check_int("list_length", list_length, 1)
-    check_groups(groups, groups.shape[0] if isinstance(groups, Tensor) and groups.dim() else 0)
+    check_groups(groups, groups.numel() if isinstance(groups, Tensor) else 0)
     n = groups.shape[0]
+    if valid_mask is not None:
+        check_bool("valid_mask", valid_mask)
+        if valid_mask.shape != groups.shape:
+            raise ValueError(
+                f"valid_mask must match groups: expected [{n}], got {list(valid_mask.shape)}"
+            )
     keep = torch.ones_like(groups, dtype=torch.bool) if valid_mask is None else valid_mask
     order = groups.argsort(stable=True)
     order = order[(~keep)[order].to(torch.uint8).argsort(stable=True)]  # rows to place come first

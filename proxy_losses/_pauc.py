@@ -181,13 +181,6 @@ def partial_auc_counts(
     return out.counts
 
 
-class _Reference(NamedTuple):
-    """What the band needs of the reference scores, detached."""
-
-    knots: Tensor  # [..., K]; the first is t(alpha), the last t(beta)
-    scale: Tensor  # [...]
-
-
 def _levels(band: Band, like: Tensor) -> Tensor:
     """[K] quantile levels 1 - f_k; the ends as Python rounds them, not as linspace does."""
     ends = torch.tensor([1.0 - band.alpha, 1.0 - band.beta], dtype=like.dtype)
@@ -197,7 +190,9 @@ def _levels(band: Band, like: Tensor) -> Tensor:
     return ends
 
 
-def _reference(scores: Tensor, mask: Tensor, band: Band) -> _Reference:
+def _reference(scores: Tensor, mask: Tensor, band: Band) -> tuple[Tensor, Tensor]:
+    """Knots [..., K], the first t(alpha), the last t(beta), and spread [...], all detached."""
+
     def quantiles(levels: Tensor, reach: tuple[float, float]) -> Tensor:
         levels = levels.to(scores.device)
         return num.masked_quantiles(scores, levels, reach, band.interpolation, mask)
@@ -205,7 +200,7 @@ def _reference(scores: Tensor, mask: Tensor, band: Band) -> _Reference:
     levels, reach = _levels(band, scores), (1.0 - band.beta, 1.0 - band.alpha)
     if band.tau_scale == "band":
         knots = quantiles(levels, reach)
-        return _Reference(knots, knots[..., 0] - knots[..., -1])
+        return knots, knots[..., 0] - knots[..., -1]
     quartiles = torch.tensor([0.75, 0.25], dtype=scores.dtype)
     if scores.shape[-1] <= ONE_SORT:
         every = quantiles(
@@ -216,7 +211,7 @@ def _reference(scores: Tensor, mask: Tensor, band: Band) -> _Reference:
         knots = quantiles(levels, reach)
         upper = quantiles(quartiles[:1], (0.75, 0.75))[..., 0]
         lower = quantiles(quartiles[1:], (0.25, 0.25))[..., 0]
-    return _Reference(knots, upper - lower)
+    return knots, upper - lower
 
 
 @num.full_precision
@@ -250,21 +245,21 @@ def partial_auc_and_stats(
     among = iid_negative
     if band.budget_basis == "population":
         among = iid_negative | (pos if iid_mask is None else pos & iid_mask)
-    reference = _reference(scores, among.expand(shape), band)
+    knots, scale = _reference(scores, among.expand(shape), band)
     if band.pos_numerator == "live" and live_mask is not None:
         pos = pos & live_mask
     weight = num.positive_weight(pos, sample_weight, scores.dtype)
     usable = (weight.sum(-1) > 0) & iid_negative.any(-1)
-    # A NaN fails every comparison: such a list counts, and is NaN.
-    degenerate = usable & (reference.scale <= MIN_SCALE)
+    # A list with a non-finite score counts, and is NaN.
+    degenerate = usable & (scale <= MIN_SCALE) & ~sound.isnan()
     counts = usable & ~degenerate
-    temperature = tau * reference.scale.clamp(min=MIN_SCALE)
+    temperature = tau * scale.clamp(min=MIN_SCALE)
 
     def inside() -> Tensor:
-        return (scores >= reference.knots[..., -1:]) & (scores <= reference.knots[..., :1])
+        return (scores >= knots[..., -1:]) & (scores <= knots[..., :1])
 
     if band.surrogate == "trapezoid":
-        each = _above_knots(scores, reference.knots, temperature)
+        each = _above_knots(scores, knots, temperature)
     else:
         in_band = negative & inside()
         each = _above_band(scores, pos, in_band, temperature, rtol)
@@ -276,7 +271,7 @@ def partial_auc_and_stats(
     each = each.detach()
     plain = pos.to(each.dtype)
     spread = num.weighted_mean((each - num.weighted_mean(each, plain)[..., None]).square(), plain)
-    found = {"t_alpha": reference.knots[..., 0], "t_beta": reference.knots[..., -1]}
+    found = {"t_alpha": knots[..., 0], "t_beta": knots[..., -1]}
     found |= {"tau_eff": temperature.detach(), "pauc_var": spread}
     found = {name: torch.where(counts, x, torch.nan) for name, x in found.items()}
     found["band_neg_count"] = torch.where(counts, (iid_negative & inside()).sum(-1), 0)

@@ -71,10 +71,10 @@ class Lists(NamedTuple):
 Metric = Callable[[Lists], Found]
 
 
-def check_options(options: Options) -> None:
+def check_options(options: Options, *, unit_name: str = "tau_unit") -> None:
     """Raise unless the options are in range."""
     check_list_shape("group_shape", options.group_shape)
-    check_choice("temperature_unit", options.tau_unit, TEMPERATURE_UNITS)
+    check_choice(unit_name, options.tau_unit, TEMPERATURE_UNITS)
 
 
 def reduce_classes(losses: ClassLosses, reduction: str) -> Tensor:
@@ -160,7 +160,7 @@ def _rank_stats(x: Lists, saturation: Tensor, counts: Tensor) -> dict[str, Tenso
 
 def _every_class(metric: Metric, pool: Pool, tau: float | Tensor, options: Options) -> ClassLosses:
     """The metric of every class; with groups its mean over the queries that count."""
-    check_tau(tau, pool.scores.shape[:1])
+    check_tau(tau, pool.scores.shape[:-1])
     if options.tau_unit == "spread":
         spread = num.score_spread(pool.scores, pool.valid_mask)
         tau = tau * torch.where(spread.isfinite(), spread, 1.0)  # the metric reports what is not
@@ -174,7 +174,10 @@ def _every_class(metric: Metric, pool: Pool, tau: float | Tensor, options: Optio
         ]
         found = _mean_over_lists(parts)
         if options.group_shape is not None:  # rows without a place must not pass unnoticed
-            found = found._replace(value=torch.where(lists[0].fits, found.value, torch.nan))
+            fits = lists[0].fits
+            found = found._replace(
+                value=torch.where(fits, found.value, torch.nan), counts=found.counts | ~fits
+            )
     # The value of a class that does not count is 0 with zero gradient: a graph, not a NaN.
     return ClassLosses(
         torch.where(found.counts, 1.0 - found.value, torch.nan),
@@ -212,7 +215,7 @@ def _mean_over_lists(parts: list[Found]) -> Found:
         else:
             stats[name] = torch.cat(each, -1).sum(-1)
     flags = [p.degenerate for p in parts if p.degenerate is not None]
-    degenerate = torch.cat(flags, -1).any(-1) if flags else None
+    degenerate = torch.cat(flags, -1).any(-1) & (number == 0) if flags else None
     return Found(mean([p.value for p in parts]), number > 0, degenerate, stats)
 
 

@@ -9,7 +9,9 @@ import torch
 import torch._dynamo.utils
 
 
-def compile_fresh(fn: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[[], int]]:
+def compile_fresh(
+    fn: Callable[..., Any], backend: str = "inductor"
+) -> tuple[Callable[..., Any], Callable[[], int]]:
     """(fn compiled as one graph, a function that says how many graphs were compiled since)."""
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
@@ -17,4 +19,4 @@ def compile_fresh(fn: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[
     def compiles() -> int:
         return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
-    return torch.compile(fn, fullgraph=True), compiles
+    return torch.compile(fn, fullgraph=True, backend=backend), compiles

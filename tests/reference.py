@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -40,3 +42,80 @@ def recall_at_quantile(
     theta = np.quantile([scores[j] for j in rows], 1.0 - quantile, method=interpolation)
     total = sum(w[i] * sigmoid((scores[i] - theta) / tau) for i in positives)
     return total / sum(w.values())
+
+
+def quantile(values: Sequence[float], level: float, interpolation: str) -> float:
+    """As defined by torch: the order statistic at rank level * (n - 1), counted from 0."""
+    ordered = sorted(values)
+    rank = level * (len(ordered) - 1)
+    low, high = ordered[math.floor(rank)], ordered[math.ceil(rank)]
+    return {
+        "lower": low,
+        "higher": high,
+        "nearest": ordered[round(rank)],
+        "midpoint": (low + high) / 2,
+        "linear": low + (rank - math.floor(rank)) * (high - low),
+    }[interpolation]
+
+
+class Band(NamedTuple):
+    """A partial AUC and what it is made of."""
+
+    value: float
+    t_alpha: float
+    t_beta: float
+    tau_eff: float
+    pauc_var: float
+    band_neg_count: int
+
+
+def partial_auc_band(
+    scores, pos, tau, valid=None, weight=None, *, iid=None, live=None, alpha=0.0, beta=0.005,
+    surrogate="trapezoid", n_knots=2, tau_scale="iqr", pos_numerator="pool", budget_basis="fpr",
+    interpolation="higher",
+) -> Band | None:  # fmt: skip
+    """None where partial AUC is not defined."""
+    rows = [j for j in range(len(scores)) if valid is None or valid[j]]
+    negatives = [j for j in rows if not pos[j]]
+    iid_negatives = [j for j in negatives if iid is None or iid[j]]
+    positives = [j for j in rows if pos[j]]
+    if pos_numerator == "live" and live is not None:
+        positives = [j for j in positives if live[j]]
+    w = [1.0 if weight is None else float(weight[j]) for j in positives]
+    if not iid_negatives or sum(w) == 0:
+        return None
+    among = iid_negatives
+    if budget_basis == "population":
+        among = [j for j in rows if iid is None or iid[j]]
+    among = [scores[j] for j in among]
+    knots = [alpha + (beta - alpha) * k / (n_knots - 1) for k in range(n_knots)]
+    thresholds = [quantile(among, 1.0 - f, interpolation) for f in knots]
+    t_alpha, t_beta = thresholds[0], thresholds[-1]
+    low, high = t_beta, t_alpha
+    if tau_scale == "iqr":
+        low, high = (quantile(among, q, interpolation) for q in (0.25, 0.75))
+    if not high > low:
+        return None
+    temperature = tau * (high - low)
+    inside = [j for j in negatives if t_beta <= scores[j] <= t_alpha]
+    each = []  # of every positive, its part in the value
+    for i in positives:
+        if surrogate == "trapezoid":
+            above = [sigmoid((scores[i] - t) / temperature) for t in thresholds]
+            area = sum((a + b) / 2 for a, b in itertools.pairwise(above))
+            each.append(area / (n_knots - 1))
+        elif not inside:
+            return None
+        else:
+            steps = [sigmoid((scores[i] - scores[j]) / temperature) for j in inside]
+            each.append(sum(steps) / len(steps))
+    value = sum(a * b for a, b in zip(w, each, strict=True)) / sum(w)
+    mean = sum(each) / len(each)
+    variance = sum((x - mean) ** 2 for x in each) / len(each)
+    count = len(set(inside) & set(iid_negatives))
+    return Band(value, t_alpha, t_beta, temperature, variance, count)
+
+
+def partial_auc(*args, **options) -> float:
+    found = partial_auc_band(*args, **options)
+    return 0.0 if found is None else found.value

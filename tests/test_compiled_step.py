@@ -9,6 +9,7 @@ from torch.func import functional_call, grad_and_value
 import proxy_losses as P
 
 from .compiling import compile_fresh
+from .test_step import LOSSES, every_loss
 
 SCHED = P.Schedule(
     warmup_steps=5, blend_steps=6, temp_start=0.5, temp_end=0.05, temp_decay_steps=12
@@ -87,17 +88,48 @@ def test_integer_steps_settle():
     assert compiles() <= 3  # 0 and 1 are special to the compiler, then any integer
 
 
-def test_backward_of_a_compiled_loss():
+@pytest.mark.parametrize(
+    "name",
+    [
+        "smooth_ap",
+        "partial_auc_pairwise",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("recall", "partial_auc_trapezoid")),
+    ],
+)
+def test_backward_of_a_compiled_loss(name):
+    loss_fn, _, kwargs = LOSSES[name]
     logits = torch.randn(20, 3, dtype=torch.float64)
     targets = torch.arange(20) % 3
     queue = P.init_queue(32, 3, dtype=torch.float64)
-    compiled, _ = compile_fresh(P.smooth_ap_loss)
+    compiled, _ = compile_fresh(loss_fn)
     grads = []
-    for fn in (P.smooth_ap_loss, compiled):
+    for fn in (loss_fn, compiled):
         x = logits.clone().requires_grad_()
-        fn(x, targets, queue, torch.tensor(0.3))[0].backward()
+        fn(x, targets, queue, torch.tensor(0.3), **kwargs)[0].backward()
         grads.append(x.grad)
     torch.testing.assert_close(*grads, rtol=1e-10, atol=1e-13)
+
+
+@every_loss
+def test_a_loss_compiles_once_over_steps(name):
+    """Also the backward of losses summed with weights, over a queue that fills and wraps."""
+    loss_fn, _, kwargs = LOSSES[name]
+
+    def step(logits, targets, weight, queue, tau):
+        return loss_fn(logits, targets, queue, tau, sample_weight=weight, **kwargs)
+
+    compiled, compiles = compile_fresh(grad_and_value(step, has_aux=True), "aot_eager")
+    queue = P.init_queue(40, 3, dtype=torch.float64)
+    for k in range(5):
+        g = torch.Generator().manual_seed(k)
+        logits = torch.randn(16, 3, generator=g, dtype=torch.float64)
+        weight = torch.rand(16, generator=g, dtype=torch.float64)
+        args = logits, torch.arange(16) % 3, weight, queue, torch.tensor(0.5 / (k + 1))
+        grads, (loss, new) = compiled(*args)
+        want_grads, (want, queue) = grad_and_value(step, has_aux=True)(*args)
+        torch.testing.assert_close((grads, loss), (want_grads, want), rtol=1e-10, atol=1e-13)
+        assert all(map(torch.equal, new, queue))
+    assert compiles() == 1
 
 
 def test_numpy_steps():

@@ -28,9 +28,14 @@ def test_transforms_agree(metric):
     torch.testing.assert_close(jac.sum(0), s.grad, **TIGHT)
 
 
+# What is traced does not depend on the backend, and making kernels takes most of the time.
+BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+
+
 @every_metric
 @pytest.mark.parametrize("mode", ["value", "backward", "grad", "vmap(grad)", "jacrev"])
-def test_compiled_agrees(metric, mode):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compiled_agrees(metric, mode, backend):
     """Values, not absence of errors: compiled func.grad can silently drop a custom backward."""
     scores, pos = lists(13, 3, 20)
     tau = torch.tensor(TAU, dtype=torch.float64)
@@ -45,7 +50,7 @@ def test_compiled_agrees(metric, mode):
         "vmap(grad)": lambda s: vmap(grad(lambda x, p: metric.fn(x, p, tau)))(s, pos),
         "jacrev": jacrev(lambda s: metric.fn(s, pos, tau)),
     }
-    compiled, _ = compile_fresh(fns[mode])
+    compiled, _ = compile_fresh(fns[mode], backend)
     if mode == "backward":
         s = scores.clone().requires_grad_()
         compiled(s).backward()
@@ -57,7 +62,7 @@ def test_compiled_agrees(metric, mode):
 @every_metric
 def test_compiles_once_while_tau_varies(metric):
     scores, pos = lists(14, 3, 20)
-    compiled, compiles = compile_fresh(lambda s, t: metric.fn(s, pos, t))
+    compiled, compiles = compile_fresh(lambda s, t: metric.fn(s, pos, t), "aot_eager")
     for k in range(1, 12):
         tau = torch.tensor(0.1 * k, dtype=torch.float64)
         torch.testing.assert_close(compiled(scores + k, tau), metric.fn(scores, pos, tau), **TIGHT)
@@ -68,7 +73,7 @@ def test_compiles_once_while_tau_varies(metric):
 @pytest.mark.parametrize("compiled", [False, True])
 def test_autocast_is_an_island(metric, compiled):
     scores, pos = lists(15, 3, 20, dtype=torch.float32)
-    fn = compile_fresh(metric.fn)[0] if compiled else metric.fn
+    fn = compile_fresh(metric.fn, "aot_eager")[0] if compiled else metric.fn
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = fn(scores, pos, TAU)
     assert inside.dtype == torch.float32

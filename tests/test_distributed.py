@@ -15,9 +15,18 @@ DTYPES = [torch.bool, torch.uint8, torch.int32, torch.int64, torch.float32, torc
 LOSSES = {
     "ap": lambda **kw: P.SmoothAPLoss(3, queue_size=9, temperature=0.5, **kw),
     "recall": lambda **kw: P.RecallAtQuantileLoss(3, 0.3, queue_size=9, temperature=0.5, **kw),
+    "pauc": lambda **kw: P.PAUCAtBudgetLoss(
+        3, beta=0.5, queue_size=9, temperature=0.5, quantile_interpolation="linear", **kw
+    ),
+    "pauc_pairs": lambda **kw: LOSSES["pauc"](surrogate="pairwise", pos_numerator="live", **kw),
+    "queries": lambda **kw: LOSSES["ap"](**kw),
     "capped": lambda **kw: P.SmoothAPLoss(3, 9, temperature=0.5, max_pool_size=7, **kw),
 }
-pytestmark = pytest.mark.filterwarnings("ignore:.*max_pool_size")
+# A class of a small shard may have a single iid negative.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*max_pool_size"),
+    pytest.mark.filterwarnings("ignore:.*dispersion"),
+]
 
 
 def whole(rows: int, seed: int = 0):
@@ -27,7 +36,7 @@ def whole(rows: int, seed: int = 0):
     targets = torch.randint(3, (rows,), generator=g)
     targets[torch.randperm(rows, generator=g)[0]] = -100
     weight = torch.rand(rows, generator=g, dtype=torch.float64)
-    return x, targets, weight, weight > 0.5
+    return x, targets, weight, weight > 0.2
 
 
 def new_model() -> nn.Module:
@@ -64,6 +73,8 @@ def train(name: str, shard, rank: int | None, *, weighted: bool, gather=None) ->
         x, targets, weight, flags = whole(sum(shard), seed=step)
         rows = slice(None) if rank is None else own_rows(shard, rank)
         extra = {"sample_weight": weight[rows], "iid_mask": flags[rows]} if weighted else {}
+        if name == "queries":
+            extra["groups"] = (torch.arange(len(x)) % 2)[rows]
         model.zero_grad()
         loss = loss_fn(net(x[rows]), targets[rows], **extra)
         loss.backward()

@@ -2,46 +2,16 @@
 
 import inspect
 import math
-import warnings
 
 import pytest
 import torch
 
 import proxy_losses as P
 
-PAD, QUANTILE = -100, 0.3
-COMMON = {"num_classes": 1, "queue_size": 8, "temperature": 0.25}
+from .makers import FUNCTIONS, PAD, batch, every_loss, pauc, recall, smooth, warned
 
 
-def smooth(**kwargs):
-    return P.SmoothAPLoss(**{**COMMON, **kwargs})
-
-
-def recall(**kwargs):
-    return P.RecallAtQuantileLoss(**{**COMMON, "quantile": QUANTILE, **kwargs})
-
-
-both = pytest.mark.parametrize("make", [smooth, recall])
-
-
-def batch(seed: int, n: int = 5, classes: int = 1):
-    """Logits that want a gradient, and targets of all classes; row 3 is padding."""
-    torch.manual_seed(seed)
-    logits = torch.randn(n, classes, requires_grad=True)
-    targets = (torch.arange(n) % max(classes, 2))[torch.randperm(n)]
-    return logits, torch.where(torch.arange(n) == 3, PAD, targets)
-
-
-def warned(call) -> list[str]:
-    """Texts of the warnings of a call, all of them attributed to the file of the call."""
-    with warnings.catch_warnings(record=True) as log:
-        warnings.simplefilter("always")
-        call()
-    assert all(w.category is UserWarning and w.filename == call.__code__.co_filename for w in log)
-    return [str(w.message) for w in log]
-
-
-@both
+@every_loss
 @pytest.mark.parametrize(
     ("name", "out_of_range", "of_wrong_type"),
     [
@@ -62,25 +32,33 @@ def test_a_bad_argument_is_named(make, name, out_of_range, of_wrong_type):
                 make(**{name: value})
 
 
-@both
+@every_loss
 def test_arguments_are_readable_and_have_the_published_defaults(make):
     given = {
         "num_classes": 3, "quantile": 0.1, "queue_size": 7, "temperature": 2, "reduction": "sum",
         "ignore_index": -1, "update_queue_in_eval": True, "gather_distributed": False,
         "quantile_interpolation": "linear", "max_pool_size": 99,
-        "temperature_unit": "spread", "group_shape": (2, 3),
+        "temperature_unit": "spread", "group_shape": (2, 3), "alpha": 0.125, "beta": 0.25,
+        "surrogate": "pairwise", "n_knots": 4, "tau_scale": "band", "pos_numerator": "live",
+        "budget_basis": "population",
     }  # fmt: skip
     cls = type(make())
     names = list(inspect.signature(cls).parameters)
     module, default = cls(**{n: given[n] for n in names}), cls(2)
     assert {n: getattr(module, n) for n in names} == {n: given[n] for n in names}
     assert type(module.temperature) is float
-    assert (default.queue_size, default.temperature, default.reduction) == (1024, 0.01, "mean")
-    if make is recall:
-        assert (default.quantile, default.quantile_interpolation) == (0.005, "higher")
+    published = {
+        "queue_size": 1024, "reduction": "mean", "ignore_index": -100, "max_pool_size": None,
+        "temperature": 0.1 if make is pauc else 0.01, "quantile": 0.005, "alpha": 0.0,
+        "beta": 0.005, "surrogate": "trapezoid", "n_knots": 2, "tau_scale": "iqr",
+        "pos_numerator": "pool", "budget_basis": "fpr", "quantile_interpolation": "higher",
+        "gather_distributed": None, "update_queue_in_eval": False,
+    }  # fmt: skip
+    for name in published.keys() & set(names):
+        assert getattr(default, name) == published[name], name
 
 
-@both
+@every_loss
 def test_temperature_is_writable_and_survives_a_bad_assignment(make):
     module, cold = make(queue_size=0), make(queue_size=0, temperature=0.03)
     module.temperature = 0.03
@@ -91,7 +69,7 @@ def test_temperature_is_writable_and_survives_a_bad_assignment(make):
     assert torch.equal(module(*batch(0)), cold(*batch(0)))
 
 
-@both
+@every_loss
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -124,7 +102,7 @@ def test_only_recall_checks_the_range_of_class_ids():
     assert smooth(num_classes=2)(logits, targets).isfinite()
 
 
-@both
+@every_loss
 def test_forms_of_targets_and_the_third_argument(make):
     (logits, ids), module = batch(1, 6), make(queue_size=0)
     want = module(logits, ids)
@@ -145,7 +123,7 @@ def test_forms_of_targets_and_the_third_argument(make):
         torch.testing.assert_close(each, torch.stack(columns))
 
 
-@both
+@every_loss
 def test_warnings_name_the_line_of_the_caller(make):
     (logits, targets), losses = batch(2, 8), []
     (text,) = warned(lambda: losses.append(make()(logits, torch.where(targets == 1, 7, targets))))
@@ -160,7 +138,7 @@ def test_warnings_name_the_line_of_the_caller(make):
     assert "sample_weight is entirely zero" in text
 
 
-@both
+@every_loss
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_classes_that_do_not_count(make, reduction):
     # Class 0 has positives alone, the others no positive: only recall is defined, for class 0.
@@ -178,7 +156,7 @@ def test_classes_that_do_not_count(make, reduction):
     assert (logits.grad[:, 1:] == 0).all()
 
 
-@both
+@every_loss
 @pytest.mark.parametrize("n", [0, 3])
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_a_pool_of_padding_is_zero_and_stores_nothing(make, n, reduction):
@@ -191,7 +169,7 @@ def test_a_pool_of_padding_is_zero_and_stores_nothing(make, n, reduction):
     assert module._queue.state.enqueued == 0
 
 
-@both
+@every_loss
 def test_weights_count_at_positives_alone(make):
     (logits, targets), module, weight = batch(3, 12), make(queue_size=0), torch.rand(12) + 0.1
     want = module(logits, targets, sample_weight=weight)
@@ -204,7 +182,7 @@ def test_weights_count_at_positives_alone(make):
     assert (loss.item(), valid.tolist()) == (0.0, [False])
 
 
-@both
+@every_loss
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_not_a_number_shows_in_rows_that_count_alone(make, bad):
     (logits, targets), module, clean = batch(4, 6), make(), make()
@@ -217,18 +195,17 @@ def test_not_a_number_shows_in_rows_that_count_alone(make, bad):
     assert make()(torch.where(targets[:, None] == 0, bad, logits), targets).isnan()
 
 
-@both
+@every_loss
 @pytest.mark.parametrize("classes", [1, 3])
 def test_is_the_functional_form_with_a_memory(make, classes):
     module, queue = make(num_classes=classes), P.init_queue(8, classes)
-    function = {smooth: P.smooth_ap_loss, recall: P.recall_at_quantile_loss}[make]
-    options = {"quantile": QUANTILE} if make is recall else {}
+    function = FUNCTIONS[make]
     for seed, n in enumerate([3, 0, 5, 8, 20, 1, 6, 4]):
         (a, targets), (b, _) = batch(seed, n, classes), batch(seed, n, classes)
         weight = torch.rand(n) if seed % 3 else None
         module.temperature = tau = 0.5 / (seed + 1)
         loss = module.train(seed != 5)(a, targets, sample_weight=weight)
-        want, new = function(b, targets, queue, tau, sample_weight=weight, **options)
+        want, new = function(b, targets, queue, tau, sample_weight=weight)
         queue = new if module.training else queue  # in eval the queue is read, not written
         assert all(map(torch.equal, module._queue.state, queue))
         (loss + want).backward()
@@ -237,7 +214,7 @@ def test_is_the_functional_form_with_a_memory(make, classes):
     assert all(map(torch.equal, module._queue.state, P.init_queue(8, classes)))
 
 
-@both
+@every_loss
 @pytest.mark.parametrize("live", [torch.float32, torch.float64])
 def test_stored_rows_rank_with_their_weights_and_no_gradient(make, live):
     module, alone = make(queue_size=4), make(queue_size=0)
@@ -248,7 +225,10 @@ def test_stored_rows_rank_with_their_weights_and_no_gradient(make, live):
     loss = module(new.to(live), targets)
     # Of the first batch the last four rows, padding and two positives, in the live dtype.
     rows = torch.cat([new, old[2:].detach()]).to(live), torch.cat([targets, old_targets[2:]])
-    want = alone(*rows, sample_weight=torch.cat([torch.ones(5), weight[2:]]))
+    ones = torch.ones(5)
+    want = alone(
+        *rows, torch.cat([ones.bool(), flags[2:]]), sample_weight=torch.cat([ones, weight[2:]])
+    )
     assert loss.dtype == live
     torch.testing.assert_close(loss, want)
     loss.backward()
@@ -260,7 +240,7 @@ def test_stored_rows_rank_with_their_weights_and_no_gradient(make, live):
     assert module._queue.state.enqueued == 16
 
 
-@both
+@every_loss
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 def test_half_logits_are_computed_in_float32(make, half):
     module, single = make(), make()
@@ -270,7 +250,7 @@ def test_half_logits_are_computed_in_float32(make, half):
         torch.testing.assert_close(loss, want, rtol=0.0, atol=0.0)  # and the same dtype
 
 
-@both
+@every_loss
 @pytest.mark.parametrize("cast", ["half", "bfloat16", "double", "float"])
 def test_casts_keep_queue_and_temperature_exact(make, cast):
     module, plain = make(temperature=0.0123), make(temperature=0.0123)
@@ -284,7 +264,7 @@ def test_casts_keep_queue_and_temperature_exact(make, cast):
 
 
 @pytest.mark.filterwarnings("ignore:.*max_pool_size")
-@both
+@every_loss
 def test_a_capped_pool_is_drawn_the_same_everywhere_and_keeps_rare_rows(make):
     logits, targets = torch.linspace(-1.0, 1.0, 1000)[:, None], torch.zeros(1000, dtype=torch.int64)
     targets[0] = targets[-1] = 1  # the rare rows are the last and the first

@@ -6,11 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch._dynamo.testing import CompileCounter
 
 from proxy_losses import QueueState, enqueue, init_queue, queue_rows, reset_queue
-
-from .compiling import compile_fresh
+from proxy_losses._queue import NO_GROUP
 
 IGNORE = -7
 
@@ -19,8 +17,9 @@ class Batch:
     """Rows with distinct logits: numbered from `first`, hence exact in float32."""
 
     def __init__(
-        self, n: int, classes: int, first: int = 0, *, weight=True, flag=True, labels=False
-    ):
+        self, n: int, classes: int, first: int = 0, *, weight=True, flag=True, group=True,
+        labels=False,
+    ):  # fmt: skip
         g = torch.Generator().manual_seed(first)
         self.logits = torch.arange(first, first + n * classes, dtype=torch.float32).view(n, classes)
         ids = torch.randint(-1, classes, (n,), generator=g)
@@ -30,6 +29,7 @@ class Batch:
         self.extras = {
             "sample_weight": torch.rand(n, generator=g) if weight else None,
             "iid_mask": torch.rand(n, generator=g) < 0.5 if flag else None,
+            "groups": torch.randint(-9, 9, (n,), generator=g) if group else None,
         }
 
     def into(self, queue: QueueState, **kwargs) -> QueueState:
@@ -38,13 +38,14 @@ class Batch:
     def rows(self) -> list[tuple]:
         """What a queue must remember of each row."""
         n = len(self.logits)
-        weight, flag = self.extras["sample_weight"], self.extras["iid_mask"]
+        weight, flag, group = self.extras.values()
         return list(
             zip(
                 self.logits.tolist(),
                 self.targets.tolist(),
                 [1.0] * n if weight is None else weight.tolist(),
                 [True] * n if flag is None else flag.tolist(),
+                [NO_GROUP] * n if group is None else group.tolist(),
                 strict=True,
             )
         )
@@ -54,7 +55,8 @@ def remembered(queue: QueueState) -> list[tuple]:
     """The filled slots, oldest first."""
     capacity, count = len(queue.logits), int(queue.enqueued)
     slots = [k % capacity for k in range(max(count - capacity, 0), count)]
-    fields = (queue.logits, queue.targets, queue.sample_weight, queue.iid_mask)
+    groups = queue.groups if queue.groups.numel() else torch.full((capacity,), NO_GROUP)
+    fields = (queue.logits, queue.targets, queue.sample_weight, queue.iid_mask, groups)
     return list(zip(*(f[slots].tolist() for f in fields), strict=True))
 
 
@@ -64,6 +66,11 @@ def snapshot(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
 
 def same(a, b) -> bool:
     return all(x is y or torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def with_room(queue: QueueState) -> QueueState:
+    """An empty queue that stores query ids."""
+    return Batch(0, queue.logits.shape[1], labels=queue.targets.dim() == 2).into(queue)
 
 
 def sizes(capacity: int) -> st.SearchStrategy[int]:
@@ -81,6 +88,7 @@ def test_remembers_what_a_deque_remembers(data, capacity, classes):
         batch = Batch(
             n, classes, first, labels=labels,
             weight=data.draw(st.booleans()), flag=data.draw(st.booleans()),
+            group=data.draw(st.booleans()),
         )  # fmt: skip
         given_tensors = [*queue, batch.logits, batch.targets, *batch.extras.values()]
         before = snapshot(*given_tensors)
@@ -109,7 +117,7 @@ def test_remembers_what_a_deque_remembers(data, capacity, classes):
 def test_a_new_state_shares_no_memory_that_changes(n):
     queue = Batch(2, 2).into(init_queue(3, 2))
     new = Batch(n, 2, 100).into(queue)
-    changing = [f for f in QueueState._fields if f not in ("ignore_index", "groups")]
+    changing = [f for f in QueueState._fields if f != "ignore_index"]
     for old_field, new_field in ((getattr(q, f) for q in (queue, new)) for f in changing):
         assert old_field.data_ptr() != new_field.data_ptr()
 
@@ -126,6 +134,7 @@ def test_an_unfilled_slot_never_counts():
 def test_reset_is_a_fresh_queue():
     for labels in (False, True):
         fresh = init_queue(4, 2, ignore_index=IGNORE, dtype=torch.float64, multi_label=labels)
+        fresh = with_room(fresh)
         used = Batch(7, 2, labels=labels).into(fresh)
         assert used.enqueued.item() == 8  # two turns
         assert same(reset_queue(used), fresh)
@@ -136,88 +145,9 @@ def test_where_is_an_if_on_every_field():
     queue = Batch(3, 2).into(init_queue(4, 2))
     batch = Batch(6, 2, 50)
     assert same(batch.into(queue, where=torch.tensor(False)), queue)
+    first = batch.into(init_queue(4, 2), where=torch.tensor(False))
+    assert same(first, with_room(init_queue(4, 2)))  # room alone
     assert same(batch.into(queue, where=torch.tensor(True)), batch.into(queue))
-
-
-def stack(states):
-    return QueueState(*map(torch.stack, zip(*states, strict=True)))
-
-
-@pytest.mark.parametrize("n", [0, 1, 3, 4, 9])
-def test_vmap_over_stacked_queues(n):
-    queues = [init_queue(4, 2), Batch(2, 2, 10).into(init_queue(4, 2))]
-    queues.append(Batch(7, 2, 40).into(queues[1]))
-    batches = [Batch(n, 2, 100 * k) for k in range(3)]
-    keep = torch.tensor([True, False, True])
-
-    def push(queue, x, y, weight, iid, where):
-        new = enqueue(queue, x, y, sample_weight=weight, iid_mask=iid, where=where)
-        return new, queue_rows(new), reset_queue(new)
-
-    args = [(b.logits, b.targets, *b.extras.values()) for b in batches]
-    columns = map(torch.stack, zip(*args, strict=True))
-    mapped, mapped_rows, empty = torch.vmap(push)(stack(queues), *columns, keep)
-    looped = [push(q, *a, k) for q, a, k in zip(queues, args, keep, strict=True)]
-    assert same(mapped, stack([new for new, _, _ in looped]))
-    for got, *want in zip(mapped_rows, *(rows for _, rows, _ in looped), strict=True):
-        assert torch.equal(got, torch.stack(want))
-    assert same(empty, stack([e for _, _, e in looped]))
-
-
-def test_vmap_over_batches_of_one_queue():
-    queue, logits = init_queue(3, 1), torch.randn(5, 2, 1)
-    targets = torch.tensor([0, 1])
-    mapped = torch.vmap(lambda x: enqueue(queue, x, targets).logits)(logits)
-    assert same(mapped, [enqueue(queue, x, targets).logits for x in logits])
-
-
-@pytest.mark.parametrize("n", [3, 8, 11])
-def test_compiles_once_over_steps(n):
-    torch.compiler.reset()
-    counter = CompileCounter()
-
-    def push(queue, logits, targets, where):
-        queue = enqueue(queue, logits, targets, where=where)
-        return queue, queue_rows(queue)[2]
-
-    compiled = torch.compile(push, backend=counter, fullgraph=True)
-    queue = init_queue(8, 2, ignore_index=IGNORE)
-    for k in range(20):
-        batch = Batch(n, 2, 10 * k)
-        args = queue, batch.logits, batch.targets, torch.tensor(k % 5 != 2)
-        (queue, valid), (want, want_valid) = compiled(*args), push(*args)
-        assert isinstance(queue, QueueState)
-        assert same([*queue, valid], [*want, want_valid])
-    assert counter.frame_count == 1
-    assert queue.enqueued.item() == 16 * {3: 3, 8: 8, 11: 16}[n]  # 11 rows end a second turn
-
-
-def test_the_default_compiler_agrees():
-    batch, queue = Batch(7, 2, 30), Batch(3, 2).into(init_queue(4, 2))
-    compiled, _ = compile_fresh(enqueue)
-    assert same(
-        compiled(queue, batch.logits, batch.targets), enqueue(queue, batch.logits, batch.targets)
-    )
-
-
-def test_the_gradient_is_cut():
-    targets = torch.tensor([0, 1, 0])
-    x = torch.randn(3, 2, requires_grad=True)
-    queue = enqueue(init_queue(4, 2), x, targets, sample_weight=x[:, 0])
-    assert not any(field.requires_grad for field in queue)
-
-    def loss(x):
-        queue = enqueue(init_queue(4, 2), x, targets, sample_weight=x[:, 0])
-        stored = queue_rows(queue)[0].sum() + queue.sample_weight.sum()
-        return 2.0 * x.sum() + stored, queue
-
-    for grad in (torch.func.grad, torch.func.jacrev):
-        g, queue = grad(loss, has_aux=True)(x.detach())
-        assert torch.equal(g, torch.full_like(x, 2.0))  # 3 if stored rows carried a gradient
-        assert torch.equal(queue.logits[:3], x.detach())
-    g, queues = torch.vmap(torch.func.grad(loss, has_aux=True))(torch.randn(5, 3, 2))
-    assert torch.equal(g, torch.full((5, 3, 2), 2.0))
-    assert queues.logits.shape == (5, 4, 2)
 
 
 @pytest.mark.parametrize("stored", [torch.float16, torch.float32, torch.float64])
@@ -289,6 +219,11 @@ def test_init_raises(args, error, name):
         ({"sample_weight": 1.0}, TypeError, "sample_weight must be"),
         ({"iid_mask": torch.ones(2, dtype=torch.bool)}, ValueError, "iid_mask must match"),
         ({"iid_mask": torch.ones(3)}, TypeError, "iid_mask must be a bool tensor"),
+        ({"groups": torch.zeros(2, dtype=torch.int64)}, ValueError, "groups must match"),
+        ({"groups": torch.zeros(3)}, TypeError, "groups must be integer query ids"),
+        ({"groups": torch.zeros(3, dtype=torch.bool)}, TypeError, "groups must be integer"),
+        ({"groups": torch.zeros(3, dtype=torch.complex64)}, TypeError, "groups must be integer"),
+        ({"groups": [0, 0, 0]}, TypeError, "groups must be a tensor, got list"),
         ({"where": torch.tensor([True, False])}, ValueError, "where must be"),
         ({"where": torch.tensor(1.0)}, TypeError, "where must be"),
         ({"where": False}, TypeError, "where must be"),

@@ -31,3 +31,11 @@ def test_files_it_links_to_exist():
     assert local
     for target in local:
         assert (ROOT / target).exists(), target
+
+
+def test_differences_from_the_published_packages_are_tested():
+    section = TEXT.split("## Coming from")[1].split("\n## ")[0]
+    named = re.findall(r"\| `(test_\w+)` \|", section)
+    assert len(named) >= 8
+    for name in named:
+        assert (ROOT / "tests" / f"{name}.py").exists(), name

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 
 import proxy_losses as P
 
 from . import reference
-from .metrics import lists
+from .metrics import PAIRWISE, TRAPEZOID, lists
 
 TIGHT = {"rtol": 1e-12, "atol": 1e-14}
 LOSSES = {
@@ -18,6 +20,14 @@ LOSSES = {
         lambda s, p, t, v, w: reference.recall_at_quantile(s, p, t, v, w, quantile=0.2),
         {"quantile": 0.2},
     ),
+    **{
+        f"partial_auc_{options.get('surrogate', 'trapezoid')}": (
+            P.partial_auc_loss,
+            functools.partial(reference.partial_auc, **options),
+            options,
+        )
+        for options in (TRAPEZOID, PAIRWISE)
+    },
 }
 every_loss = pytest.mark.parametrize("name", LOSSES)
 
@@ -179,17 +189,20 @@ def test_dense_labels_equal_class_ids():
     assert a == b
 
 
-def test_vmap_over_states():
+@every_loss
+def test_vmap_over_states(name):
     """Two runs at once: states stack because every field is a tensor."""
-    queues = [P.init_queue(8, 1, dtype=torch.float64) for _ in range(2)]
+    loss_fn, _, kwargs = LOSSES[name]
+    queues = [P.init_queue(30, 1, dtype=torch.float64) for _ in range(2)]
     stacked = P.QueueState(*(torch.stack(f) for f in zip(*queues, strict=True)))
-    step = torch.func.vmap(lambda x, y, q: P.smooth_ap_loss(x, y, q, 0.3))
+    step = torch.func.vmap(lambda x, y, q: loss_fn(x, y, q, 0.3, **kwargs))
     for seed in range(3):
-        scores, pos = lists(seed, 2, 5)
+        scores, pos = lists(seed, 2, 12)
         logits, targets = scores[..., None], pos.long()
         losses, stacked = step(logits, targets, stacked)
         for k in range(2):
-            one, queues[k] = P.smooth_ap_loss(logits[k], targets[k], queues[k], 0.3)
+            one, queues[k] = loss_fn(logits[k], targets[k], queues[k], 0.3, **kwargs)
+            assert one > 0
             torch.testing.assert_close(losses[k], one, **TIGHT)
     for field, a, b in zip(P.QueueState._fields, *queues, strict=True):
         assert torch.equal(getattr(stacked, field), torch.stack([a, b]))

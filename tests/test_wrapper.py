@@ -1,4 +1,4 @@
-"""The warmup wrapper, and what modules keep: checkpoints, copies, compiled steps."""
+"""The warmup wrapper, and what modules keep: checkpoints and copies."""
 
 import copy
 import pickle
@@ -6,15 +6,15 @@ import pickle
 import pytest
 import torch
 from torch import nn
-from torch._dynamo.utils import counters
 
 import proxy_losses as P
 
-from .test_modules import PAD, batch, both, recall, smooth, warned
+from .makers import PAD, batch, every_loss, smooth, warned
 from .test_schedule import RTOL, reference_temp, reference_weight
 
-COMPILED = [(make, backend) for make in (smooth, recall) for backend in ("eager", "aot_eager")]
-COMPILED += [pytest.param(make, "inductor", marks=pytest.mark.slow) for make in (smooth, recall)]
+pytestmark = [  # a class of a small pool may have a single iid negative
+    pytest.mark.filterwarnings(f"ignore:.*{text}") for text in ("max_pool_size", "dispersion")
+]
 MODES = [("epochs", 3, 2), ("steps", 4, 5), ("steps", 5, 0), ("epochs", 0, 2)]
 EPOCHS = {"warmup_epochs": 2, "blend_epochs": 2, "final_main_weight": 0.75}
 STEPS = {"warmup_steps": 6, "blend_steps": 5}
@@ -139,25 +139,31 @@ def test_tables(unit, options, table):
 
 def test_what_reaches_the_losses_in_each_phase():
     x, y, w = torch.tensor([1.0, 2.0], dtype=torch.float64), torch.zeros(2), torch.ones(2)
-    main, seen = Main(), []
+    g, main, seen = torch.zeros(2), Main(), []
 
     def declares(logits, targets, sample_weight=None):
         seen.append(sample_weight)
         return logits.mean()
 
-    for warmup_loss in (warm, declares):
+    for warmup_loss, named in (
+        (warm, {"sample_weight": w}),
+        (declares, {"sample_weight": w}),
+        (declares, {"sample_weight": w, "groups": g}),
+        (warm, {"groups": g}),
+        (warm, {}),
+    ):
         wrapper = P.LossWarmupWrapper(warmup_loss, main, warmup_steps=1, blend_steps=2)
         for step, weight in enumerate([0.0, 1 / 3, 2 / 3, 1.0]):
             main.calls.clear(), seen.clear()
             wrapper.on_train_batch_start(step)
-            out = wrapper(x, y, sample_weight=w, return_per_class=True)
+            out = wrapper(x, y, **named, return_per_class=True)
             if weight == 1.0:  # all that main_loss returns, with all that it takes
                 assert out == (9.0, "per class")
-                assert main.calls == [{"sample_weight": w, "return_per_class": True}]
+                assert main.calls == [{**named, "return_per_class": True}]
                 continue
             # In float64: 1.5 in warmup, 9 in the main phase.
             assert out.item() == pytest.approx((1 - weight) * 1.5 + weight * 9.0, rel=RTOL)
-            assert main.calls == ([{"sample_weight": w}] if weight else [])
+            assert main.calls == ([named] if weight else [])
             assert seen == [w] * (warmup_loss is declares)
     partial = wrap(main, final_main_weight=0.5)
     partial.on_train_batch_start(0)
@@ -204,8 +210,7 @@ def train(run, steps):
     return losses
 
 
-@pytest.mark.filterwarnings("ignore:.*max_pool_size")
-@pytest.mark.parametrize("loss", [P.SmoothAPLoss, P.RecallAtQuantileLoss])
+@pytest.mark.parametrize("loss", [P.SmoothAPLoss, P.RecallAtQuantileLoss, P.PAUCAtBudgetLoss])
 @pytest.mark.parametrize("mode", [EPOCHS, STEPS, {}])
 def test_resumes_bit_for_bit(loss, mode, tmp_path):
     whole = new_run(loss, 0, **mode)
@@ -234,7 +239,7 @@ def published(room="_queue.", targets=IDS, **more):
     return {room + name: t for name, t in rows.items()}
 
 
-@both
+@every_loss
 @pytest.mark.parametrize("outer", ["", "main_loss."])
 @pytest.mark.parametrize(("room", "more"), [("", {}), ("_queue.", {}), ("_queue.", FLAGS)])
 @pytest.mark.parametrize("filled", [2, 4])
@@ -265,35 +270,3 @@ def test_a_published_schedule_loads_into_any_options():
     wrapper.on_train_batch_start(10)  # the switch was still to come
     assert main.temperature == 0.05
     assert not P.queue_rows(main._queue.state)[2].any()
-
-
-@pytest.mark.parametrize(("make", "backend"), COMPILED)
-def test_a_compiled_module_follows_its_temperature(make, backend):
-    torch.compiler.reset()
-    counters.clear()
-    module, eager = make(num_classes=3), make(num_classes=3)
-    for m in (module, eager):
-        m(*batch(0, classes=3))  # whether to gather is decided at the first call
-    compiled = torch.compile(module, fullgraph=True, backend=backend)
-    exact = {"rtol": 0.0, "atol": 0.0} if backend == "eager" else {}
-    for step in range(1, 9):
-        module.temperature = eager.temperature = 0.5 / step
-        (a, targets), (b, _) = batch(step, classes=3), batch(step, classes=3)
-        got, want = compiled(a, targets), eager(b, targets)
-        (got + want).backward()
-        torch.testing.assert_close((got, a.grad), (want, b.grad), **exact)
-        assert all(map(torch.equal, module._queue.state, eager._queue.state))
-    assert counters["stats"]["unique_graphs"] == 1
-
-
-def test_a_compiled_wrapper_goes_through_its_phases():
-    torch.compiler.reset()
-    counters.clear()
-    pair = [
-        P.LossWarmupWrapper(nn.CrossEntropyLoss(), smooth(num_classes=3), **STEPS) for _ in "ab"
-    ]
-    compiled = torch.compile(pair[0], fullgraph=True, backend="eager")
-    for step, _ in zip(*(drive(wrapper, range(20)) for wrapper in pair), strict=True):
-        assert torch.equal(compiled(*batch(step, classes=3)), pair[1](*batch(step, classes=3)))
-    # Warmup, the first blend step, every other blend step, the main phase.
-    assert counters["stats"]["unique_graphs"] <= 4

@@ -53,7 +53,9 @@ class RankingLoss(PublishedNames, nn.Module):
         check_choice("reduction", reduction, REDUCTIONS)
         if max_pool_size is not None:
             check_int("max_pool_size", max_pool_size, 1)
-        _step.check_options(Options(False, group_shape, temperature_unit))
+        _step.check_options(
+            Options(False, group_shape, temperature_unit), unit_name="temperature_unit"
+        )
         self.num_classes = num_classes
         self.queue_size = queue_size
         self.reduction = reduction

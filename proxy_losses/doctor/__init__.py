@@ -1,0 +1,1 @@
+"""Checks this machine: ``python -m proxy_losses.doctor``."""

@@ -1,0 +1,46 @@
+"""Modules under torch.compile: one graph while the temperature, the queue and the phase change."""
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.utils import counters
+
+import proxy_losses as P
+
+from .makers import MAKERS, batch, smooth
+from .test_wrapper import STEPS, drive
+
+COMPILED = [(make, backend) for make in MAKERS for backend in ("eager", "aot_eager")]
+COMPILED += [pytest.param(make, "inductor", marks=pytest.mark.slow) for make in MAKERS]
+
+
+@pytest.mark.parametrize(("make", "backend"), COMPILED)
+def test_a_compiled_module_follows_its_temperature(make, backend):
+    torch.compiler.reset()
+    counters.clear()
+    module, eager = make(num_classes=3), make(num_classes=3)
+    for m in (module, eager):
+        m(*batch(0, classes=3))  # whether to gather is decided at the first call
+    compiled = torch.compile(module, fullgraph=True, backend=backend)
+    exact = {"rtol": 0.0, "atol": 0.0} if backend == "eager" else {}
+    for step in range(1, 9):
+        module.temperature = eager.temperature = 0.5 / step
+        (a, targets), (b, _) = batch(step, classes=3), batch(step, classes=3)
+        got, want = compiled(a, targets), eager(b, targets)
+        (got + want).backward()
+        torch.testing.assert_close((got, a.grad), (want, b.grad), **exact)
+        assert all(map(torch.equal, module._queue.state, eager._queue.state))
+    assert counters["stats"]["unique_graphs"] == 1
+
+
+def test_a_compiled_wrapper_goes_through_its_phases():
+    torch.compiler.reset()
+    counters.clear()
+    pair = [
+        P.LossWarmupWrapper(nn.CrossEntropyLoss(), smooth(num_classes=3), **STEPS) for _ in "ab"
+    ]
+    compiled = torch.compile(pair[0], fullgraph=True, backend="eager")
+    for step, _ in zip(*(drive(wrapper, range(20)) for wrapper in pair), strict=True):
+        assert torch.equal(compiled(*batch(step, classes=3)), pair[1](*batch(step, classes=3)))
+    # Warmup, the first blend step, every other blend step, the main phase.
+    assert counters["stats"]["unique_graphs"] <= 4
