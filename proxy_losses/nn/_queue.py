@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import _queue as q
 from .._checks import is_labels
+from ._saved import queue_problems, refuse
 
 # Buffer names are those of imbalanced-losses, so that its checkpoints load.
 _BUFFERS = {
@@ -86,6 +87,10 @@ class MemoryQueue(nn.Module):
     ) -> None:
         """Read checkpoints of the published packages too, and those of a multi-label queue."""
         state = self.state
+        refuse(self, queue_problems(state, state_dict, prefix))
+        if prefix + "_q_logits" not in state_dict:  # torch says what is missing
+            super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+            return
         ptr = state_dict.pop(prefix + "_q_ptr", None)
         if ptr is not None:
             # Their empty slots hold ignore_index, so the queue may count as filled.

@@ -13,6 +13,8 @@ from .. import _schedule as sched_fns
 from .._checks import check_int, warn_user
 from .._schedule import Clock, Schedule, ScheduleState
 from ._published import PublishedSchedule
+from ._resume import SavedSchedule
+from ._saved import one_number
 
 
 def _first(out: Any) -> Any:
@@ -30,7 +32,7 @@ def _takes_sample_weight(loss: Callable[..., Any]) -> bool:
     )
 
 
-class LossWarmupWrapper(PublishedSchedule, nn.Module):
+class LossWarmupWrapper(PublishedSchedule, SavedSchedule):
     """Trains with a standard loss first, blends into a ranking loss, then decays its temperature.
 
     Call `on_train_epoch_start(epoch)` and `on_train_batch_start(global_step)` from the training
@@ -53,6 +55,7 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
         gather_distributed: None leaves main_loss.gather_distributed; True and False overwrite it.
 
     Raises:
+        TypeError: a loss that cannot be called, an argument of a wrong type.
         ValueError: an argument out of range, or epoch and step variants given together.
 
     Example:
@@ -85,6 +88,9 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
         gather_distributed: bool | None = None,
     ) -> None:
         super().__init__()
+        for name, loss in (("warmup_loss", warmup_loss), ("main_loss", main_loss)):
+            if not callable(loss):
+                raise TypeError(f"{name} must be callable, got {type(loss).__name__}")
         _check_clocks(warmup_epochs, blend_epochs, warmup_steps, blend_steps)
         self._clock: Clock = "epoch" if warmup_steps is None else "step"
         self._sched = Schedule(
@@ -130,9 +136,8 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
 
     def _enter(self, state: ScheduleState) -> None:
         """Take over a schedule state and what follows from it."""
-        self._state = state
-        weight = sched_fns.state_weight(state, self._sched, clock=self._clock)
-        self._main_weight = float(weight)
+        weight = float(sched_fns.state_weight(state, self._sched, clock=self._clock))
+        self._state, self._main_weight = state, weight
         self._blend_weight.fill_(self._main_weight)  # in place: compiled code holds the tensor
 
     def _set_temperature(self) -> None:
@@ -175,6 +180,7 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
 
     def on_train_epoch_start(self, epoch: int) -> None:
         """Call at the start of each epoch, before its first batch."""
+        epoch = one_number("epoch", epoch)
         main, state = sched_fns.start_epoch(self._state, epoch, self._sched, clock=self._clock)
         self._enter(state)
         if self.reset_queue_each_epoch and main:
@@ -182,11 +188,12 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
 
     def on_train_batch_start(self, global_step: int) -> None:
         """Call before each training step with the number of steps taken so far."""
-        self._batch_hook_seen = True
+        global_step = one_number("global_step", global_step)
         switch, state = sched_fns.start_step(
             self._state, global_step, self._sched, clock=self._clock
         )
         self._enter(state)
+        self._batch_hook_seen = True
         if switch:
             self._reset_queue()
         self._set_temperature()
@@ -241,43 +248,6 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
             "on_train_batch_start was never called: the temperature stays at "
             f"{self.current_temperature}. Call it with the global step before every batch."
         )
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """Where the schedule is, as plain numbers."""
-        switch = int(self._state.switch_step)
-        return {
-            "epoch": int(self._state.epoch),
-            "global_step": int(self._state.step),
-            "switch_step": switch if switch >= 0 else None,
-            "batch_hook_seen": self._batch_hook_seen,
-            "temperature": self.current_temperature,
-        }
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Continue from `get_extra_state`."""
-        switch = state["switch_step"]
-        numbers = (state["epoch"], state["global_step"], -1 if switch is None else switch)
-        self._enter(ScheduleState(*(torch.tensor(n, dtype=torch.int64) for n in numbers)))
-        self._batch_hook_seen = state["batch_hook_seen"]
-        if self._has_temperature and state["temperature"] is not None:
-            self.main_loss.temperature = state["temperature"]  # type: ignore[attr-defined]
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        # Checkpoints from before the schedule was saved stay loadable.
-        if prefix + "_extra_state" in missing_keys:
-            missing_keys.remove(prefix + "_extra_state")
 
 
 def _check_clocks(
