@@ -22,7 +22,7 @@ from .._checks import (
 from .._pool import Batch, Pool, positives, subsample_pool, valid_rows
 from .._queue import QueueState
 from .._step import ClassLosses, Options
-from ..distributed import default_group
+from ..distributed import default_group, group_name
 from ._batch import BatchLoss, as_floating
 from ._published import PublishedNames
 from ._queue import MemoryQueue, never_narrow
@@ -147,6 +147,8 @@ class RankingLoss(PublishedNames, BatchLoss):
         several = self._gathers()
         group = default_group() if several and self.distributed == "shard" else None
         batch = local if group is not None else Batch(*self._gather(*local))
+        if group is not None and self._queue is not None and not torch.compiler.is_compiling():
+            self._queue.check_owner(group_name(group))
         if not torch.compiler.is_compiling():
             self._check_values(batch)  # on all rows: every process raises, or none
         store = self.training or self.update_queue_in_eval
