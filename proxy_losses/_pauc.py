@@ -249,7 +249,7 @@ def partial_auc_and_stats(
     if band.pos_numerator == "live" and live_mask is not None:
         pos = pos & live_mask
     weight = num.positive_weight(pos, sample_weight, scores.dtype)
-    usable = (weight.sum(-1) > 0) & iid_negative.any(-1)
+    usable = ~(weight.sum(-1) <= 0) & iid_negative.any(-1)
     # A list with a non-finite score counts, and is NaN.
     degenerate = usable & (scale <= MIN_SCALE) & ~sound.isnan()
     counts = usable & ~degenerate

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from .. import _step
 from .._checks import (
     REDUCTIONS,
+    as_number,
     check_batch,
     check_choice,
+    check_flag,
     check_int,
     check_row_extras,
     check_temperature,
@@ -24,7 +26,7 @@ from .._step import ClassLosses, Options
 from ..distributed import all_gather_no_grad, all_gather_with_grad, world_size
 from ._published import PublishedNames
 from ._queue import MemoryQueue, never_narrow
-from ._saved import number_problems, one_number, queue_problems, refuse
+from ._saved import number_problems, queue_problems, refuse
 
 LossOutput: TypeAlias = Tensor | tuple[Any, ...]
 STRAY = torch.iinfo(torch.int64).max  # a class id that no class has
@@ -51,6 +53,9 @@ class RankingLoss(PublishedNames, nn.Module):
         check_int("queue_size", queue_size, 0)
         check_int("ignore_index", ignore_index)
         check_choice("reduction", reduction, REDUCTIONS)
+        check_flag("update_queue_in_eval", update_queue_in_eval)
+        if gather_distributed is not None:
+            check_flag("gather_distributed", gather_distributed)
         if max_pool_size is not None:
             check_int("max_pool_size", max_pool_size, 1)
         _step.check_options(
@@ -87,8 +92,7 @@ class RankingLoss(PublishedNames, nn.Module):
 
     @temperature.setter
     def temperature(self, value: float) -> None:
-        value = one_number("temperature", value)
-        value = value.item() if isinstance(value, Tensor) else value
+        value = as_number("temperature", value)
         check_temperature("temperature", value)
         self._temperature = float(value)
         self._tau.fill_(self._temperature)
