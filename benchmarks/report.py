@@ -191,14 +191,14 @@ def _goals(report: Report) -> list[str]:
     ]  # fmt: skip
     title = "targets of the full sizes, quick run" if report["quick"] else "targets"
     header = [title, "figure", "target", "measured", "reached"]
-    return ["", *_align([header, *rows])] if rows else []
+    return ["", *align([header, *rows])] if rows else []
 
 
 def _number(x: float | None) -> str:
     return "-" if x is None else f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
 
 
-def _align(rows: list[list[str]]) -> list[str]:
+def align(rows: list[list[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
@@ -216,7 +216,7 @@ def _table(title: str, report: Report, cell: Callable[[Entry, Entry], str]) -> l
             for e in (entries.get(name) for name in names)
         )
         rows.append([case["name"], *cells])
-    return ["", title, *_align(rows)]
+    return ["", title, *align(rows)]
 
 
 def _ratio(entry: Entry, ours: Entry) -> str:

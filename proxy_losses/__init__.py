@@ -4,6 +4,7 @@ A pure-functional core (`smooth_ap`, `recall_at_quantile`, `temp_at`, `blend_wei
 explicit immutable state, and thin modules over it (`SmoothAPLoss`, `LossWarmupWrapper`, ...).
 """
 
+from ._focal import sigmoid_focal, softmax_focal
 from ._groups import GroupLists, group_lists
 from ._losses import partial_auc_loss, recall_at_quantile_loss, smooth_ap_loss
 from ._numerics import score_spread
@@ -11,6 +12,7 @@ from ._pauc import partial_auc, partial_auc_counts
 from ._queue import QueueState, enqueue, init_queue, queue_rows, reset_queue
 from ._ranks import SoftRanks, sigmoid_sums, soft_ranks
 from ._recall import recall_at_quantile, recall_counts, recall_saturation
+from ._retrieval import RetrievalLists, retrieval_lists
 from ._schedule import (
     Schedule,
     ScheduleState,
@@ -26,7 +28,14 @@ from ._schedule import (
 )
 from ._smooth_ap import smooth_ap, smooth_ap_counts, smooth_ap_saturation
 from .distributed import all_gather_no_grad, all_gather_with_grad
-from .nn import LossWarmupWrapper, PAUCAtBudgetLoss, RecallAtQuantileLoss, SmoothAPLoss
+from .nn import (
+    LossWarmupWrapper,
+    PAUCAtBudgetLoss,
+    RecallAtQuantileLoss,
+    SigmoidFocalLoss,
+    SmoothAPLoss,
+    SoftmaxFocalLoss,
+)
 
 __version__ = "0.3.0"
 
@@ -36,10 +45,13 @@ __all__ = [
     "PAUCAtBudgetLoss",
     "QueueState",
     "RecallAtQuantileLoss",
+    "RetrievalLists",
     "Schedule",
     "ScheduleState",
+    "SigmoidFocalLoss",
     "SmoothAPLoss",
     "SoftRanks",
+    "SoftmaxFocalLoss",
     "__version__",
     "all_gather_no_grad",
     "all_gather_with_grad",
@@ -60,12 +72,15 @@ __all__ = [
     "recall_saturation",
     "reset_queue",
     "score_spread",
+    "retrieval_lists",
+    "sigmoid_focal",
     "sigmoid_sums",
     "smooth_ap",
     "smooth_ap_counts",
     "smooth_ap_loss",
     "smooth_ap_saturation",
     "soft_ranks",
+    "softmax_focal",
     "start_epoch",
     "start_step",
     "state_temp",

@@ -17,11 +17,13 @@ SURROGATES = ("trapezoid", "pairwise")
 TAU_SCALES = ("iqr", "band")
 POS_NUMERATORS = ("pool", "live")
 BUDGET_BASES = ("fpr", "population")
+DISTRIBUTED = ("gather", "shard")
 TEMPERATURE_UNITS = ("score", "spread")
+MAX_WEIGHT = 2.0**100  # so that the sum of a pool of weights is finite in float32
 TEMPERATURES = (1e-20, 1e20)  # float32 holds their products with any spread that is not 0
 
 
-def _fail_type(name: str, expected: str, got: object) -> NoReturn:
+def fail_type(name: str, expected: str, got: object) -> NoReturn:
     what = f"a tensor of {got.dtype}" if isinstance(got, Tensor) else type(got).__name__
     raise TypeError(f"{name} must be {expected}, got {what}")
 
@@ -29,15 +31,15 @@ def _fail_type(name: str, expected: str, got: object) -> NoReturn:
 def check_floating(name: str, x: object) -> None:
     """Raise `TypeError` unless x is a floating-point tensor."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        _fail_type(name, "a floating-point tensor", x)
+        fail_type(name, "a floating-point tensor", x)
     if x.dtype.itemsize < 2:
-        _fail_type(name, "a floating-point tensor of 16 bits at least", x)
+        fail_type(name, "a floating-point tensor of 16 bits at least", x)
 
 
 def check_bool(name: str, x: object) -> None:
     """Raise `TypeError` unless x is a bool tensor."""
     if not isinstance(x, Tensor) or x.dtype != torch.bool:
-        _fail_type(name, "a bool tensor", x)
+        fail_type(name, "a bool tensor", x)
 
 
 def common_shape(first: torch.Size, *others: torch.Size) -> torch.Size:
@@ -46,6 +48,18 @@ def common_shape(first: torch.Size, *others: torch.Size) -> torch.Size:
         return first
     shape: torch.Size = torch.broadcast_shapes(first, *others)
     return shape
+
+
+def check_real(name: str, x: object) -> None:
+    """Raise `TypeError` unless x is a tensor of real numbers or bool."""
+    if not isinstance(x, Tensor) or x.is_complex():
+        fail_type(name, "a real tensor", x)
+
+
+def check_integers(name: str, x: object) -> None:
+    """Raise `TypeError` unless x is a tensor of integers or bool."""
+    if not isinstance(x, Tensor) or x.is_floating_point() or x.is_complex():
+        fail_type(name, "an integer tensor", x)
 
 
 def check_same_list(name: str, x: Tensor, scores: Tensor) -> None:
@@ -113,7 +127,7 @@ def as_number(name: str, x: Any) -> Any:
 def _check_number(name: str, x: object) -> None:
     fraction = isinstance(x, Rational) and not isinstance(x, Integral)
     if isinstance(x, bool) or fraction or not isinstance(x, Real | torch.SymFloat | torch.SymInt):
-        _fail_type(name, "a number", x)
+        fail_type(name, "a number", x)
 
 
 def _as_float(x: Real) -> float:
@@ -130,6 +144,14 @@ def check_positive(name: str, x: float) -> None:
         raise ValueError(f"{name} must be positive and finite, got {x}")
 
 
+def check_fraction(name: str, x: float, also: float | None = None) -> None:
+    """Raise unless x is a number in [0, 1], or the one value `also`, which means none."""
+    _check_number(name, x)
+    if not 0.0 <= x <= 1.0 and (also is None or x != also):
+        more = "" if also is None else f", or {also} for none"
+        raise ValueError(f"{name} must be in [0, 1]{more}, got {x}")
+
+
 def check_temperature(name: str, x: float) -> None:
     """Raise unless x is a number that is a temperature in float32 too."""
     _check_number(name, x)
@@ -141,7 +163,7 @@ def check_temperature(name: str, x: float) -> None:
 def check_int(name: str, x: int, minimum: int | None = None) -> None:
     """Raise `TypeError` unless x is an integer, `ValueError` below minimum or out of int64."""
     if isinstance(x, bool) or not isinstance(x, Integral):
-        _fail_type(name, "an integer", x)
+        fail_type(name, "an integer", x)
     if minimum is not None and x < minimum:
         raise ValueError(f"{name} must be >= {minimum}, got {x}")
     if not -(2**63) <= x < 2**63:
@@ -151,7 +173,7 @@ def check_int(name: str, x: int, minimum: int | None = None) -> None:
 def check_flag(name: str, x: object) -> None:
     """Raise `TypeError` unless x is True or False, or an integer in their place."""
     if not isinstance(x, Integral):
-        _fail_type(name, "True or False", x)
+        fail_type(name, "True or False", x)
 
 
 def check_quantile(quantile: float, interpolation: str) -> None:
@@ -202,14 +224,14 @@ def check_batch(logits: Tensor, targets: Tensor, num_classes: int | None = None)
     if num_classes is not None and c != num_classes:
         raise ValueError(f"logits must be [N, num_classes={num_classes}], got {list(logits.shape)}")
     if not isinstance(targets, Tensor):
-        _fail_type("targets", "a tensor", targets)
+        fail_type("targets", "a tensor", targets)
     if targets.shape != (n,) and not (targets.shape == (n, c) and is_labels(targets)):
         raise ValueError(
             f"targets must be [N={n}] class ids, or [N={n}, C={c}] bool labels with C > 1, "
             f"got {list(targets.shape)} of {targets.dtype}"
         )
     if targets.dim() == 1 and targets.dtype != torch.bool and not _is_integer(targets):
-        _fail_type("targets", "integer class ids", targets)
+        fail_type("targets", "integer class ids", targets)
 
 
 def _is_integer(x: Tensor) -> bool:
@@ -224,7 +246,7 @@ def is_labels(targets: Tensor) -> bool:
 def check_rows(name: str, x: Tensor | None, n: int) -> None:
     """Raise unless x is None or a tensor with one entry per row, [N]."""
     if x is not None and not isinstance(x, Tensor):
-        _fail_type(name, "a tensor", x)
+        fail_type(name, "a tensor", x)
     if x is not None and x.shape != (n,):
         raise ValueError(f"{name} must match logits dim-0: expected [{n}], got {list(x.shape)}")
 
@@ -233,7 +255,7 @@ def check_groups(groups: Tensor | None, n: int) -> None:
     """Raise unless groups is None or [N] integer query ids."""
     check_rows("groups", groups, n)
     if groups is not None and not _is_integer(groups):
-        _fail_type("groups", "integer query ids", groups)
+        fail_type("groups", "integer query ids", groups)
 
 
 def check_row_extras(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from . import _step
+from ._band import Band
 from ._checks import REDUCTIONS, check_choice
-from ._pauc import Band
 from ._pool import Batch
 from ._queue import QueueState
 from ._step import Options

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from .distributed import all_reduce
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 # float32 counts exactly up to here; torch.quantile refuses longer lists.
@@ -61,11 +63,38 @@ def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
     return (weight * values).sum(-1) / torch.where(total > 0, total, 1.0)
 
 
+def positions(
+    levels: Tensor, count: Tensor, interpolation: str, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Ranks from below between which a quantile lies, as `torch.quantile` rounds them.
+
+    levels and count broadcast; dtype is what ranks are rounded in, see `rank_dtype`. Returns
+    (below, above, mix): the quantile is ``lerp(below, above, mix)``, and mix None says that both
+    are the same rank.
+    """
+    rank = levels.to(dtype) * (count - 1).clamp(min=0).to(dtype)
+    if interpolation == "nearest":
+        below = above = rank.round()
+    else:
+        below, above = rank.floor(), rank.ceil()
+    if interpolation == "lower":
+        above = below
+    elif interpolation == "higher":
+        below = above
+    mix = {"linear": rank - below, "midpoint": torch.full_like(rank, 0.5)}.get(interpolation)
+    return below.to(torch.int64), above.to(torch.int64), mix
+
+
+def rank_dtype(rows: int, dtype: torch.dtype) -> torch.dtype:
+    """What ranks in lists of so many rows are rounded in; long ones not in float32."""
+    return torch.float64 if rows > _EXACT_FLOAT32 else dtype
+
+
 def masked_quantile(
     scores: Tensor, q: float, interpolation: str, valid_mask: Tensor | None = None
 ) -> Tensor:
     """`masked_quantiles` at one level: [..., M] -> [...]."""
-    dtype = _rank_dtype(scores)
+    dtype = rank_dtype(scores.shape[-1], scores.dtype)
     level = torch.full((1,), q, dtype=dtype, device=scores.device)
     return masked_quantiles(scores, level, (q, q), interpolation, valid_mask)[..., 0]
 
@@ -104,36 +133,20 @@ def masked_quantiles(
     top = 1.0 - low <= high
     if valid_mask is not None:
         s = s.masked_fill(~valid_mask, -math.inf if top else math.inf)
-    # Ranks from below, as torch.quantile rounds them; 3 covers that rounding.
     share = 1.0 - low if top else high
-    tail = min(m, math.ceil(share * (m - 1)) + 3)
+    tail = min(m, math.ceil(share * (m - 1)) + 3)  # 3 covers the rounding of ranks
     ordered = s.topk(tail, dim=-1, largest=top).values
+    below, above, mix = positions(levels, count, interpolation, rank_dtype(m, s.dtype))
     last = (count - 1).clamp(min=0)
-    rank_dtype = _rank_dtype(s)
-    rank = levels.to(rank_dtype) * last.to(rank_dtype)
-    if interpolation == "nearest":
-        below = above = rank.round()
-    else:
-        below, above = rank.floor(), rank.ceil()
-    if interpolation == "lower":
-        above = below
-    elif interpolation == "higher":
-        below = above
 
-    def at_rank(k: Tensor) -> Tensor:
-        index = k.to(torch.int64)
+    def at_rank(index: Tensor) -> Tensor:
         index = (last - index if top else index).clamp(0, tail - 1)
         return ordered.gather(-1, index.expand(*s.shape[:-1], index.shape[-1]))
 
     value = at_rank(below)
-    if interpolation in ("linear", "midpoint"):
-        mix = rank - below if interpolation == "linear" else torch.full_like(rank, 0.5)
+    if mix is not None:
         value = torch.lerp(value, at_rank(above), mix.to(s.dtype).expand(value.shape))
     return torch.where(count > 0, value, 0.0)
-
-
-def _rank_dtype(scores: Tensor) -> torch.dtype:
-    return torch.float64 if scores.shape[-1] > _EXACT_FLOAT32 else scores.dtype
 
 
 @full_precision
@@ -164,11 +177,18 @@ def score_spread(scores: Tensor, valid_mask: Tensor | None = None) -> Tensor:
     weight = torch.ones_like(s) if valid_mask is None else valid_mask.expand(s.shape).to(s.dtype)
     mean = weighted_mean(s, weight)
     deviation = weighted_mean((s - mean[..., None]).square(), weight).sqrt()
+    return spread_of(upper, lower, deviation) * poison(s)
+
+
+def spread_of(upper: Tensor, lower: Tensor, deviation: Tensor) -> Tensor:
+    """From quartiles and standard deviation, as `score_spread` says."""
     spread = torch.where(upper > lower, (upper - lower) / 1.349, deviation)
-    return torch.where(spread > 0, spread, 1.0) * poison(s)
+    return torch.where(spread > 0, spread, 1.0)
 
 
-def saturated_share(slopes: Tensor, pos: Tensor) -> Tensor:
+def saturated_share(slopes: Tensor, pos: Tensor, group: str = "") -> Tensor:
     """Share of positives [..., M] whose slope is under 1e-4 of the 1/4 that sigmoid has at 0."""
-    gone = pos & (slopes < 1e-4 * 0.25)
-    return gone.sum(-1) / pos.sum(-1).clamp(min=1)
+    counts = torch.stack([(pos & (slopes < 1e-4 * 0.25)).sum(-1), pos.sum(-1)])
+    gone, total = all_reduce(counts, "sum", group)
+    share: Tensor = gone / total.clamp(min=1)
+    return share

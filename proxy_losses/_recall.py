@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from . import _numerics as num
 from ._checks import check_lists, check_quantile, check_tau, common_shape
+from ._select import mean_over_group, sharded_quantiles
+from .distributed import average_grad, group_name
+
+if TYPE_CHECKING:
+    from .distributed import ProcessGroup
 
 
 def recall_counts(
@@ -41,6 +48,7 @@ def recall_at_quantile(
     interpolation: str = "higher",
     valid_mask: Tensor | None = None,
     sample_weight: Tensor | None = None,
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     r"""Smooth recall among the top fraction `quantile` of the scores, in [0, 1]; larger is better.
 
@@ -62,6 +70,7 @@ def recall_at_quantile(
         valid_mask: [..., M] bool, rows that count; None means all.
         sample_weight: [..., M] floating >= 0, weights of the mean over positives; the threshold
             is never weighted.
+        group: as in `smooth_ap`; the threshold is that of the whole lists, to the bit.
 
     Returns:
         [...] in the dtype of scores (float32 for half input). A list without positives, or with
@@ -70,7 +79,8 @@ def recall_at_quantile(
 
     Raises:
         TypeError: wrong dtypes.
-        ValueError: shapes that do not fit, tau, quantile or interpolation out of range.
+        ValueError: shapes that do not fit, tau, quantile or interpolation out of range, a group
+            without this process.
 
     Example:
         >>> scores = torch.arange(100.0)
@@ -84,7 +94,7 @@ def recall_at_quantile(
     place of the hinge.
     """
     out: tuple[Tensor, Tensor] = recall_and_counts(
-        scores, pos_mask, tau, quantile, interpolation, valid_mask, sample_weight
+        scores, pos_mask, tau, quantile, interpolation, valid_mask, sample_weight, group
     )
     return out[0]
 
@@ -98,14 +108,20 @@ def recall_and_counts(
     interpolation: str,
     valid_mask: Tensor | None,
     sample_weight: Tensor | None,
+    group: ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`recall_at_quantile` and `recall_counts`."""
     check_lists(scores, pos_mask, valid_mask, sample_weight)
-    above = _above(scores, pos_mask, tau, quantile, interpolation, valid_mask)
+    name = group_name(group)
+    above = _above(scores, pos_mask, tau, quantile, interpolation, valid_mask, name)
     pos = pos_mask if valid_mask is None else pos_mask & valid_mask
-    recall = num.weighted_mean(above, num.positive_weight(pos, sample_weight, above.dtype))
-    recall = recall * num.poison(num.clean(scores, valid_mask))
+    weight = num.positive_weight(pos, sample_weight, above.dtype)
+    sound = num.poison(num.clean(scores, valid_mask))
     counts = recall_counts(pos_mask, valid_mask, sample_weight)
+    if name:
+        recall, counts = mean_over_group(above, weight, counts, sound, name)
+    else:
+        recall = num.weighted_mean(above, weight) * sound
     return torch.where(counts, recall, 0.0), counts
 
 
@@ -116,6 +132,7 @@ def _above(
     quantile: float,
     interpolation: str,
     valid_mask: Tensor | None,
+    name: str = "",
 ) -> Tensor:
     """[..., M]: the soft step of every row above the threshold of its list."""
     check_quantile(quantile, interpolation)
@@ -124,9 +141,13 @@ def _above(
     )[:-1]
     check_tau(tau, lists)
     if isinstance(tau, Tensor):
-        tau = tau.to(scores.device, scores.dtype)[..., None]
+        tau = average_grad(tau.to(scores.device, scores.dtype), name)[..., None]
     scores = num.clean(scores, valid_mask)
-    theta = num.masked_quantile(scores, 1.0 - quantile, interpolation, valid_mask)
+    if name:
+        level = torch.full((1,), 1.0 - quantile, dtype=torch.float64, device=scores.device)
+        theta = sharded_quantiles(scores, level, interpolation, valid_mask, name)[..., 0]
+    else:
+        theta = num.masked_quantile(scores, 1.0 - quantile, interpolation, valid_mask)
     return torch.sigmoid((scores - theta[..., None]) / tau)
 
 
@@ -139,6 +160,7 @@ def recall_saturation(
     quantile: float = 0.005,
     interpolation: str = "higher",
     valid_mask: Tensor | None = None,
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """Share of positives more than about 10 tau from the threshold: numerically no gradient.
 
@@ -149,6 +171,7 @@ def recall_saturation(
         quantile: as in `recall_at_quantile`.
         interpolation: as in `recall_at_quantile`.
         valid_mask: [..., M] bool, rows that count; None means all.
+        group: as in `smooth_ap`.
 
     Returns:
         [...] in [0, 1], detached; 0 for a list without positives. The slope of a saturated positive
@@ -164,6 +187,8 @@ def recall_saturation(
         tensor(0.5000)
     """
     check_lists(scores, pos_mask, valid_mask)
-    above = _above(scores.detach(), pos_mask, tau, quantile, interpolation, valid_mask).detach()
+    name = group_name(group)
+    above = _above(scores.detach(), pos_mask, tau, quantile, interpolation, valid_mask, name)
+    above = above.detach()
     pos = pos_mask if valid_mask is None else pos_mask & valid_mask
-    return num.saturated_share(above * (1.0 - above), pos)
+    return num.saturated_share(above * (1.0 - above), pos, name)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from . import _numerics as num
 from ._checks import check_lists, check_rtol
 from ._ranks import default_rtol, mean_precision, rank_slopes
+from .distributed import group_name
+
+if TYPE_CHECKING:
+    from .distributed import ProcessGroup
 
 
 def smooth_ap_counts(
@@ -41,6 +47,7 @@ def smooth_ap(
     valid_mask: Tensor | None = None,
     sample_weight: Tensor | None = None,
     rtol: float | None = None,
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     r"""Smooth average precision, a differentiable proxy of AP in [0, 1]; larger is better.
 
@@ -62,6 +69,10 @@ def smooth_ap(
             max(|gradient|, |a|_2 / (4 tau)), a_i = 1 / (P R_i). (A vanishing gradient has no
             relative accuracy in any method.) None is 1e-6 for float32, 1e-12 for float64 and
             1e-4 for half-precision scores.
+        group: processes that hold the lists together, each its own rows [..., M], where M may
+            differ or be 0; None for this one alone. All call alike, with equal leading axes and
+            tau; the value is that of the whole lists on every rank, and the gradient the one that
+            DistributedDataParallel averages (see `all_gather_with_grad`). No second derivatives.
 
     Returns:
         [...] in the dtype of scores (float32 for half input). A list without positives, without
@@ -70,7 +81,8 @@ def smooth_ap(
 
     Raises:
         TypeError: wrong dtypes.
-        ValueError: shapes that do not fit, tau or rtol out of range.
+        ValueError: shapes that do not fit, tau or rtol out of range, tau that differs between the
+            processes, a group without this one.
 
     Example:
         >>> scores = torch.tensor([0.9, 0.8, 0.3, 0.1])
@@ -81,7 +93,7 @@ def smooth_ap(
     Reference: Brown et al., "Smooth-AP: Smoothing the Path Towards Large-Scale Image Retrieval",
     ECCV 2020, arXiv:2007.12163.
     """
-    value, _ = smooth_ap_and_counts(scores, pos_mask, tau, valid_mask, sample_weight, rtol)
+    value, _ = smooth_ap_and_counts(scores, pos_mask, tau, valid_mask, sample_weight, rtol, group)
     return value
 
 
@@ -92,13 +104,16 @@ def smooth_ap_and_counts(
     valid_mask: Tensor | None,
     sample_weight: Tensor | None,
     rtol: float | None = None,
+    group: ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`smooth_ap` and `smooth_ap_counts`."""
     check_lists(scores, pos_mask, valid_mask, sample_weight)
     check_rtol(rtol)
     if rtol is None:
         rtol = default_rtol(scores.dtype)
-    out: tuple[Tensor, Tensor] = _lifted(scores, pos_mask, tau, valid_mask, sample_weight, rtol)
+    out: tuple[Tensor, Tensor] = _lifted(
+        scores, pos_mask, tau, valid_mask, sample_weight, rtol, group
+    )
     return out
 
 
@@ -110,14 +125,20 @@ def _lifted(
     valid_mask: Tensor | None,
     sample_weight: Tensor | None,
     rtol: float,
+    group: ProcessGroup | None,
 ) -> tuple[Tensor, Tensor]:
     pos = pos_mask if valid_mask is None else pos_mask & valid_mask
     weight = None if sample_weight is None else sample_weight.to(scores.dtype)
-    return mean_precision(scores, pos, weight, tau, valid_mask=valid_mask, rtol=rtol)
+    return mean_precision(scores, pos, weight, tau, valid_mask=valid_mask, rtol=rtol, group=group)
 
 
 def smooth_ap_saturation(
-    scores: Tensor, pos_mask: Tensor, tau: float | Tensor, *, valid_mask: Tensor | None = None
+    scores: Tensor,
+    pos_mask: Tensor,
+    tau: float | Tensor,
+    *,
+    valid_mask: Tensor | None = None,
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """Share of positives whose rank has numerically no gradient: a symptom of too small a tau.
 
@@ -130,6 +151,7 @@ def smooth_ap_saturation(
         pos_mask: [..., M] bool, the positives.
         tau: temperature as in `smooth_ap`.
         valid_mask: [..., M] bool, rows that count; None means all.
+        group: as in `smooth_ap`.
 
     Returns:
         [...] in [0, 1], detached; 0 for a list without positives.
@@ -144,14 +166,19 @@ def smooth_ap_saturation(
         tensor(0.5000)
     """
     check_lists(scores, pos_mask, valid_mask)
-    share: Tensor = _saturation(scores, pos_mask, tau, valid_mask)
+    share: Tensor = _saturation(scores, pos_mask, tau, valid_mask, group)
     return share
 
 
 @num.full_precision
 def _saturation(
-    scores: Tensor, pos_mask: Tensor, tau: float | Tensor, valid_mask: Tensor | None
+    scores: Tensor,
+    pos_mask: Tensor,
+    tau: float | Tensor,
+    valid_mask: Tensor | None,
+    group: ProcessGroup | None,
 ) -> Tensor:
     pos = pos_mask if valid_mask is None else pos_mask & valid_mask
-    slopes = rank_slopes(num.clean(scores, valid_mask), pos, tau, valid_mask=valid_mask)
-    return num.saturated_share(slopes, pos)
+    scores = num.clean(scores, valid_mask)
+    slopes = rank_slopes(scores, pos, tau, valid_mask=valid_mask, group=group)
+    return num.saturated_share(slopes, pos, group_name(group))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import _numerics as num
+from ._band import Band, partial_auc_and_stats
 from ._checks import (
+    MAX_WEIGHT,
     REDUCTIONS,
     TEMPERATURE_UNITS,
     check_choice,
@@ -18,11 +20,15 @@ from ._checks import (
     check_tau,
 )
 from ._groups import every_list
-from ._pauc import Band, partial_auc_and_stats
 from ._pool import Batch, Pool, make_pool, take_rows, valid_rows
 from ._queue import QueueState, enqueue
 from ._recall import recall_and_counts, recall_saturation
+from ._select import spread_over_group
 from ._smooth_ap import smooth_ap_and_counts, smooth_ap_saturation
+from .distributed import all_reduce, group_name
+
+if TYPE_CHECKING:
+    from .distributed import ProcessGroup
 
 
 class Options(NamedTuple):
@@ -31,10 +37,10 @@ class Options(NamedTuple):
     stats: bool = False  # report diagnostics
     group_shape: tuple[int, int] | None = None  # (queries, longest query), for compiled code
     tau_unit: str = "score"  # "spread": tau multiplies `score_spread` of the pool
+    group: ProcessGroup | None = None  # processes that hold the pool together
 
 
 PLAIN = Options()
-MAX_WEIGHT = 2.0**100  # so that the sum of a pool of weights is finite in float32
 
 
 class ClassLosses(NamedTuple):
@@ -97,12 +103,14 @@ def smooth_ap_classes(pool: Pool, tau: float | Tensor, options: Options = PLAIN)
 
     def metric(x: Lists) -> Found:
         value, counts = smooth_ap_and_counts(
-            x.scores, x.pos_mask, x.tau, x.valid_mask, x.sample_weight
+            x.scores, x.pos_mask, x.tau, x.valid_mask, x.sample_weight, group=options.group
         )
         if not options.stats:
             return Found(value, counts, None, {})
-        share = smooth_ap_saturation(x.scores, x.pos_mask, x.tau, valid_mask=x.valid_mask)
-        return Found(value, counts, None, _rank_stats(x, share, counts))
+        share = smooth_ap_saturation(
+            x.scores, x.pos_mask, x.tau, valid_mask=x.valid_mask, group=options.group
+        )
+        return Found(value, counts, None, _rank_stats(x, share, counts, options))
 
     return _every_class(metric, pool, tau, options)
 
@@ -119,15 +127,22 @@ def recall_classes(
 
     def metric(x: Lists) -> Found:
         value, counts = recall_and_counts(
-            x.scores, x.pos_mask, x.tau, quantile, interpolation, x.valid_mask, x.sample_weight
+            x.scores,
+            x.pos_mask,
+            x.tau,
+            quantile,
+            interpolation,
+            x.valid_mask,
+            x.sample_weight,
+            group=options.group,
         )
         if not options.stats:
             return Found(value, counts, None, {})
         share = recall_saturation(
             x.scores, x.pos_mask, x.tau, quantile=quantile, interpolation=interpolation,
-            valid_mask=x.valid_mask,
+            valid_mask=x.valid_mask, group=options.group,
         )  # fmt: skip
-        return Found(value, counts, None, _rank_stats(x, share, counts))
+        return Found(value, counts, None, _rank_stats(x, share, counts, options))
 
     return _every_class(metric, pool, tau, options)
 
@@ -144,25 +159,34 @@ def partial_auc_classes(
     def metric(x: Lists) -> Found:
         found = partial_auc_and_stats(
             x.scores, x.pos_mask, x.tau, band, x.valid_mask, x.sample_weight, x.iid_mask,
-            x.live_mask, stats=options.stats,
+            x.live_mask, stats=options.stats, group=options.group,
         )  # fmt: skip
         return Found(*found)
 
     return _every_class(metric, pool, tau, options)
 
 
-def _rank_stats(x: Lists, saturation: Tensor, counts: Tensor) -> dict[str, Tensor]:
+def _rank_stats(
+    x: Lists, saturation: Tensor, counts: Tensor, options: Options
+) -> dict[str, Tensor]:
     tau = torch.as_tensor(x.tau, dtype=saturation.dtype, device=saturation.device)
     floats = {"saturation": saturation, "tau_eff": tau.detach().expand(saturation.shape)}
     stats = {name: torch.where(counts, v, torch.nan) for name, v in floats.items()}
-    return {**stats, "pos_count": (x.pos_mask & x.valid_mask).sum(-1)}
+    found = (x.pos_mask & x.valid_mask).sum(-1)
+    return {**stats, "pos_count": all_reduce(found, "sum", group_name(options.group))}
 
 
 def _every_class(metric: Metric, pool: Pool, tau: float | Tensor, options: Options) -> ClassLosses:
     """The metric of every class; with groups its mean over the queries that count."""
     check_tau(tau, pool.scores.shape[:-1])
+    name = group_name(options.group)
+    if name and pool.groups is not None:
+        raise ValueError("groups need the whole pool on every process: distributed='gather'")
     if options.tau_unit == "spread":
-        spread = num.score_spread(pool.scores, pool.valid_mask)
+        if name:
+            spread = spread_over_group(pool.scores, pool.valid_mask, name)
+        else:
+            spread = num.score_spread(pool.scores, pool.valid_mask)
         tau = tau * torch.where(spread.isfinite(), spread, 1.0)  # the metric reports what is not
     if pool.groups is None or not pool.groups.numel():
         found = metric(_lists(pool, tau))
@@ -182,7 +206,7 @@ def _every_class(metric: Metric, pool: Pool, tau: float | Tensor, options: Optio
     return ClassLosses(
         torch.where(found.counts, 1.0 - found.value, torch.nan),
         found.counts,
-        pool.valid_mask.any(),
+        all_reduce(pool.valid_mask.any(), "max", name),
         found.degenerate,
         found.stats,
     )
@@ -226,6 +250,7 @@ def step(
     *,
     ignore_index: int,
     store: bool = True,
+    group: ProcessGroup | None = None,
 ) -> tuple[ClassLosses, QueueState | None]:
     """Losses of the pool, then the queue with the live rows stored.
 
@@ -238,6 +263,7 @@ def step(
     if queue is None or not store:
         return losses, queue
     sound = is_sound(batch, queue.logits.dtype, ignore_index=ignore_index)
+    sound = all_reduce(sound, "min", group_name(group))
     new_queue = enqueue(
         queue, batch.logits, batch.targets, sample_weight=batch.sample_weight,
         iid_mask=batch.iid_mask, groups=batch.groups, where=losses.some_valid & sound,

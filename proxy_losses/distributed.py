@@ -1,103 +1,300 @@
-"""Gathering rows from all processes; the only file that names torch.distributed."""
+"""Rows and sums of all processes; the only file that names torch.distributed.
+
+Every collective is an opaque op that takes its group by name, so compiled functions hold it whole.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ._effects import LIBRARY, register
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup as ProcessGroup
+
 __all__ = ["all_gather_no_grad", "all_gather_with_grad", "world_size"]
 
+LIBRARY.define("all_reduce(Tensor x, str how, str group) -> Tensor")
+LIBRARY.define("gather_rows(Tensor[] x, str group) -> Tensor")
+LIBRARY.define("unpack_rows(Tensor packed, Tensor[] like) -> Tensor[]")
+LIBRARY.define("own_rows(Tensor x, SymInt rows, str group) -> Tensor")
 
-def world_size() -> int:
-    """Number of processes of the default group, 1 without one.
 
-    Example:
-        >>> world_size()
-        1
+def world_size(group: ProcessGroup | None = None) -> int:
+    """Number of processes of the group, None for the default one; 1 without one."""
+    return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
+
+
+def group_name(group: ProcessGroup | None) -> str:
+    """What ops take for a group: its name, "" for None and for a group of one.
+
+    Raises:
+        ValueError: this process is not in the group.
     """
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if group is None:
+        return ""
+    size = world_size(group)
+    if size < 1:
+        raise ValueError("group: this process is not a member")
+    return "" if size == 1 else str(group.group_name)
 
 
-def _gather(x: Tensor) -> tuple[Tensor, int]:
-    """Rows of all ranks in rank order, and where this rank's begin. Ranks may differ in rows."""
-    # Not every backend carries bool.
-    wire = x.detach().to(torch.uint8) if x.dtype == torch.bool else x.detach()
-    size = torch.tensor([x.shape[0]], device=x.device)
-    sizes = [torch.zeros_like(size) for _ in range(world_size())]
-    dist.all_gather(sizes, size)
-    rows = [int(s) for s in sizes]
-    padded = wire.new_zeros(max(rows), *wire.shape[1:])
-    padded[: x.shape[0]] = wire
-    parts = [torch.empty_like(padded) for _ in rows]
-    dist.all_gather(parts, padded)
-    out = torch.cat([p[:n] for p, n in zip(parts, rows, strict=True)])
-    return out.to(x.dtype), sum(rows[: dist.get_rank()])
+def default_group() -> ProcessGroup:
+    """All processes."""
+    return dist.group.WORLD  # type: ignore[return-value]
+
+
+def _group(name: str) -> ProcessGroup:
+    c10d: Any = dist.distributed_c10d
+    group: ProcessGroup = c10d._resolve_process_group(name)  # what torch's own ops do
+    return group
+
+
+def rank_and_size(name: str) -> tuple[int, int]:
+    """Of this process in the group with this name; (0, 1) for ""."""
+    return (_group(name).rank(), _group(name).size()) if name else (0, 1)
+
+
+def _to_wire(x: Tensor) -> Tensor:
+    x = x.detach()  # not every backend carries bool
+    return x.to(torch.uint8) if x.dtype == torch.bool else x
+
+
+def reduce_now(x: Tensor, how: str, name: str) -> Tensor:
+    """Over the ranks: "sum", "mean", "min" or "max"; for use inside ops."""
+    out = _to_wire(x).clone(memory_format=torch.contiguous_format)
+    operation = {"min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}.get(how, dist.ReduceOp.SUM)
+    dist.all_reduce(out, operation, _group(name))
+    return (out.div_(rank_and_size(name)[1]) if how == "mean" else out).to(x.dtype)
+
+
+def gather_known(x: Tensor, rows: Sequence[int], name: str) -> Tensor:
+    """Rows of all ranks in rank order, their numbers of rows known; for use inside ops."""
+    wire = _to_wire(x)
+    if wire.shape[0] < max(rows):
+        wire = torch.cat([wire, wire.new_zeros(max(rows) - wire.shape[0], *wire.shape[1:])])
+    wire = wire.contiguous()
+    parts = [torch.empty_like(wire) for _ in rows]
+    dist.all_gather(parts, wire, _group(name))
+    return torch.cat([p[:n] for p, n in zip(parts, rows, strict=True)]).to(x.dtype)
+
+
+def gather_counts(count: int, device: torch.device, name: str) -> list[int]:
+    """One number of every rank; for use inside ops."""
+    own = torch.tensor([count], device=device)
+    counts = [torch.empty_like(own) for _ in range(rank_and_size(name)[1])]
+    dist.all_gather(counts, own, _group(name))
+    return [int(n) for n in torch.cat(counts).tolist()]
+
+
+def _row_bytes(x: Tensor) -> int:
+    return math.prod(x.shape[1:]) * x.element_size()
+
+
+def _gather(tensors: list[Tensor], name: str) -> Tensor:
+    """[all rows, bytes of a row of all tensors], in rank order."""
+    rows = tensors[0].shape[0]
+    flat = [x.detach().contiguous().view(rows, math.prod(x.shape[1:])) for x in tensors]
+    counts = gather_counts(rows, tensors[0].device, name)
+    return gather_known(torch.cat([x.view(torch.uint8) for x in flat], 1), counts, name)
+
+
+def _unpack(packed: Tensor, like: list[Tensor]) -> list[Tensor]:
+    columns = packed.split([_row_bytes(x) for x in like], 1)
+    shapes = [(packed.shape[0], *x.shape[1:]) for x in like]
+    return [c.clone(memory_format=torch.contiguous_format).view(x.dtype).view(shape)
+            for c, x, shape in zip(columns, like, shapes, strict=True)]  # fmt: skip
+
+
+def _own_rows(x: Tensor, rows: int, name: str) -> Tensor:
+    """The sum of x over the ranks, but for the rows of the other ranks."""
+    start = sum(gather_counts(rows, x.device, name)[: rank_and_size(name)[0]])
+    return reduce_now(x, "sum", name)[start : start + rows].clone()
+
+
+def _gather_like(tensors: list[Tensor], name: str) -> Tensor:
+    rows, width = torch.library.get_ctx().new_dynamic_size(), sum(map(_row_bytes, tensors))
+    return tensors[0].new_empty(rows, width, dtype=torch.uint8)
+
+
+_OPS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "all_reduce": (reduce_now, lambda x, how, name: torch.empty_like(x).contiguous()),
+    "gather_rows": (_gather, _gather_like),
+    "own_rows": (_own_rows, lambda x, rows, name: x.new_empty(rows, *x.shape[1:])),
+    "unpack_rows": (
+        _unpack, lambda packed, like: [x.new_empty(packed.shape[0], *x.shape[1:]) for x in like]
+    ),
+}  # fmt: skip
+for _name, (_function, _fake) in _OPS.items():
+    _sends, _fixed = _name != "unpack_rows", _name != "gather_rows"
+    register(_name, _function, _fake, collective=_sends, effect=_fixed)
+
+
+def _op(name: str) -> Callable[..., Any]:
+    found: Callable[..., Any] = getattr(torch.ops.proxy_losses, name)
+    return found
+
+
+def _in_graph(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    # A gradient taken inside a compiled function would otherwise be that of the forward's ops.
+    def apply(*args: Any) -> Any:
+        return function.apply(*args)
+
+    found: Callable[..., Any] = torch.compiler.allow_in_graph(apply)
+    return found
 
 
 class _AllGather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        out, ctx.start = _gather(x)
-        ctx.rows = x.shape[0]
-        return out
+    def forward(name: str, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(_op("unpack_rows")(_op("gather_rows")(tensors, name), tensors))
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.name, ctx.rows = inputs[0], inputs[1].shape[0]
+        ctx.mark_non_differentiable(*(x for x in output if not x.is_floating_point()))
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         # The adjoint of a gather: every rank's loss depends on these rows.
-        total = grad.contiguous().clone()
-        dist.all_reduce(total)
-        return total[ctx.start : ctx.start + ctx.rows]
+        def back(grad: Tensor | None, need: bool) -> Tensor | None:
+            if grad is None or not need:
+                return None
+            own: Tensor = _OwnRows.apply(grad, ctx.rows, ctx.name)  # type: ignore[no-untyped-call]
+            return own
+
+        return None, *map(back, grads, ctx.needs_input_grad[1:])
 
 
-def _check(x: Tensor) -> None:
+class _OwnRows(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, rows: int, name: str) -> Any:
+        return _op("own_rows")(x, rows, name)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.name = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _AllGather.apply(ctx.name, grad)[0], None, None  # type: ignore[no-untyped-call]
+
+
+class _Reduce(torch.autograd.Function):
+    """x reduced over the ranks in one way (or left, for ""), its gradient in another."""
+
+    @staticmethod
+    def forward(x: Tensor, name: str, how: str, back: str) -> Any:
+        return _op("all_reduce")(x, how, name) if how else x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, ctx.name, _, ctx.back = inputs
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        # Sum and mean are their own adjoints.
+        args = grad, ctx.name, ctx.back, ctx.back
+        return _Reduce.apply(*args), None, None, None  # type: ignore[no-untyped-call]
+
+
+_gather_in_graph, _reduce_in_graph = _in_graph(_AllGather), _in_graph(_Reduce)
+
+
+def all_reduce(x: Tensor, how: str, name: str) -> Tensor:
+    """Over the group with this name (`group_name`): "sum", "mean", "min" or "max"; no gradient."""
+    out: Tensor = _op("all_reduce")(x.detach(), how, name) if name else x.detach()
+    return out
+
+
+def all_reduce_with_grad(x: Tensor, name: str) -> Tensor:
+    """Sum over the group with this name; the backward sums over the ranks, its true adjoint."""
+    out: Tensor = _reduce_in_graph(x, name, "sum", "sum") if name else x
+    return out
+
+
+def average_grad(x: Tensor, name: str) -> Tensor:
+    """x, alike on all ranks, when each rank derives only its part of the gradient.
+
+    The parts of a loss that all ranks share add up to size times its gradient, as every rank
+    back-propagates its own copy; so their mean is the whole gradient, alike on all ranks.
+    """
+    out: Tensor = _reduce_in_graph(x, name, "", "mean") if name else x
+    return out
+
+
+def _checked_name(tensors: tuple[Tensor, ...], group: ProcessGroup | None) -> str:
     if not (dist.is_available() and dist.is_initialized()):
         raise RuntimeError(
             "the default process group is not initialized; call "
             "torch.distributed.init_process_group first"
         )
-    if x.dim() == 0:
+    if any(x.dim() == 0 for x in tensors):
         raise ValueError("expected rows on dim 0, got a 0-d tensor")
+    if len({x.shape[0] for x in tensors}) > 1:
+        rows = [x.shape[0] for x in tensors]
+        raise ValueError(f"tensors gathered together must share dim 0, got {rows}")
+    return group_name(dist.group.WORLD if group is None else group)
 
 
-def all_gather_with_grad(tensor: Tensor) -> Tensor:
+@overload
+def all_gather_with_grad(tensor: Tensor, *, group: ProcessGroup | None = None) -> Tensor: ...
+@overload
+def all_gather_with_grad(
+    tensor: Tensor, *tensors: Tensor, group: ProcessGroup | None = None
+) -> tuple[Tensor, ...]: ...
+def all_gather_with_grad(
+    tensor: Tensor, *tensors: Tensor, group: ProcessGroup | None = None
+) -> Tensor | tuple[Tensor, ...]:
     """Rows of all processes, in rank order; ranks may hold different numbers of rows, or none.
 
     The backward is the true adjoint: it sums the incoming gradients over the ranks and keeps the
     local rows. So when every rank back-propagates the same loss of the gathered rows, the
     gradient that DistributedDataParallel averages is the single-process gradient.
 
+    What belongs together goes in one call: in a compiled function the results then share one size,
+    and the order of collectives cannot differ between ranks.
+
     Args:
         tensor: [n_rank, ...], alike on all ranks but for dim 0.
+        *tensors: more of that length; targets, masks and weights come along without gradient.
+        group: processes to gather from; None for the default group.
 
     Returns:
-        [sum of n_rank, ...]; the same tensor in a group of one.
+        [sum of n_rank, ...] for one tensor, else one for each; the same tensors in a group of one.
 
     Raises:
         RuntimeError: no process group.
-        ValueError: a 0-d tensor.
+        ValueError: a 0-d tensor, tensors of different lengths, or a group without this process.
     """
-    _check(tensor)
-    if world_size() == 1:
-        return tensor
-    out: Tensor = _AllGather.apply(tensor)  # type: ignore[no-untyped-call]
-    return out
+    every = (tensor, *tensors)
+    name = _checked_name(every, group)
+    out: tuple[Tensor, ...] = _gather_in_graph(name, *every) if name else every
+    return out if tensors else out[0]
 
 
-def all_gather_no_grad(tensor: Tensor) -> Tensor:
+@overload
+def all_gather_no_grad(tensor: Tensor, *, group: ProcessGroup | None = None) -> Tensor: ...
+@overload
+def all_gather_no_grad(
+    tensor: Tensor, *tensors: Tensor, group: ProcessGroup | None = None
+) -> tuple[Tensor, ...]: ...
+def all_gather_no_grad(
+    tensor: Tensor, *tensors: Tensor, group: ProcessGroup | None = None
+) -> Tensor | tuple[Tensor, ...]:
     """Rows of all processes, without gradient: for targets, masks and weights.
 
-    Args:
-        tensor: [n_rank, ...], any dtype.
-
-    Returns:
-        [sum of n_rank, ...]; the same tensor in a group of one.
-
-    Raises:
-        RuntimeError: no process group.
-        ValueError: a 0-d tensor.
+    Args, Returns, Raises: as `all_gather_with_grad`, of any dtype.
     """
-    _check(tensor)
-    return tensor if world_size() == 1 else _gather(tensor)[0]
+    every = (tensor, *tensors)
+    name = _checked_name(every, group)
+    if name:
+        every = _gather_in_graph(name, *(x.detach() for x in every))
+    return every if tensors else every[0]

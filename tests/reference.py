@@ -119,3 +119,47 @@ def partial_auc_band(
 def partial_auc(*args, **options) -> float:
     found = partial_auc_band(*args, **options)
     return 0.0 if found is None else found.value
+
+
+def similarity(x, y, kind="cosine") -> float:
+    dot = sum(a * b for a, b in zip(x, y, strict=True))
+    norms = math.hypot(*x) * math.hypot(*y)
+    return dot if kind == "dot" else dot / norms if norms else 0.0
+
+
+def retrieval(embeddings, labels, refs=None, ref_labels=None, kind="cosine"):
+    """Scores and positives of each query's list, without the query itself where refs is None."""
+    lists = []
+    for q, (x, label) in enumerate(zip(embeddings, labels, strict=True)):
+        scores, pos = [], []
+        for m, y in enumerate(embeddings if refs is None else refs):
+            if refs is None and m == q:
+                continue
+            other = (labels if refs is None else ref_labels)[m]
+            shares = set(label) & set(other) if isinstance(label, set) else label == other
+            scores.append(similarity(x, y, kind))
+            pos.append(bool(shares))
+        lists.append((scores, pos))
+    return lists
+
+
+def smooth_ap_saturation(scores, pos, tau, valid=None) -> float:
+    rows = [j for j in range(len(scores)) if valid is None or valid[j]]
+    positives = [j for j in rows if pos[j]]
+    gone = 0
+    for i in positives:
+        steps = [sigmoid((scores[j] - scores[i]) / tau) for j in rows if j != i]
+        gone += sum(p * (1 - p) for p in steps) < 1e-4 / 4
+    return gone / max(len(positives), 1)
+
+
+def recall_saturation(
+    scores, pos, tau, valid=None, quantile=0.005, interpolation="higher"
+) -> float:
+    rows = [j for j in range(len(scores)) if valid is None or valid[j]]
+    positives = [j for j in rows if pos[j]]
+    if not positives:
+        return 0.0
+    theta = np.quantile([scores[j] for j in rows], 1.0 - quantile, method=interpolation)
+    above = [sigmoid((scores[i] - theta) / tau) for i in positives]
+    return sum(p * (1 - p) < 1e-4 / 4 for p in above) / len(positives)

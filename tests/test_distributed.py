@@ -5,6 +5,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from torch.nn.functional import one_hot
 from torch.nn.parallel import DistributedDataParallel
 
 import proxy_losses as P
@@ -21,6 +22,10 @@ LOSSES = {
     "pauc_pairs": lambda **kw: LOSSES["pauc"](surrogate="pairwise", pos_numerator="live", **kw),
     "queries": lambda **kw: LOSSES["ap"](**kw),
     "capped": lambda **kw: P.SmoothAPLoss(3, 9, temperature=0.5, max_pool_size=7, **kw),
+}
+POINTWISE = {
+    "softmax": lambda **kw: P.SoftmaxFocalLoss([0.5, 1.0, 2.0], reduction="mean_positive", **kw),
+    "sigmoid": lambda **kw: P.SigmoidFocalLoss(**kw),
 }
 # A class of a small shard may have a single iid negative.
 pytestmark = [
@@ -66,13 +71,17 @@ def gather_all(shard, rank) -> dict:
 
 def train(name: str, shard, rank: int | None, *, weighted: bool, gather=None) -> dict:
     """Two steps of one process with all rows (rank None), or of one rank with its own."""
-    model, loss_fn = new_model(), LOSSES[name](gather_distributed=gather).double()
+    model, loss_fn = new_model(), {**LOSSES, **POINTWISE}[name](gather_distributed=gather).double()
     net = model if rank is None else DistributedDataParallel(model)
     losses, grads = [], []
     for step in range(2):
         x, targets, weight, flags = whole(sum(shard), seed=step)
         rows = slice(None) if rank is None else own_rows(shard, rank)
-        extra = {"sample_weight": weight[rows], "iid_mask": flags[rows]} if weighted else {}
+        if name == "sigmoid":
+            targets, weight = one_hot(targets.clamp(min=0), 3), weight[:, None]
+        extra = {"sample_weight": weight[rows]} if weighted else {}
+        if name in LOSSES and weighted:
+            extra["iid_mask"] = flags[rows]
         if name == "queries":
             extra["groups"] = (torch.arange(len(x)) % 2)[rows]
         model.zero_grad()
@@ -80,7 +89,8 @@ def train(name: str, shard, rank: int | None, *, weighted: bool, gather=None) ->
         loss.backward()
         losses.append(loss.item())
         grads.append([p.grad.clone() for p in model.parameters()])
-    return {"losses": losses, "grads": grads, "queue": list(loss_fn._queue.state)}
+    queue = list(loss_fn._queue.state) if name in LOSSES else []
+    return {"losses": losses, "grads": grads, "queue": queue}
 
 
 def worker(rank: int, world: int, folder) -> None:
@@ -93,7 +103,7 @@ def worker(rank: int, world: int, folder) -> None:
     out = {"rows": [int(loss_fn._queue.state.enqueued) for loss_fn in (made, called)]}
     for shard in SHARDS[world]:
         out["gather", shard] = gather_all(shard, rank)
-        for name in LOSSES:
+        for name in (*LOSSES, *POINTWISE):
             for weighted in (False, True):
                 out[name, shard, weighted] = train(name, shard, rank, weighted=weighted)
     shard = SHARDS[world][0]
@@ -128,7 +138,7 @@ def test_rows_arrive_in_rank_order_in_their_dtype(ranks):
 
 
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "weighted"])
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", [*LOSSES, *POINTWISE])
 def test_gradients_are_those_of_one_process(ranks, name, weighted):
     for shard in SHARDS[len(ranks)]:
         alone = train(name, shard, None, weighted=weighted)

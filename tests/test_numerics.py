@@ -48,6 +48,52 @@ def test_masked_equals_removed(interpolation, m, q, rate, seed):
 
 
 @every_interpolation
+@settings(max_examples=80, deadline=None)
+@given(
+    m=st.integers(1, 300),
+    levels=st.lists(st.floats(0, 1) | st.sampled_from([0.0, 0.005, 0.5, 0.995, 1.0]), min_size=1),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    ties=st.booleans(),
+    rate=st.none() | st.floats(0, 1),
+    seed=st.integers(0, 2**16),
+)
+def test_several_levels_equal_torch_quantile(interpolation, m, levels, dtype, ties, rate, seed):
+    """In any order, with repeats; the tail is that of the lowest or the highest level."""
+    g = torch.Generator().manual_seed(seed)
+    scores = torch.randn(2, m, generator=g, dtype=dtype)
+    scores = scores.round() if ties else scores
+    valid = None if rate is None else torch.rand(2, m, generator=g) < rate
+    q, reach = torch.tensor(levels, dtype=dtype), (min(levels), max(levels))
+    ours = num.masked_quantiles(scores, q, reach, interpolation, valid)
+    assert ours.shape == (2, len(levels))
+    for k in range(2):
+        kept = scores[k] if valid is None else scores[k, valid[k]]
+        expected = torch.zeros(len(levels), dtype=dtype)
+        if len(kept):
+            expected = torch.quantile(kept, q, interpolation=interpolation)
+        assert torch.equal(ours[k], expected)
+
+
+def test_a_narrow_band_sorts_its_tail_alone(monkeypatch):
+    taken, topk = [], torch.Tensor.topk
+    monkeypatch.setattr(
+        torch.Tensor, "topk", lambda s, k, **kw: taken.append(k) or topk(s, k, **kw)
+    )
+    scores = torch.randn(10_000)
+    for reach in (0.99, 1.0), (0.0, 0.01):
+        found = num.masked_quantiles(scores, torch.tensor(reach), reach, "higher")
+        assert torch.equal(
+            found, torch.quantile(scores, torch.tensor(reach), interpolation="higher")
+        )
+    assert max(taken) < 110
+
+
+def test_several_levels_of_no_rows():
+    q = torch.tensor([0.2, 0.8])
+    assert num.masked_quantiles(torch.zeros(3, 0), q, (0.2, 0.8), "linear").tolist() == [[0, 0]] * 3
+
+
+@every_interpolation
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_recall_threshold(interpolation, dtype):
     scores = num.lift(torch.randn(1000).to(dtype))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .._checks import check_bool, check_choice, check_floating, check_rtol, check_tau, common_shape
-from . import fused, op
+from ..distributed import average_grad, group_name
+from . import fused, op, shard  # noqa: F401  shard registers its ops
+
+if TYPE_CHECKING:
+    from ..distributed import ProcessGroup
 
 __all__ = [
     "SoftRanks",
@@ -43,6 +47,7 @@ def sigmoid_sums(
     *,
     rtol: float | None = None,
     method: str = "auto",
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     r"""Pairwise sigmoid sums, the primitive that every soft rank is made of.
 
@@ -52,6 +57,9 @@ def sigmoid_sums(
     Differentiable in scores, weights and tau, twice; the second derivative takes
     O(M^2) memory, everything else O(M). Sums accumulate in float64.
 
+    With a group, M counts the rows of this process: sources are the rows of all its processes,
+    targets the local ones; differentiable once. See README.md beside this file, "Shards".
+
     Args:
         scores: [..., M] float32 or float64.
         weights: [..., G, M] floating or bool.
@@ -60,13 +68,16 @@ def sigmoid_sums(
         rtol: accuracy asked for, in (0, 1), see README.md beside this file; None is 1e-6 for
             float32 and 1e-12 for float64.
         method: "auto", or "dense" (exact pairs) or "grid" (near-linear) to have that one.
+        group: processes that share the lists, None for this one alone. All of them call alike, with
+            equal leading axes and tau; M may differ, or be 0.
 
     Returns:
         [..., G, M] in the dtype of scores. A list with a non-finite score is NaN at its targets.
 
     Raises:
         TypeError: wrong dtypes.
-        ValueError: shapes that do not fit; tau, rtol or method out of range.
+        ValueError: shapes that do not fit; tau, rtol or method out of range; tau that differs
+            between processes; a group without this process.
 
     Example:
         >>> s = torch.tensor([2.0, 0.0])
@@ -91,14 +102,15 @@ def sigmoid_sums(
     lists = common_shape(scores.shape[:-1], weights.shape[:-2], at.shape[:-1])
     check_tau(tau, lists)
     groups = weights.shape[-2]
-    n = lists.numel()
+    n, name = lists.numel(), group_name(group)
     out = op.sigmoid_sums(
         scores.expand(*lists, m).reshape(n, m),
         weights.expand(*lists, groups, m).reshape(n, groups, m),
         at.expand(*lists, m).reshape(n, 1, m),
-        _flat_tau(tau, scores, lists),
+        _flat_tau(tau, scores, lists, name),
         default_rtol(scores.dtype) if rtol is None else rtol,
         method,
+        name,
     )
     return out.reshape(*lists, groups, m)
 
@@ -111,6 +123,7 @@ def soft_ranks(
     valid_mask: Tensor | None = None,
     rtol: float | None = None,
     method: str = "auto",
+    group: ProcessGroup | None = None,
 ) -> SoftRanks:
     r"""Soft rank of every positive among all valid rows, and among the positives.
 
@@ -124,6 +137,7 @@ def soft_ranks(
         valid_mask: [..., M] bool or None for all.
         rtol: see `sigmoid_sums`.
         method: see `sigmoid_sums`.
+        group: see `sigmoid_sums`.
 
     Returns:
         `SoftRanks` of [..., M].
@@ -138,14 +152,19 @@ def soft_ranks(
     valid = torch.ones_like(pos_mask) if valid_mask is None else valid_mask
     pos = pos_mask & valid
     groups = torch.stack(torch.broadcast_tensors(valid, pos), dim=-2)
-    sums = sigmoid_sums(scores, groups, pos, tau, rtol=rtol, method=method)
+    sums = sigmoid_sums(scores, groups, pos, tau, rtol=rtol, method=method, group=group)
     # The row's own sigmoid(0) = 1/2 is in the sum already.
     ranks = torch.where(pos[..., None, :], sums + 0.5, 0.0)
     return SoftRanks(*ranks.unbind(-2))
 
 
 def rank_slopes(
-    scores: Tensor, pos_mask: Tensor, tau: float | Tensor, *, valid_mask: Tensor | None = None
+    scores: Tensor,
+    pos_mask: Tensor,
+    tau: float | Tensor,
+    *,
+    valid_mask: Tensor | None = None,
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """How fast the soft rank of every positive falls with its score, in units of 1 / tau.
 
@@ -154,6 +173,7 @@ def rank_slopes(
         pos_mask: [..., M] bool.
         tau: temperature > 0: a number, a 0-d tensor or one value per list [...].
         valid_mask: [..., M] bool or None for all.
+        group: see `sigmoid_sums`.
 
     Returns:
         [..., M], ``sum_{j != i} sigmoid'((s_j - s_i) / tau)`` at the valid positives i, 0
@@ -165,9 +185,9 @@ def rank_slopes(
     lists, m = scores.shape[:-1], scores.shape[-1]
     check_tau(tau, lists)
     n = lists.numel()
-    slopes: Tensor = torch.ops.proxy_losses.pair_sums(
+    slopes = op.sums_over(group_name(group))(
         scores.reshape(n, m), valid.reshape(n, 1, m), pos.reshape(n, 1, m),
-        _flat_tau(tau, scores, lists), False, True, default_rtol(scores.dtype), "auto",
+        _flat_tau(tau, scores, lists, ""), False, True, default_rtol(scores.dtype), "auto",
     )[0]  # fmt: skip
     own = torch.where(pos, 0.25, 0.0).to(scores.dtype)
     without: Tensor = slopes.reshape(scores.shape) - own
@@ -183,6 +203,7 @@ def mean_precision(
     valid_mask: Tensor | None = None,
     rtol: float | None = None,
     method: str = "auto",
+    group: ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Weighted mean over positives of soft rank among positives / soft rank among all.
 
@@ -194,6 +215,7 @@ def mean_precision(
         valid_mask: [..., M] bool or None for all.
         rtol: see `sigmoid_sums`.
         method: see `sigmoid_sums`.
+        group: see `sigmoid_sums`.
 
     Returns:
         (mean [...], counts [...] bool). A list counts if it has a positive of weight > 0 and a
@@ -205,6 +227,7 @@ def mean_precision(
             shape = common_shape(shape, x.shape)
     lists = shape[:-1]
     check_tau(tau, lists)
+    name = group_name(group)
 
     def flat(x: Tensor) -> Tensor:
         if len(lists) == 1 and x.shape == shape:
@@ -216,18 +239,19 @@ def mean_precision(
         flat(pos_mask),
         None if valid_mask is None else flat(valid_mask),
         None if weight is None else flat(weight),
-        _flat_tau(tau, scores, lists),
+        _flat_tau(tau, scores, lists, name),
         default_rtol(scores.dtype) if rtol is None else rtol,
         method,
+        name,
     )
     if len(lists) == 1:
         return mean, counts
     return mean.reshape(lists), counts.reshape(lists)
 
 
-def _flat_tau(tau: float | Tensor, scores: Tensor, lists: torch.Size) -> Tensor:
-    """[L] float64 on the device of scores."""
+def _flat_tau(tau: float | Tensor, scores: Tensor, lists: torch.Size, name: str) -> Tensor:
+    """[L] float64 on the device of scores; ranks share its gradient."""
     if not isinstance(tau, Tensor):
         return torch.full((lists.numel(),), tau, dtype=torch.float64, device=scores.device)
-    tau = tau.to(scores.device, torch.float64)
+    tau = average_grad(tau.to(scores.device, torch.float64), name)
     return tau.expand(lists if lists else (1,)) if len(lists) < 2 else tau.expand(lists).reshape(-1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from .._numerics import clean
 from . import bin_ap, dense, grid
 from .layout import Ranges
-from .op import SURELY_DENSE, broken_lists, span
+from .method import SURELY_DENSE, broken_lists, span
 from .plan import fused_work, plan
 
 COUNT_FROM = 1 << 17  # rows of one list from which exact pairs are out of the question, mostly

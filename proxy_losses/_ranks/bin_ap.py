@@ -8,7 +8,7 @@ positive is done per node, and the sources of the gradient are node weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeAlias
 
 import torch
@@ -65,9 +65,25 @@ def average_precision(
     layout, cells = lay_out(scores, ranges, rows, work, rtol, split)
     if cells is not None:
         return None
+    return in_layout(layout, scores, pos, valid, weight, tau, rtol=rtol, grad=grad)
+
+
+def in_layout(
+    layout: Layout,
+    scores: Tensor,
+    pos: Tensor,
+    valid: Tensor | None,
+    weight: Tensor | None,
+    tau: Tensor,
+    *,
+    rtol: float,
+    grad: bool,
+    total: Callable[[Tensor], Tensor] = lambda moments: moments,
+) -> tuple[Tensor, Tensor | None]:
+    """`average_precision` in bins that are numbered; ``total`` adds the moments of other pools."""
     walk = _placed(layout, scores, pos)
     placed = list(walk) if scores.numel() <= KEPT_ROWS else None
-    moments = _moments(layout, scores, pos, valid, weight, placed or walk)
+    moments = total(_moments(layout, scores, pos, valid, weight, placed or walk))
     mean, coefficients = _in_bins(layout, moments, tau, grad)
     del moments
     if coefficients is None:

@@ -142,3 +142,32 @@ def number(cells: Cells, census: Census, work: Work, chosen: Plan) -> Layout:
     seat = torch.cat([order[where], order[thin.nonzero()[:, 0]]])
     shape = Shape(work.lists, chosen.nodes, bins, chosen.bin_width)
     return Layout(cells.axis, shape, start, cells.ids, crowded, sparse, left, right, seat, seats)
+
+
+def occupied_cells(scores: Tensor, rows: list[Rows], axis: Axis, table: int) -> Tensor:
+    """Sorted numbers of the cells that hold rows."""
+    shape = (scores.shape[0], scores.shape[1])
+    if axis.size > table and rows and scores.numel():
+        return _distinct(scores, rows, axis)
+    seen = torch.zeros(min(axis.size, table), dtype=torch.bool, device=scores.device)
+    for part in rows:
+        for block in blocks(shape, scores.device, part.listed):
+            seen.index_fill_(0, row_addresses(axis, None, scores, block), True)
+    return seen.nonzero()[:, 0]
+
+
+def only_occupied(axis: Axis, ids: Tensor, table: int, work: Work, chosen: Plan) -> Layout:
+    """Numbering in which every occupied cell has bins; ``ids`` are their sorted numbers."""
+    if axis.size <= table:
+        occupied = torch.zeros(axis.size, dtype=torch.bool, device=ids.device)
+        occupied[ids] = True
+        near = torch.ones_like(occupied)
+        kept = None
+    else:
+        occupied = torch.ones_like(ids, dtype=torch.bool)
+        near = torch.nn.functional.pad(ids[1:] - ids[:-1] == 1, (1, 0))
+        kept = ids
+    near[:1] = False
+    nowhere = torch.zeros_like(occupied)
+    cells = Cells(axis, kept, near, occupied, occupied, nowhere, nowhere)
+    return number(cells, Census(ids.numel(), ids.numel(), 0, 0), work, chosen)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from .._numerics import clean
+from ..distributed import all_reduce
 from . import average
-from .op import LIBRARY, fold, store_signature
+from .op import LIBRARY, centred, fold, one_process_only, store_signature, sums_over
 
 LIBRARY.define(
     "mean_precision(Tensor scores, Tensor pos, Tensor? valid, Tensor? weight, Tensor tau,"
@@ -65,10 +66,17 @@ class _MeanPrecision(torch.autograd.Function):
         grad: bool,
         rtol: float,
         method: str,
+        group: str,
     ) -> _Out:
-        out: _Out = torch.ops.proxy_losses.mean_precision(
-            scores, pos, valid, weight, tau, grad, rtol, method
-        )
+        args = (scores, pos, valid, weight, tau, grad, rtol, method)
+        out: _Out
+        if group:
+            mean, counts, *g = torch.ops.proxy_losses.sharded_mean_precision(*args, group).split(
+                [scores.shape[0]] * 2 + [scores.numel()] * grad
+            )
+            out = mean, counts > 0, g[0].view(scores.shape) if grad else scores.new_empty(0)
+        else:
+            out = torch.ops.proxy_losses.mean_precision(*args)
         return out
 
     @staticmethod
@@ -86,7 +94,7 @@ class _MeanPrecision(torch.autograd.Function):
         else:
             g = _MeanPrecisionBackward.forward(*args)
         return (g[0] if need[0] else None, None, None, g[1] if need[3] else None,
-                g[2] if need[4] else None, None, None, None)  # fmt: skip
+                g[2] if need[4] else None, None, None, None, None)  # fmt: skip
 
 
 class _MeanPrecisionBackward(torch.autograd.Function):
@@ -109,7 +117,10 @@ class _MeanPrecisionBackward(torch.autograd.Function):
         need_tau: bool,
         rtol: float,
         method: str,
+        group: str,
     ) -> _Out:
+        if group:  # every rank back-propagates its own copy of the mean
+            grad = all_reduce(grad, "sum", group)
         g_scores = grad[:, None] * g
         g_weight, g_tau = scores.new_empty(0), scores.new_empty(0)
         if need_weight or need_tau:
@@ -117,28 +128,28 @@ class _MeanPrecisionBackward(torch.autograd.Function):
         if need_weight:
             assert weight is not None
             groups = torch.stack([torch.ones_like(pos) if valid is None else valid, pos], 1)
-            sums = torch.ops.proxy_losses.pair_sums(
-                scores, groups, pos[:, None], tau, True, False, rtol, method
-            )[0]
+            sums = sums_over(group)(scores, groups, pos[:, None], tau, True, False, rtol, method)[0]
             ranks = sums + 0.5
             total = torch.where(pos, weight, 0.0).sum(-1, keepdim=True)
+            if group:
+                total = all_reduce(total, "sum", group)
             lift = torch.where(
                 pos & counts[:, None], ranks[:, 1] / ranks[:, 0] - mean[:, None], 0.0
             )
             g_weight = grad[:, None] * lift / torch.where(total > 0, total, 1.0)
         if need_tau:
             # The value depends on scores / tau alone, and shifting all scores changes nothing.
-            centred = scores - scores.mean(-1, keepdim=True)
-            g_tau = -(centred * g_scores).sum(-1).to(tau.dtype) / tau
+            g_tau = -(centred(scores, group) * g_scores).sum(-1).to(tau.dtype) / tau
         return g_scores, g_weight, g_tau
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.save_for_backward(*inputs[:6], inputs[7])
-        ctx.need = (True, *inputs[9:11])
+        ctx.need, ctx.group = (True, *inputs[9:11]), inputs[13]
 
     @staticmethod
     def backward(ctx: Any, *v: Tensor) -> tuple[Tensor | None, ...]:
+        one_process_only(ctx.group)
         grad, scores, pos, valid, weight, tau, counts = ctx.saved_tensors
         even = weight is None
         weight = pos.to(scores.dtype) if even else weight
@@ -151,7 +162,7 @@ class _MeanPrecisionBackward(torch.autograd.Function):
 
         cotangents = tuple(x for x, need in zip(v, ctx.need, strict=True) if need)
         c, s, w, t = torch.func.vjp(first, grad, scores, weight, tau)[1](cotangents)
-        return c, s, None, None, None if even else w, t, *(None,) * 7
+        return c, s, None, None, None if even else w, t, *(None,) * 8
 
 
 def _plain(
@@ -192,6 +203,7 @@ def mean_precision(
     tau: Tensor,
     rtol: float,
     method: str,
+    group: str = "",
 ) -> tuple[Tensor, Tensor]:
     """Weighted mean of R+ / R over the positives of every list, and which lists count.
 
@@ -203,13 +215,14 @@ def mean_precision(
         tau: [L] float64.
         rtol: accuracy asked for.
         method: "auto", "dense" or "grid".
+        group: name of the processes that share the lists, "" for this one alone.
 
     Returns:
         (mean [L], counts [L] bool). A list counts if it has a positive of weight > 0 and a
         negative; otherwise its mean is 0.
     """
     grad = torch.is_grad_enabled()
-    return _apply_in_graph(scores, pos, valid, weight, tau, grad, rtol, method)
+    return _apply_in_graph(scores, pos, valid, weight, tau, grad, rtol, method, group)
 
 
 store_signature(_MeanPrecision.forward)

@@ -63,13 +63,26 @@ def _run(
     tau: Tensor,
     rtol: float,
 ) -> None:
-    rows, work = _rows(weights, at, len(outs))
+    rows, work = rows_to_visit(weights, at, len(outs))
     if not work.sources or not work.targets:
         return
     layout, cells = lay_out(scores, ranges_of(scores, tau), lambda: rows, work, rtol)
-    moments = moments_of(layout, scores, weights, rows)
-    tables = products(layout, moments, [kind for kind, _ in outs])
-    del moments
+    tables = products(layout, moments_of(layout, scores, weights, rows), [k for k, _ in outs])
+    evaluate(outs, layout, tables, scores, at, rows, rtol)
+    if cells is not None:
+        add_exact_pairs(outs, scores, weights, at, tau, rows, cells)
+
+
+def evaluate(
+    outs: list[tuple[str, Tensor]],
+    layout: Layout,
+    tables: list[Table],
+    scores: Tensor,
+    at: Tensor,
+    rows: list[Rows],
+    rtol: float,
+) -> None:
+    """Fill the outputs at the targets from their coefficients in the bins."""
     if scores.dtype == torch.float32 and rtol >= SINGLE_RTOL:
         for i, (kind, _) in enumerate(outs):
             if kind == "slope":
@@ -83,21 +96,24 @@ def _run(
                 for group in part.targets:
                     sums = clenshaw(table, group, where).to(out.dtype)
                     put(out[:, group], block, sums.mul_(masks[group % at.shape[1]]))
-    if cells is not None:
-        add_exact_pairs(outs, scores, weights, at, tau, rows, cells)
 
 
 def ranges_of(scores: Tensor, tau: Tensor) -> Ranges:
     """Range of every list and a typical score. One host sync."""
+    return Ranges(*torch.stack([*extremes_of(scores), tau]).tolist())
+
+
+def extremes_of(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Lowest, highest and a typical score of every list, float64."""
     if scores.shape[0] == 1:  # much faster than along a dimension
         low, high = (x[None] for x in torch.aminmax(scores))
     else:
         low, high = scores.amin(1), scores.amax(1)
     middle = scores[:, :: max(1, scores.shape[1] // 32)].median(dim=1).values
-    return Ranges(*torch.stack([low.double(), high.double(), middle.double(), tau]).tolist())
+    return low.double(), high.double(), middle.double()
 
 
-def _rows(weights: Tensor, at: Tensor, columns: int) -> tuple[list[Rows], Work]:
+def rows_to_visit(weights: Tensor, at: Tensor, columns: int) -> tuple[list[Rows], Work]:
     """Which rows to visit: all for the dense groups, a list of rows for the sparse ones."""
     lists, groups, count = weights.shape
     every = tuple(range(groups))

@@ -77,6 +77,8 @@ def blocks(shape: tuple[int, int], device: torch.device, index: Tensor | None) -
     """Chunks of all rows (index None) or of the flat row numbers in ``index``."""
     lists, rows = shape
     chunk = CHUNK.get(device.type, 1 << 15)
+    if not lists * rows:
+        return
     if index is not None:
         for part in torch.split(index, chunk):
             where = part.div(rows, rounding_mode="floor") if lists > 1 else 0

@@ -14,10 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import compact, dense, grid
-from .plan import Work, plan
-
-SURELY_DENSE = 100_000  # pairs that cost less than the grid's first operation
+from ..distributed import all_reduce
+from .method import broken_lists, by_method
 
 LIBRARY = torch.library.Library("proxy_losses", "FRAGMENT")
 LIBRARY.define(
@@ -38,25 +36,17 @@ def pair_sums(
 ) -> list[Tensor]:
     """The op itself, see `dense.pair_sums` for its arguments."""
     if scores.numel() == 0 or weights.shape[1] == 0:
-        return _like(scores, weights, at, tau, value, slope, rtol, method)
+        return like(scores, weights, at, tau, value, slope, rtol, method)
     broken = broken_lists(scores)
     if broken is not None:
         scores = torch.where(broken[:, None], 0.0, scores)
-    rows = None
-    if method == "auto" and scores.numel() * scores.shape[1] > SURELY_DENSE:
-        rows = compact.busy_rows(weights, at)
-    if rows is not None:
-        few = [compact.take(x, rows) for x in (scores, weights, at)]
-        parts = _sums(few[0], few[1], few[2], tau, value, slope, rtol, method)
-        sums = [compact.put(x, rows, scores.shape[1]) for x in parts]
-    else:
-        sums = _sums(scores, weights, at, tau, value, slope, rtol, method)
+    sums = by_method(scores, weights, at, tau, value, slope, rtol, method)
     if broken is None:
         return sums
     return [s.masked_fill_(broken[:, None, None] & at, torch.nan) for s in sums]
 
 
-def _sums(
+def like(
     scores: Tensor,
     weights: Tensor,
     at: Tensor,
@@ -66,55 +56,7 @@ def _sums(
     rtol: float,
     method: str,
 ) -> list[Tensor]:
-    """By the cheaper method."""
-    if choose(scores, weights, at, tau, value + slope, rtol, method) == "grid":
-        pair = grid.pair_sums(scores, weights, at, tau, rtol=rtol, value=value, slope=slope)
-        return [s for s in pair if s is not None]
-    return dense.pair_sums(scores, weights, at, tau, value=value, slope=slope)
-
-
-def choose(
-    scores: Tensor, weights: Tensor, at: Tensor, tau: Tensor, kinds: int, rtol: float, method: str
-) -> str:
-    """Which method serves this call; counts rows only where the choice is open."""
-    lists, rows = scores.shape
-    if method != "auto":
-        return method
-    if lists * rows * rows <= SURELY_DENSE:
-        return "dense"
-    counts = [x.any(1).sum(1) for x in (weights != 0, at)]
-    sources, targets, pairs = torch.stack(
-        [counts[0].sum(), counts[1].sum(), torch.minimum(*counts).sum() * rows]
-    ).tolist()
-    work = Work(lists, rows, sources, targets, weights.shape[1] * kinds, kinds)
-    return plan([work], span(scores, tau), rtol, pairs=pairs).method
-
-
-def span(scores: Tensor, tau: Tensor) -> float:
-    """Range of the widest list in units of tau."""
-    if scores.shape[0] == 1:  # much faster than along an axis
-        low, high = torch.aminmax(scores)
-    else:
-        low, high = scores.amin(1), scores.amax(1)
-    return float(((high.double() - low.double()) / tau).max())
-
-
-def broken_lists(scores: Tensor) -> Tensor | None:
-    """[L] bool, lists with a non-finite score, or None: in every method they become NaN whole."""
-    broken = (scores * 0.0).sum(-1).isnan()
-    return broken if broken.any() else None
-
-
-def _like(
-    scores: Tensor,
-    weights: Tensor,
-    at: Tensor,
-    tau: Tensor,
-    value: bool,
-    slope: bool,
-    rtol: float,
-    method: str,
-) -> list[Tensor]:
+    """Tensors of the shapes that the op returns."""
     return [scores.new_empty(weights.shape) for _ in range(value + slope)]
 
 
@@ -141,8 +83,25 @@ def _vmap(
 
 for _device in ("CPU", "CUDA"):
     LIBRARY.impl("pair_sums", pair_sums, _device)
-torch.library.register_fake("proxy_losses::pair_sums", _like, lib=LIBRARY)
+torch.library.register_fake("proxy_losses::pair_sums", like, lib=LIBRARY)
 torch.library.register_vmap("proxy_losses::pair_sums", _vmap, lib=LIBRARY)
+
+
+def sums_over(group: str) -> Callable[..., list[Tensor]]:
+    """The op for one process, or the one for a pool sharded over a group."""
+    if not group:
+        return torch.ops.proxy_losses.pair_sums
+    return lambda *args: list(torch.ops.proxy_losses.sharded_pair_sums(*args, group).unbind(0))
+
+
+def centred(scores: Tensor, group: str) -> Tensor:
+    """Scores less their mean in the list, over all processes."""
+    if not group:
+        return scores - scores.mean(-1, keepdim=True)
+    total = scores.sum(-1, dtype=torch.float64)
+    both = torch.stack([total, torch.full_like(total, scores.shape[-1])])
+    both = all_reduce(both, "sum", group)
+    return scores - (both[0] / both[1].clamp(min=1.0))[..., None].to(scores.dtype)
 
 
 class _SigmoidSums(torch.autograd.Function):
@@ -159,13 +118,14 @@ class _SigmoidSums(torch.autograd.Function):
         slope: bool,
         rtol: float,
         method: str,
+        group: str,
     ) -> tuple[Tensor, Tensor]:
-        out = torch.ops.proxy_losses.pair_sums(scores, weights, at, tau, True, slope, rtol, method)
+        out = sums_over(group)(scores, weights, at, tau, True, slope, rtol, method)
         return out[0], out[1] if slope else scores.new_empty(0)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        scores, weights, at, tau, _, ctx.rtol, ctx.method = inputs
+        scores, weights, at, tau, _, *ctx.how = inputs
         ctx.mark_non_differentiable(output[1])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(scores, weights, at, tau, output[1])
@@ -173,20 +133,19 @@ class _SigmoidSums(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
         if grad is None:
-            return (None,) * 7
+            return (None,) * 8
         scores, weights, at, tau, slope = ctx.saved_tensors
         need_scores, need_weights, _, need_tau = ctx.needs_input_grad[:4]
         # Off the targets the sums are the constant 0.
         grad = torch.where(at, grad, 0.0)
         g_scores, g_weights = _SigmoidSumsBackward.apply(  # type: ignore[no-untyped-call]
-            grad, scores, weights, at, tau, slope, need_weights, ctx.rtol, ctx.method
+            grad, scores, weights, at, tau, slope, need_weights, *ctx.how
         )
         g_tau = None
         if need_tau:  # sums depend on scores / tau alone
-            centred = scores - scores.mean(-1, keepdim=True)
-            g_tau = -((centred * g_scores).sum(-1) / tau).to(tau.dtype)
+            g_tau = -((centred(scores, ctx.how[-1]) * g_scores).sum(-1) / tau).to(tau.dtype)
         return (g_scores if need_scores else None, g_weights if need_weights else None, None,
-                g_tau, None, None, None)  # fmt: skip
+                g_tau, None, None, None, None)  # fmt: skip
 
 
 class _SigmoidSumsBackward(torch.autograd.Function):
@@ -205,26 +164,31 @@ class _SigmoidSumsBackward(torch.autograd.Function):
         need_weights: bool,
         rtol: float,
         method: str,
+        group: str,
     ) -> tuple[Tensor, Tensor]:
-        op = torch.ops.proxy_losses.pair_sums
+        op = sums_over(group)
         how = (rtol, method)
         pull = op(scores, grad, weights != 0, tau, False, True, *how)[0]
         g_scores = (weights * pull - grad * slope).sum(-2) / tau[:, None]
         if not need_weights:
             return g_scores.to(scores.dtype), scores.new_empty(0)
         everywhere = torch.ones_like(at[:, :1])
+        mass = grad.sum(-1, keepdim=True)
+        if group:
+            mass = all_reduce(mass, "sum", group)
         # sigma(s_k - s_i) = 1 - sigma(s_i - s_k)
         below = op(scores, grad, everywhere, tau, True, False, *how)[0]
-        g_weights = grad.sum(-1, keepdim=True) - below
-        return g_scores.to(scores.dtype), g_weights
+        return g_scores.to(scores.dtype), mass - below
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         grad, scores, weights, at, tau, _, ctx.need_weights = inputs[:7]
+        ctx.group = inputs[9]
         ctx.save_for_backward(grad, scores, weights, at, tau)
 
     @staticmethod
     def backward(ctx: Any, v_scores: Tensor, v_weights: Tensor) -> tuple[Tensor | None, ...]:
+        one_process_only(ctx.group)
         grad, scores, weights, at, tau = ctx.saved_tensors
         if not ctx.need_weights:
             v_weights = torch.zeros_like(grad)
@@ -235,7 +199,13 @@ class _SigmoidSumsBackward(torch.autograd.Function):
         vjp = torch.func.vjp(plain, grad, scores, weights.to(scores.dtype), tau)[1]
         g, s, w, t = vjp((v_scores, v_weights))
         g_weights = w if weights.is_floating_point() else None
-        return g, s, g_weights, None, t, None, None, None, None
+        return g, s, g_weights, None, t, *(None,) * 5
+
+
+def one_process_only(group: str) -> None:
+    """Raise where a pool sharded over a group is differentiated twice."""
+    if group:
+        raise NotImplementedError("second derivatives of a pool sharded over a group")
 
 
 def _plain_backward(
@@ -268,11 +238,17 @@ _apply_in_graph: Callable[..., Tensor] = torch.compiler.allow_in_graph(_apply)
 
 
 def sigmoid_sums(
-    scores: Tensor, weights: Tensor, at: Tensor, tau: Tensor, rtol: float, method: str
+    scores: Tensor,
+    weights: Tensor,
+    at: Tensor,
+    tau: Tensor,
+    rtol: float,
+    method: str,
+    group: str = "",
 ) -> Tensor:
     """Flat form: scores [L, M], weights [L, G, M] (floating or bool), at [L, 1 or G, M], tau [L].
 
-    Returns [L, G, M].
+    group: name of the processes that share the lists, "" for this one alone. Returns [L, G, M].
     """
     slope = torch.is_grad_enabled()  # no_grad needs none
-    return _apply_in_graph(scores, weights, at, tau, slope, rtol, method)
+    return _apply_in_graph(scores, weights, at, tau, slope, rtol, method, group)

@@ -1,6 +1,7 @@
 """Stateful adapters: `torch.nn.Module` shims over the functional core."""
 
 from ._base import RankingLoss
+from ._focal import SigmoidFocalLoss, SoftmaxFocalLoss
 from ._losses import PAUCAtBudgetLoss, RecallAtQuantileLoss, SmoothAPLoss
 from ._queue import MemoryQueue
 from ._wrapper import LossWarmupWrapper
@@ -11,5 +12,7 @@ __all__ = [
     "PAUCAtBudgetLoss",
     "RankingLoss",
     "RecallAtQuantileLoss",
+    "SigmoidFocalLoss",
     "SmoothAPLoss",
+    "SoftmaxFocalLoss",
 ]

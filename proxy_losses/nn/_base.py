@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import _step
 from .._checks import (
+    DISTRIBUTED,
     REDUCTIONS,
     as_number,
     check_batch,
@@ -23,7 +24,8 @@ from .._checks import (
 from .._pool import Batch, Pool, positives, subsample_pool, valid_rows
 from .._queue import QueueState
 from .._step import ClassLosses, Options
-from ..distributed import all_gather_no_grad, all_gather_with_grad, world_size
+from ..distributed import default_group, group_name
+from ._batch import BatchLoss, as_floating
 from ._published import PublishedNames
 from ._queue import MemoryQueue, never_narrow
 from ._saved import number_problems, queue_problems, refuse
@@ -32,7 +34,7 @@ LossOutput: TypeAlias = Tensor | tuple[Any, ...]
 STRAY = torch.iinfo(torch.int64).max  # a class id that no class has
 
 
-class RankingLoss(PublishedNames, nn.Module):
+class RankingLoss(PublishedNames, BatchLoss):
     """What the ranking losses share: pooling, queue, reduction, gather."""
 
     def __init__(
@@ -46,6 +48,7 @@ class RankingLoss(PublishedNames, nn.Module):
         gather_distributed: bool | None,
         max_pool_size: int | None,
         group_shape: tuple[int, int] | None,
+        distributed: str,
         temperature_unit: str = "score",
     ) -> None:
         super().__init__()
@@ -58,6 +61,9 @@ class RankingLoss(PublishedNames, nn.Module):
             check_flag("gather_distributed", gather_distributed)
         if max_pool_size is not None:
             check_int("max_pool_size", max_pool_size, 1)
+        check_choice("distributed", distributed, DISTRIBUTED)
+        if distributed == "shard" and max_pool_size is not None:
+            raise ValueError("max_pool_size needs distributed='gather', got 'shard'")
         _step.check_options(
             Options(False, group_shape, temperature_unit), unit_name="temperature_unit"
         )
@@ -69,14 +75,13 @@ class RankingLoss(PublishedNames, nn.Module):
         self.gather_distributed = gather_distributed
         self.max_pool_size = max_pool_size
         self.group_shape = group_shape
+        self.distributed = distributed
         self.temperature_unit = temperature_unit
         self._tau: Tensor
         self.register_buffer("_tau", torch.zeros((), dtype=torch.float64))
         self.temperature = temperature
         self._queue = MemoryQueue(queue_size, num_classes, ignore_index) if queue_size else None
-        self._gather_resolved: bool | None = None
         self._subsample_warned = False
-        self._zero_weight_warned = False
         self._want_diag = False  # a published name: whether the last call asked for diagnostics
         if max_pool_size is not None:
             self._draws: Tensor
@@ -138,26 +143,28 @@ class RankingLoss(PublishedNames, nn.Module):
         """
         if isinstance(iid_mask, bool):
             return_per_class, iid_mask = iid_mask, None
-        if isinstance(sample_weight, Tensor) and not (
-            sample_weight.is_floating_point() or sample_weight.is_complex()
-        ):
-            sample_weight = sample_weight.float()
+        sample_weight = as_floating(sample_weight)
         targets = self._as_targets(targets)
         check_batch(logits, targets, self.num_classes)
         local = Batch(logits, targets, sample_weight, iid_mask, groups)
         check_row_extras(logits.shape[0], sample_weight, iid_mask, groups)
-        batch = _gathered(local) if self._gathers() else local
+        several = self._gathers()
+        group = default_group() if several and self.distributed == "shard" else None
+        batch = local if group is not None else Batch(*self._gather(*local))
+        if group is not None and self._queue is not None and not torch.compiler.is_compiling():
+            self._queue.check_owner(group_name(group))
         if not torch.compiler.is_compiling():
             self._check_values(batch)  # on all rows: every process raises, or none
         store = self.training or self.update_queue_in_eval
         self._want_diag = return_diagnostics
-        options = Options(return_diagnostics, self.group_shape, self.temperature_unit)
+        options = Options(return_diagnostics, self.group_shape, self.temperature_unit, group)
         losses, queue = _step.step(
             lambda pool: self._capped_classes(pool, options),
             batch,
             self._queue.state if self._queue is not None else None,
             ignore_index=self.ignore_index,
             store=store,
+            group=group,
         )
         out: list[Any] = [_step.reduce_classes(losses, self.reduction)]
         if return_per_class:
@@ -217,22 +224,7 @@ class RankingLoss(PublishedNames, nn.Module):
     def _check_values(self, batch: Batch) -> None:
         if self.num_classes == 1:
             self._warn_binary(batch.targets)
-        if batch.sample_weight is not None and batch.sample_weight.numel():
-            self._check_weight(batch.sample_weight)
-
-    def _check_weight(self, sample_weight: Tensor) -> None:
-        if not (sample_weight.abs() < _step.MAX_WEIGHT).all():
-            raise ValueError(f"sample_weight must be finite, below {_step.MAX_WEIGHT:.1e}")
-        if (sample_weight < 0).any():
-            raise ValueError(
-                f"sample_weight must be non-negative, got {float(sample_weight.min())}"
-            )
-        if not self._zero_weight_warned and not sample_weight.any():
-            self._zero_weight_warned = True
-            warn_user(
-                f"{type(self).__name__}: sample_weight is entirely zero; rows of weight 0 give no "
-                "gradient"
-            )
+        self._check_weight(batch.sample_weight)
 
     def _warn_binary(self, targets: Tensor) -> None:
         if targets.dtype == torch.bool or not targets.numel():
@@ -247,20 +239,10 @@ class RankingLoss(PublishedNames, nn.Module):
                 f"{int(stray.sum())} other values count as positive"
             )
 
-    def _gathers(self) -> bool:
-        """Whether to gather, decided at the first forward, when the process group is there."""
-        if self._gather_resolved is None:
-            self._gather_resolved = self.gather_distributed is not False and world_size() > 1
-        return self._gather_resolved
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RankingLoss:
         # The queue guards its own buffers; the wide temperature is guarded here.
         super()._apply(never_narrow(fn), recurse)  # type: ignore[no-untyped-call]
         return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy may land in another process group: it decides for itself whether to gather."""
-        return {**self.__dict__, "_gather_resolved": None}
 
     def problems_with(self, state_dict: dict[str, Any], prefix: str) -> list[str]:
         """What keeps a checkpoint from being loaded; gives its queue the present names."""
@@ -286,9 +268,3 @@ class RankingLoss(PublishedNames, nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if not tau.is_meta:
             self._temperature = float(tau)
-
-
-def _gathered(batch: Batch) -> Batch:
-    """The rows of all processes."""
-    rest = (None if x is None else all_gather_no_grad(x) for x in batch[1:])
-    return Batch(all_gather_with_grad(batch.logits), *rest)  # type: ignore[arg-type]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 
 from .. import _step
+from .._band import Band, check_band_options
 from .._checks import INTERPOLATIONS, check_choice, check_quantile, warn_user
-from .._pauc import Band, check_band_options
 from .._pool import Batch, Pool
 from .._step import ClassLosses, Options
 from ._base import RankingLoss
+from ._batch import check_class_ids
 
 
 class SmoothAPLoss(RankingLoss):
@@ -30,6 +31,9 @@ class SmoothAPLoss(RankingLoss):
             to multiply it by the detached spread of the pool (`score_spread`), class by class, so
             that it keeps its meaning as the logits grow.
         group_shape: (queries, longest query), bounds that compiled code needs for `groups`.
+        distributed: what several processes do when they gather: "gather" every row to all, or
+            "shard", where each keeps its rows and a queue of its own, only sums travel, and the
+            loss is the same exact one of the whole pool (see the README).
 
     Diagnostics (return_diagnostics), [C] each: saturation, the share of positives whose rank has
     numerically no gradient (`smooth_ap_saturation`); tau_eff, the temperature in units of the
@@ -59,11 +63,12 @@ class SmoothAPLoss(RankingLoss):
         *,
         temperature_unit: str = "score",
         group_shape: tuple[int, int] | None = None,
+        distributed: str = "gather",
     ) -> None:
         super().__init__(
             num_classes, queue_size, temperature, reduction, ignore_index,
             update_queue_in_eval, gather_distributed, max_pool_size, group_shape,
-            temperature_unit,
+            distributed, temperature_unit,
         )  # fmt: skip
 
     def _classes(self, pool: Pool, options: Options) -> ClassLosses:
@@ -87,6 +92,7 @@ class RecallAtQuantileLoss(RankingLoss):
         max_pool_size: as in `SmoothAPLoss`.
         temperature_unit: as in `SmoothAPLoss`.
         group_shape: as in `SmoothAPLoss`.
+        distributed: as in `SmoothAPLoss`.
 
     Diagnostics as in `SmoothAPLoss`, with `recall_saturation`.
 
@@ -116,13 +122,14 @@ class RecallAtQuantileLoss(RankingLoss):
         *,
         temperature_unit: str = "score",
         group_shape: tuple[int, int] | None = None,
+        distributed: str = "gather",
     ) -> None:
         check_choice("quantile_interpolation", quantile_interpolation, INTERPOLATIONS)
         check_quantile(quantile, quantile_interpolation)
         super().__init__(
             num_classes, queue_size, temperature, reduction, ignore_index,
             update_queue_in_eval, gather_distributed, max_pool_size, group_shape,
-            temperature_unit,
+            distributed, temperature_unit,
         )  # fmt: skip
         self.quantile = quantile
         self.quantile_interpolation = quantile_interpolation
@@ -135,15 +142,8 @@ class RecallAtQuantileLoss(RankingLoss):
 
     def _check_values(self, batch: Batch) -> None:
         super()._check_values(batch)
-        targets = batch.targets
-        if self.num_classes == 1 or targets.dim() == 2:
-            return
-        stray = ((targets < 0) | (targets >= self.num_classes)) & (targets != self.ignore_index)
-        if stray.any():
-            raise ValueError(
-                f"targets contain class ids outside [0, {self.num_classes}) and other than "
-                f"ignore_index={self.ignore_index}: {targets[stray][:5].tolist()}"
-            )
+        if self.num_classes > 1 and batch.targets.dim() == 1:
+            check_class_ids(batch.targets, self.num_classes, self.ignore_index)
 
 
 class PAUCAtBudgetLoss(RankingLoss):
@@ -170,6 +170,7 @@ class PAUCAtBudgetLoss(RankingLoss):
         quantile_interpolation: as `interpolation` of `torch.quantile`.
         max_pool_size: as in `SmoothAPLoss`.
         group_shape: as in `SmoothAPLoss`.
+        distributed: as in `SmoothAPLoss`.
 
     Diagnostics (return_diagnostics), [C] each: t_alpha and t_beta, the ends of the band; tau_eff,
     the temperature in units of the logits; band_neg_count, the iid negatives in it; pauc_var, the
@@ -210,6 +211,7 @@ class PAUCAtBudgetLoss(RankingLoss):
         max_pool_size: int | None = None,
         *,
         group_shape: tuple[int, int] | None = None,
+        distributed: str = "gather",
     ) -> None:
         check_choice("quantile_interpolation", quantile_interpolation, INTERPOLATIONS)
         self._band = Band(
@@ -220,6 +222,7 @@ class PAUCAtBudgetLoss(RankingLoss):
         super().__init__(
             num_classes, queue_size, temperature, reduction, ignore_index,
             update_queue_in_eval, gather_distributed, max_pool_size, group_shape,
+            distributed,
         )  # fmt: skip
         self.alpha = float(alpha)
         self.beta = float(beta)

@@ -1,0 +1,212 @@
+"""Focal losses: cross-entropy that counts the examples less that are already right."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from . import _numerics as num
+from ._checks import check_floating, check_fraction, check_positive
+from ._pointwise import check_class_targets, check_elements, check_reduction, reduce
+
+SIGMOID_REDUCTIONS = ("none", "mean", "sum")
+SOFTMAX_REDUCTIONS = ("none", "mean", "mean_positive", "sum")
+
+
+def sigmoid_focal(
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    alpha: float = 0.25,
+    gamma: float | Tensor = 2.0,
+    reduction: str = "mean",
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    r"""Focal loss of independent yes/no predictions: binary or multi-label; smaller is better.
+
+    ``loss = alpha_t (1 - p_t)^gamma CE`` with ``p = sigmoid(x)``, ``p_t = t p + (1 - t) (1 - p)``,
+    ``alpha_t = t alpha + (1 - t) (1 - alpha)`` and ``CE = -t log p - (1 - t) log(1 - p)``.
+    gamma = 0 is binary cross-entropy.
+
+    Args:
+        inputs: [...] floating, logits. Half precision is computed in, and returned as, float32.
+        targets: [...] as inputs, in [0, 1] and usually 0 or 1; any real dtype. They get no
+            gradient.
+        alpha: weight of the positives, in [0, 1]; the negatives have 1 - alpha. -1 for no such
+            weights.
+        gamma: focusing exponent >= 0: a number, or a 0-d tensor when it varies inside a compiled
+            function.
+        reduction: "none", "mean" over all elements, or "sum".
+        sample_weight: floating >= 0, the shape of inputs or with 1 in place of axes after dim 0
+            ([N, 1, H, W] for inputs [N, C, H, W]), or None for 1. "mean" is the weighted mean,
+            0 if all weights are. It gets no gradient.
+
+    Returns:
+        [] in the dtype of inputs (float32 for half input), or [...] for "none". Without elements
+        0 with a graph. An input that is not finite and a NaN target give NaN.
+
+    Raises:
+        TypeError: wrong dtypes.
+        ValueError: shapes that do not fit, alpha, gamma or reduction out of range.
+
+    Example:
+        >>> logits = torch.tensor([4.0, 0.0, -4.0])
+        >>> sigmoid_focal(logits, torch.tensor([1.0, 1.0, 1.0]), alpha=-1, reduction="none")
+        tensor([5.8716e-06, 1.7329e-01, 3.8749e+00])
+
+    Reference: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, arXiv:1708.02002.
+    """
+    check_reduction(reduction, SIGMOID_REDUCTIONS)
+    check_elements(inputs, targets, sample_weight)
+    check_fraction("alpha", alpha, also=-1)
+    _check_gamma(gamma)
+    return reduce(_sigmoid(inputs, targets.detach(), alpha, gamma), reduction, sample_weight)
+
+
+def softmax_focal(
+    inputs: Tensor,
+    targets: Tensor,
+    *,
+    alpha: Tensor | Sequence[float] | None = None,
+    gamma: float | Tensor = 2.0,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    background_class: int = 0,
+    sample_weight: Tensor | None = None,
+) -> Tensor:
+    r"""Focal loss of mutually exclusive classes; smaller is better.
+
+    ``loss = alpha[t] (1 - p_t)^gamma CE`` with ``p = softmax(x)`` and, s being label_smoothing,
+    ``CE = -(1 - s) log p_t - s mean_c log p_c``. gamma = 0 is cross-entropy.
+
+    Args:
+        inputs: [N, C] or [N, C, ...] floating, logits. Half precision is computed in, and
+            returned as, float32. -inf excludes a class, as in `torch.nn.functional.cross_entropy`.
+        targets: [N] or [N, ...] integer class ids in [0, C), or ignore_index.
+        alpha: [C] weights of the classes, a tensor or numbers; None for 1.
+        gamma: focusing exponent >= 0: a number, or a 0-d tensor when it varies inside a compiled
+            function.
+        reduction: "none"; "mean" over the rows that count; "mean_positive", the sum over them
+            divided by the number (or weight) of those not of background_class; or "sum". A number
+            or weight of 0 divides by 1.
+        label_smoothing: s, in [0, 1].
+        ignore_index: target of rows that do not count; it may be a class id. Such rows give 0
+            with zero gradient, whatever they hold.
+        background_class: the class that "mean_positive" does not count.
+        sample_weight: floating >= 0, the shape of targets, or None for 1. It gets no gradient.
+
+    Returns:
+        [] in the dtype of inputs (float32 for half input), or [N, ...] for "none". Without rows
+        that count 0 with a graph. In a row that counts, a target outside [0, C) and an input that
+        is NaN or +inf give NaN; a target whose class is excluded gives inf or NaN.
+
+    Raises:
+        TypeError: wrong dtypes.
+        ValueError: shapes that do not fit, alpha not [C], gamma, label_smoothing or reduction out
+            of range.
+
+    Example:
+        >>> logits = torch.tensor([[4.0, 0.0], [0.0, 0.0], [4.0, 0.0]])
+        >>> softmax_focal(logits, torch.tensor([0, 0, 1]), reduction="none")
+        tensor([5.8716e-06, 1.7329e-01, 3.8749e+00])
+
+    Reference: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, arXiv:1708.02002.
+    """
+    check_reduction(reduction, SOFTMAX_REDUCTIONS)
+    check_class_targets(inputs, targets, sample_weight)
+    _check_gamma(gamma)
+    check_fraction("label_smoothing", label_smoothing)
+    if alpha is not None:
+        alpha = class_weights(alpha)
+        if alpha.shape[0] != inputs.shape[1]:
+            raise ValueError(
+                f"alpha must have one entry per class: expected [{inputs.shape[1]}], "
+                f"got {list(alpha.shape)}"
+            )
+    valid = targets != ignore_index
+    counted = valid & (targets != background_class) if reduction == "mean_positive" else valid
+    loss = _softmax(inputs, targets.to(torch.int64), valid, alpha, gamma, label_smoothing)
+    return reduce(loss, reduction, sample_weight, counted)
+
+
+def class_weights(alpha: Tensor | Sequence[float]) -> Tensor:
+    """Weights [C] of the classes as a tensor; raise `ValueError` unless they have one axis."""
+    weights = alpha if isinstance(alpha, Tensor) else torch.tensor(alpha, dtype=torch.float64)
+    if weights.dim() != 1:
+        raise ValueError(f"alpha must be a 1-D tensor of shape [C], got {list(weights.shape)}")
+    return weights
+
+
+def _check_gamma(gamma: float | Tensor) -> None:
+    if isinstance(gamma, Tensor):
+        check_floating("gamma", gamma)
+        if gamma.dim():
+            raise ValueError(f"gamma must be a number or a 0-d tensor, got {list(gamma.shape)}")
+    elif gamma != 0:
+        check_positive("gamma, unless 0,", gamma)
+
+
+# p_t near 1 has lost the digits of 1 - p_t. So both losses take 1 - p_t, its logarithm and that of
+# p_t from the logits, adding only terms of one sign; the error left is that of rounding the logits.
+
+
+@num.full_precision
+def _sigmoid(x: Tensor, targets: Tensor, alpha: float, gamma: float | Tensor) -> Tensor:
+    t = targets.to(x.dtype)
+    yes, no = _softplus(-x), _softplus(x)  # -log p, -log(1 - p)
+    # lerp is exact at targets 0 and 1, and NaN where x is infinite.
+    ce = torch.lerp(no, yes, t)
+    q = torch.lerp(torch.sigmoid(x), torch.sigmoid(-x), t)  # 1 - p_t
+    if isinstance(gamma, Tensor) or 0.0 < gamma < 2.0:
+        # The power has a first or second derivative that is infinite at 0, hence exp(gamma log q).
+        # Below the least normal number targets are 0 or 1, and their log q needs no q.
+        floor = torch.finfo(x.dtype).tiny
+        below = (q < floor).to(x.dtype)
+        log_q = q.clamp(min=floor).log() - below * (torch.lerp(yes, no, t) + math.log(floor))
+        loss = (_like(gamma, x) * log_q).exp() * ce
+    else:
+        loss = q**gamma * ce
+    if alpha < 0:
+        return loss
+    return torch.lerp(x.new_full((), 1.0 - alpha), x.new_full((), alpha), t) * loss
+
+
+@num.full_precision
+def _softmax(
+    x: Tensor,
+    targets: Tensor,
+    valid: Tensor,
+    alpha: Tensor | None,
+    gamma: float | Tensor,
+    label_smoothing: float,
+) -> Tensor:
+    x = num.clean(x, valid[:, None])
+    stray = valid & ((targets < 0) | (targets >= x.shape[1]))
+    index = torch.where(valid & ~stray, targets, 0)[:, None]
+    # Against all other classes at once p_t is sigmoid(margin). The fill leaves the class itself
+    # out, and keeps the margin finite where there is no other.
+    own = x.gather(1, index)[:, 0]
+    rival = x.scatter(1, index, torch.finfo(x.dtype).min).logsumexp(1)
+    margin = (own - rival) * num.poison(torch.maximum(own, rival)[..., None])
+    margin = margin * torch.where(stray, torch.nan, 1.0)
+    ce = _softplus(-margin)
+    if label_smoothing:
+        ce = (1.0 - label_smoothing) * ce - label_smoothing * x.log_softmax(1).mean(1)
+    loss = (_like(gamma, x) * -_softplus(margin)).exp() * ce
+    if alpha is not None:
+        loss = alpha.to(x)[index[:, 0]] * loss
+    return torch.where(valid, loss, 0.0)
+
+
+def _softplus(x: Tensor) -> Tensor:
+    """``log(1 + exp(x))`` to the last digit; torch's default threshold stops short of float64."""
+    return softplus(x, threshold=40.0)
+
+
+def _like(gamma: float | Tensor, x: Tensor) -> float | Tensor:
+    return gamma.to(x) if isinstance(gamma, Tensor) else gamma

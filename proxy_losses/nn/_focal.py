@@ -1,0 +1,161 @@
+"""The focal losses as modules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
+
+from .. import _focal
+from .._checks import check_fraction
+from .._pointwise import check_class_targets, check_elements
+from ._batch import BatchLoss, as_floating, check_class_ids
+from ._queue import never_narrow
+
+
+class SigmoidFocalLoss(BatchLoss):
+    r"""Focal loss of independent yes/no predictions (Lin et al., ICCV 2017): `sigmoid_focal`.
+
+    Args:
+        alpha: weight of the positives, in [0, 1]; the negatives have 1 - alpha. -1 for no such
+            weights.
+        gamma: focusing exponent >= 0; 0 is binary cross-entropy.
+        reduction: "none", "mean" over all elements, or "sum".
+        gather_distributed: gather the rows of all processes first: None and True when there are
+            several, False never.
+
+    Raises:
+        ValueError, TypeError: alpha out of range.
+
+    Example:
+        >>> loss_fn = SigmoidFocalLoss(alpha=0.75)
+        >>> logits = torch.tensor([[2.0], [1.0], [0.0]], requires_grad=True)
+        >>> loss = loss_fn(logits, torch.tensor([[0.0], [1.0], [0.0]]))
+        >>> round(loss.item(), 4)
+        0.1576
+    """
+
+    SUPPORTED_REDUCTIONS = _focal.SIGMOID_REDUCTIONS
+
+    def __init__(
+        self,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+        reduction: str = "mean",
+        gather_distributed: bool | None = None,
+    ) -> None:
+        super().__init__()
+        check_fraction("alpha", alpha, also=-1)
+        self.alpha = alpha
+        self.gamma = gamma
+        self.reduction = reduction
+        self.gather_distributed = gather_distributed
+
+    def forward(
+        self, inputs: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None
+    ) -> Tensor:
+        """The loss; see `sigmoid_focal` for arguments, shapes and errors.
+
+        Args:
+            inputs: [...] floating, logits.
+            targets: [...] in [0, 1].
+            sample_weight: >= 0 and finite, dim 0 of inputs, its other axes theirs or 1.
+
+        Returns:
+            [], or [...] for reduction "none"; in float32 for half input.
+
+        Raises:
+            TypeError, ValueError: as `sigmoid_focal`; in eager code a weight that is negative or
+                not finite too.
+        """
+        sample_weight = as_floating(sample_weight)
+        check_elements(inputs, targets, sample_weight)
+        inputs, targets, sample_weight = self._gather(inputs, targets, sample_weight)
+        self._check_weight(sample_weight)  # on all rows: every process raises, or none
+        return _focal.sigmoid_focal(
+            inputs, targets, alpha=self.alpha, gamma=self.gamma, reduction=self.reduction,
+            sample_weight=sample_weight,
+        )  # fmt: skip
+
+
+class SoftmaxFocalLoss(BatchLoss):
+    r"""Focal loss of mutually exclusive classes (Lin et al., ICCV 2017): `softmax_focal`.
+
+    Args:
+        alpha: [C] weights of the classes, a tensor or numbers; None for 1. Kept as a float32
+            buffer.
+        gamma: focusing exponent >= 0; 0 is cross-entropy.
+        reduction: "none"; "mean" over the rows that count; "mean_positive", the sum over them
+            divided by the number (or weight) of those not of background_class; or "sum".
+        label_smoothing: as in `torch.nn.functional.cross_entropy`.
+        ignore_index: target of rows that do not count; it may be a class id.
+        background_class: the class that "mean_positive" does not count.
+        gather_distributed: as in `SigmoidFocalLoss`.
+
+    Raises:
+        ValueError: alpha not one-dimensional.
+
+    Example:
+        >>> loss_fn = SoftmaxFocalLoss(alpha=[0.2, 0.8], reduction="mean_positive")
+        >>> logits = torch.tensor([[2.0, 0.0], [0.0, 1.0]], requires_grad=True)
+        >>> loss = loss_fn(logits, torch.tensor([0, 1]))
+        >>> round(loss.item(), 4)
+        0.0185
+    """
+
+    SUPPORTED_REDUCTIONS = _focal.SOFTMAX_REDUCTIONS
+    alpha: Tensor | None
+
+    def __init__(
+        self,
+        alpha: Tensor | Sequence[float] | None = None,
+        gamma: float = 2.0,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+        ignore_index: int = -100,
+        background_class: int = 0,
+        gather_distributed: bool | None = None,
+    ) -> None:
+        super().__init__()
+        if alpha is not None:
+            alpha = _focal.class_weights(alpha).detach().clone().float()
+        self.register_buffer("alpha", alpha)
+        self.gamma = gamma
+        self.reduction = reduction
+        self.label_smoothing = label_smoothing
+        self.ignore_index = ignore_index
+        self.background_class = background_class
+        self.gather_distributed = gather_distributed
+
+    def forward(
+        self, inputs: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None
+    ) -> Tensor:
+        """The loss; see `softmax_focal` for arguments, shapes and errors.
+
+        Args:
+            inputs: [N, C] or [N, C, ...] floating, logits.
+            targets: [N] or [N, ...] integer class ids in [0, C), or ignore_index.
+            sample_weight: >= 0 and finite, the shape of targets.
+
+        Returns:
+            [], or [N, ...] for reduction "none"; in float32 for half input.
+
+        Raises:
+            TypeError, ValueError: as `softmax_focal`; in eager code a weight that is negative or
+                not finite too, and on the CPU a target outside [0, C), which elsewhere gives NaN.
+        """
+        sample_weight = as_floating(sample_weight)
+        check_class_targets(inputs, targets, sample_weight)
+        inputs, targets, sample_weight = self._gather(inputs, targets, sample_weight)
+        if targets.is_cpu:  # elsewhere the answer would have to be waited for
+            check_class_ids(targets, inputs.shape[1], self.ignore_index)
+        self._check_weight(sample_weight)
+        return _focal.softmax_focal(
+            inputs, targets, alpha=self.alpha, gamma=self.gamma, reduction=self.reduction,
+            label_smoothing=self.label_smoothing, ignore_index=self.ignore_index,
+            background_class=self.background_class, sample_weight=sample_weight,
+        )  # fmt: skip
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SoftmaxFocalLoss:
+        super()._apply(never_narrow(fn), recurse)  # type: ignore[no-untyped-call]
+        return self
