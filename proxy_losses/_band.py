@@ -138,10 +138,10 @@ def partial_auc_and_stats(
         pos = pos & live_mask
     weight = num.positive_weight(pos, sample_weight, scores.dtype)
     has_pos, has_negative, broken = _any_rank(
-        name, weight.sum(-1) > 0, iid_negative.any(-1).expand(shape[:-1]), sound.isnan()
+        name, ~(weight.sum(-1) <= 0), iid_negative.any(-1).expand(shape[:-1]), sound.isnan()
     )
     usable = has_pos & has_negative
-    # A list with a non-finite score counts, and is NaN.
+    # A list with a non-finite score or weight counts, and is NaN.
     degenerate = usable & (scale <= MIN_SCALE) & ~broken
     counts = usable & ~degenerate
     temperature = tau * scale.clamp(min=MIN_SCALE)

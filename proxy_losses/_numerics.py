@@ -139,7 +139,7 @@ def masked_quantiles(
     else:
         count = valid_mask.sum(-1, keepdim=True)
         s, valid_mask = torch.broadcast_tensors(s, valid_mask)
-    low, high = reach
+    low, high = map(float, reach)
     top = 1.0 - low <= high
     if valid_mask is not None:
         s = s.masked_fill(~valid_mask, -math.inf if top else math.inf)

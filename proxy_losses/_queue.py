@@ -145,10 +145,9 @@ def enqueue(
             queue, logits, targets, sample_weight=sample_weight, iid_mask=iid_mask, groups=groups,
             where=torch.ones_like(queue.enqueued, dtype=torch.bool) if where is None else where,
         )  # fmt: skip
-    matched = match_queue(queue, targets, groups)
-    if not n or (matched is not queue and _is_false(where)):
-        return QueueState(*(field.clone() for field in queue))
-    queue = matched
+    if is_labels(targets) and not is_labels(queue.targets) and (not n or _is_false(where)):
+        return QueueState(*(field.clone() for field in _with_groups(queue, groups)))
+    queue = match_queue(queue, targets, groups)
     grouped = queue.groups.numel() > 0
     if grouped and groups is None:
         groups = queue.groups.new_full((n,), NO_GROUP)
@@ -242,8 +241,7 @@ def _is_false(where: Tensor | None) -> bool:
 
 def match_queue(queue: QueueState, targets: Tensor, groups: Tensor | None) -> QueueState:
     """The queue with room for these targets and groups; rows of the other kind are dropped."""
-    if groups is not None and not queue.groups.numel():
-        queue = queue._replace(groups=torch.full_like(queue.iid_mask, NO_GROUP, dtype=torch.int64))
+    queue = _with_groups(queue, groups)
     if is_labels(targets) == is_labels(queue.targets):
         return queue
     if is_labels(queue.targets):
@@ -253,6 +251,13 @@ def match_queue(queue: QueueState, targets: Tensor, groups: Tensor | None) -> Qu
         )
     empty = reset_queue(queue)
     return empty._replace(targets=torch.zeros_like(queue.logits, dtype=torch.bool))
+
+
+def _with_groups(queue: QueueState, groups: Tensor | None) -> QueueState:
+    """The queue with room for groups, if there are any."""
+    if groups is None or queue.groups.numel():
+        return queue
+    return queue._replace(groups=torch.full_like(queue.iid_mask, NO_GROUP, dtype=torch.int64))
 
 
 def queue_rows(queue: QueueState) -> tuple[Tensor, Tensor, Tensor]:
