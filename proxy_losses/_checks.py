@@ -176,6 +176,12 @@ def check_flag(name: str, x: object) -> None:
         fail_type(name, "True or False", x)
 
 
+def check_optional_flag(name: str, x: object) -> None:
+    """`check_flag`, but for None."""
+    if x is not None:
+        check_flag(name, x)
+
+
 def check_quantile(quantile: float, interpolation: str) -> None:
     """Raise unless 0 < quantile < 1 and the interpolation is one of torch.quantile."""
     _check_number("quantile", quantile)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from . import _numerics as num
-from ._checks import check_floating, check_fraction, check_positive
+from ._checks import check_floating, check_fraction, check_positive, check_real
 from ._pointwise import check_class_targets, check_elements, check_reduction, reduce
 
 SIGMOID_REDUCTIONS = ("none", "mean", "sum")
 SOFTMAX_REDUCTIONS = ("none", "mean", "mean_positive", "sum")
+MAX_GAMMA = 1e20  # beyond, a gradient may be 0 times inf
 
 
 def sigmoid_focal(
@@ -128,15 +130,23 @@ def softmax_focal(
                 f"alpha must have one entry per class: expected [{inputs.shape[1]}], "
                 f"got {list(alpha.shape)}"
             )
+    targets = targets.to(torch.int64)  # a narrow type may not hold ignore_index
     valid = targets != ignore_index
     counted = valid & (targets != background_class) if reduction == "mean_positive" else valid
-    loss = _softmax(inputs, targets.to(torch.int64), valid, alpha, gamma, label_smoothing)
+    loss = _softmax(inputs, targets, valid, alpha, gamma, label_smoothing)
     return reduce(loss, reduction, sample_weight, counted)
 
 
 def class_weights(alpha: Tensor | Sequence[float]) -> Tensor:
     """Weights [C] of the classes as a tensor; raise `ValueError` unless they have one axis."""
-    weights = alpha if isinstance(alpha, Tensor) else torch.tensor(alpha, dtype=torch.float64)
+    if isinstance(alpha, Tensor):
+        check_real("alpha", alpha)
+        weights = alpha
+    else:
+        try:
+            weights = torch.tensor(alpha, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise TypeError(f"alpha must be a tensor or numbers [C], got {alpha!r:.80}") from error
     if weights.dim() != 1:
         raise ValueError(f"alpha must be a 1-D tensor of shape [C], got {list(weights.shape)}")
     return weights
@@ -147,8 +157,10 @@ def _check_gamma(gamma: float | Tensor) -> None:
         check_floating("gamma", gamma)
         if gamma.dim():
             raise ValueError(f"gamma must be a number or a 0-d tensor, got {list(gamma.shape)}")
-    elif gamma != 0:
+    elif not isinstance(gamma, Real) or gamma != 0:
         check_positive("gamma, unless 0,", gamma)
+        if isinstance(gamma, Real) and float(gamma) > MAX_GAMMA:
+            raise ValueError(f"gamma must be at most {MAX_GAMMA}, got {gamma}")
 
 
 # p_t near 1 has lost the digits of 1 - p_t. So both losses take 1 - p_t, its logarithm and that of

@@ -10,7 +10,7 @@ from ._checks import check_floating, check_integers, check_real
 
 def check_reduction(reduction: str, supported: tuple[str, ...]) -> None:
     """Raise `ValueError` unless the reduction of a pointwise loss is one that it supports."""
-    if reduction not in supported:
+    if not isinstance(reduction, str) or reduction not in supported:
         modes = ", ".join(map(repr, supported))
         raise ValueError(f"Invalid reduction: '{reduction}'. Supported modes: {modes}.")
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import proxy_losses as P
-from proxy_losses.nn import _base
+from proxy_losses.nn import _batch
 
 from .makers import batch, every_loss, smooth
 from .test_wrapper import EPOCHS, STEPS
@@ -262,8 +262,8 @@ def test_a_copy_decides_anew_whether_to_gather(make, through, monkeypatch):
     }[through]()
     assert equal(contents(twin), contents(module))
     # A process group comes up: what was decided before stands, what was copied is new to it.
-    monkeypatch.setattr(_base, "world_size", lambda: 2)
-    monkeypatch.setattr(_base, "_gathered", lambda rows: gathered.append(rows) or rows)
+    monkeypatch.setattr(_batch, "world_size", lambda: 2)
+    monkeypatch.setattr(_batch, "all_gather_with_grad", lambda *rows: gathered.append(rows) or rows)
     module(*batch(5, classes=3))
     assert not gathered
     twin(*batch(5, classes=3))

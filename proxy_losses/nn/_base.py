@@ -17,6 +17,7 @@ from .._checks import (
     check_choice,
     check_flag,
     check_int,
+    check_optional_flag,
     check_row_extras,
     check_temperature,
     warn_user,
@@ -57,8 +58,7 @@ class RankingLoss(PublishedNames, BatchLoss):
         check_int("ignore_index", ignore_index)
         check_choice("reduction", reduction, REDUCTIONS)
         check_flag("update_queue_in_eval", update_queue_in_eval)
-        if gather_distributed is not None:
-            check_flag("gather_distributed", gather_distributed)
+        check_optional_flag("gather_distributed", gather_distributed)
         if max_pool_size is not None:
             check_int("max_pool_size", max_pool_size, 1)
         check_choice("distributed", distributed, DISTRIBUTED)

@@ -35,6 +35,7 @@ def check_class_ids(targets: Tensor, num_classes: int, ignore_index: int) -> Non
     """Raise `ValueError` unless the targets are in [0, num_classes) or ignore_index."""
     if not readable(targets):
         return
+    targets = targets.to(torch.int64)
     stray = ((targets < 0) | (targets >= num_classes)) & (targets != ignore_index)
     if stray.any():
         raise ValueError(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from .. import _focal
-from .._checks import check_fraction
+from .._checks import check_fraction, check_int, check_optional_flag
 from .._pointwise import check_class_targets, check_elements
 from ._batch import BatchLoss, as_floating, check_class_ids
 from ._queue import never_narrow
@@ -46,6 +46,7 @@ class SigmoidFocalLoss(BatchLoss):
     ) -> None:
         super().__init__()
         check_fraction("alpha", alpha, also=-1)
+        check_optional_flag("gather_distributed", gather_distributed)
         self.alpha = alpha
         self.gamma = gamma
         self.reduction = reduction
@@ -117,6 +118,9 @@ class SoftmaxFocalLoss(BatchLoss):
         gather_distributed: bool | None = None,
     ) -> None:
         super().__init__()
+        check_int("ignore_index", ignore_index)
+        check_int("background_class", background_class)
+        check_optional_flag("gather_distributed", gather_distributed)
         if alpha is not None:
             alpha = _focal.class_weights(alpha).detach().clone().float()
         self.register_buffer("alpha", alpha)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _schedule as sched_fns
-from .._checks import as_number, check_flag, check_int, warn_user
+from .._checks import as_number, check_flag, check_int, check_optional_flag, warn_user
 from .._schedule import Clock, Schedule, ScheduleState
 from ._published import PublishedSchedule
 from ._resume import SavedSchedule
@@ -91,8 +91,7 @@ class LossWarmupWrapper(PublishedSchedule, SavedSchedule):
             if not callable(loss):
                 raise TypeError(f"{name} must be callable, got {type(loss).__name__}")
         check_flag("reset_queue_each_epoch", reset_queue_each_epoch)
-        if gather_distributed is not None:
-            check_flag("gather_distributed", gather_distributed)
+        check_optional_flag("gather_distributed", gather_distributed)
         _check_clocks(warmup_epochs, blend_epochs, warmup_steps, blend_steps)
         self._clock: Clock = "epoch" if warmup_steps is None else "step"
         sched = Schedule(
