@@ -133,7 +133,7 @@ def test_kills_from_outside(whole, tmp_path, record_property):
         kills += 1
         assert kills < 100
     record_property("kills", kills)
-    assert kills >= 3
+    assert kills >= 1  # how many depends on how fast the machine is
     check(tmp_path, whole)
 
 
