@@ -20,6 +20,16 @@ _EXACT_FLOAT32 = 1 << 24
 _SPREAD_ROWS = 1 << 16
 
 
+def size_known(size: int) -> bool:
+    """Whether Python may branch on it: not on a size that compiled code learns from a gather."""
+    if not torch.compiler.is_compiling():
+        return True
+    from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+    some = 1 << 20  # any bound that no size meets by its form alone
+    return bool(guard_or_false(size < some) or guard_or_false(size >= some))
+
+
 def lift(x: Tensor) -> Tensor:
     """float16 and bfloat16 to float32; other dtypes unchanged."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

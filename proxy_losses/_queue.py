@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_batch, check_bool, check_int, check_row_extras, is_labels
+from ._numerics import size_known
 
 NO_GROUP = torch.iinfo(torch.int64).min  # query id of rows stored without one
 
@@ -139,6 +140,11 @@ def enqueue(
         check_bool("where", where)
         if where.dim():
             raise ValueError(f"where must be one bool for the whole batch, got {list(where.shape)}")
+    if not size_known(n):
+        return enqueue_unsized(
+            queue, logits, targets, sample_weight=sample_weight, iid_mask=iid_mask, groups=groups,
+            where=torch.ones_like(queue.enqueued, dtype=torch.bool) if where is None else where,
+        )  # fmt: skip
     if is_labels(targets) and not is_labels(queue.targets) and (not n or _is_false(where)):
         return QueueState(*(field.clone() for field in _with_groups(queue, groups)))
     queue = match_queue(queue, targets, groups)
@@ -171,6 +177,49 @@ def enqueue(
         iid_mask=put(queue.iid_mask, iid_mask),
         groups=put(queue.groups, groups) if grouped else queue.groups,
         enqueued=torch.where(where, enqueued, queue.enqueued),
+    )
+
+
+def enqueue_unsized(
+    queue: QueueState,
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    sample_weight: Tensor | None,
+    iid_mask: Tensor | None,
+    groups: Tensor | None,
+    where: Tensor,
+) -> QueueState:
+    """`enqueue` without a branch on the number of rows, which compiled gathers do not know.
+
+    Every slot looks up its row, so all slots are written: `enqueue` is cheaper.
+    """
+    queue = match_queue(queue, targets, groups)
+    capacity, n = queue.logits.shape[0], logits.shape[0]
+    end = queue.enqueued + n
+    turn = end + (capacity - 1) - (end + capacity - 1) % capacity
+    end = torch.where(torch.zeros_like(end) + n >= capacity, turn, end)
+    # The last of the rows that belong to the slot, below 0 if none does.
+    row = n - 1 - (end - 1 - torch.arange(capacity, device=end.device)) % capacity
+    new = (row >= 0) & where
+
+    def put(field: Tensor, rows: Tensor | None) -> Tensor:
+        keep = new.reshape(-1, *[1] * (field.dim() - 1))
+        if rows is None:
+            return torch.where(keep, torch.ones_like(field), field)
+        rows = rows.detach().to(field.device, field.dtype)
+        rows = torch.cat([rows, field[:1]])  # a batch may be empty
+        return torch.where(keep, rows.index_select(0, row.clamp(min=0)), field)
+
+    if queue.groups.numel() and groups is None:
+        groups = torch.full_like(logits[:, 0], NO_GROUP, dtype=torch.int64)
+    return queue._replace(
+        logits=put(queue.logits, logits),
+        targets=put(queue.targets, targets),
+        sample_weight=put(queue.sample_weight, sample_weight),
+        iid_mask=put(queue.iid_mask, iid_mask),
+        groups=put(queue.groups, groups) if queue.groups.numel() else queue.groups,
+        enqueued=torch.where(where, end, queue.enqueued),
     )
 
 

@@ -64,6 +64,7 @@ def test_a_sharded_queue_that_was_overwritten_raises_on_every_process():
         assert "broadcast_buffers=False" in told
 
 
+@pytest.mark.slow
 def test_a_sharded_queue_without_broadcast_is_each_process_own():
     (told, first), (_, second) = run("shard", False)
     assert told == ""

@@ -41,6 +41,7 @@ def worker(rank: int, folder: str, how: str) -> None:
     Path(folder, f"{rank}.json").write_text(json.dumps(max(off) / scale))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["gather", "shard"])
 def test_the_gradient_is_that_of_one_process(how):
     with tempfile.TemporaryDirectory() as folder:

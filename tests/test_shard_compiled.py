@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -35,6 +36,7 @@ def worker(rank: int, world: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_compiled_losses_and_gathers_are_those_of_eager_code(tmp_path):
     """Two independent losses, one rank without rows: the order of collectives must hold."""
     found = shards.run(2, tmp_path, worker)
