@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import sys
 import warnings
+from collections.abc import Callable
 from numbers import Integral, Real
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 INTERPOLATIONS = ("linear", "lower", "higher", "midpoint", "nearest")
 REDUCTIONS = ("mean", "sum", "none")
@@ -227,6 +229,15 @@ def check_list_shape(name: str, shape: tuple[int, int] | None) -> None:
         raise ValueError(f"{name} must be None or (queries, longest query), got {shape!r}")
     for what, size in zip(("queries", "longest query"), shape, strict=True):
         check_int(f"{name}, {what},", size, 1)
+
+
+def takes_argument(fn: Callable[..., Any], name: str) -> bool:
+    """Whether a callable declares the argument, or takes any; False where Python cannot tell."""
+    try:
+        params = inspect.signature(fn.forward if isinstance(fn, nn.Module) else fn).parameters
+    except (TypeError, ValueError):
+        return False
+    return name in params or any(p.kind is p.VAR_KEYWORD for p in params.values())
 
 
 def warn_user(message: str) -> None:

@@ -56,6 +56,24 @@ def check_schedule(sched: Schedule) -> None:
         raise ValueError(f"final_main_weight must be in (0, 1], got {sched.final_main_weight}")
 
 
+def check_clocks(
+    warmup_epochs: int, blend_epochs: int, warmup_steps: int | None, blend_steps: int | None
+) -> None:
+    """Raise `ValueError` for epoch and step variants that are out of range or exclude each other."""
+    check_int("warmup_epochs", warmup_epochs, 0)
+    check_int("blend_epochs", blend_epochs, 0)
+    if warmup_steps is not None:
+        check_int("warmup_steps", warmup_steps, 0)
+    if blend_steps is not None:
+        check_int("blend_steps", blend_steps, 0)
+    if warmup_steps is not None and warmup_epochs:
+        raise ValueError("warmup_epochs and warmup_steps exclude each other; give one")
+    if blend_steps is not None and blend_epochs:
+        raise ValueError("blend_epochs and blend_steps exclude each other; give one")
+    if blend_steps is not None and warmup_steps is None:
+        raise ValueError("blend_steps requires warmup_steps")
+
+
 def _as_clock(step: int | Tensor) -> Tensor:
     """The step as a 0-d int64 tensor (an int above 2^24 would round in float32)."""
     if isinstance(step, Tensor):

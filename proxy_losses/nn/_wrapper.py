@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _schedule as sched_fns
-from .._checks import check_int, warn_user
+from .._checks import takes_argument, warn_user
 from .._schedule import Clock, Schedule, ScheduleState
 from ._published import PublishedSchedule
 
@@ -18,16 +17,6 @@ from ._published import PublishedSchedule
 def _first(out: Any) -> Any:
     """The loss of a callable that returns it alone or first of a tuple."""
     return out[0] if isinstance(out, tuple) else out
-
-
-def _takes_sample_weight(loss: Callable[..., Any]) -> bool:
-    try:
-        params = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters
-    except (TypeError, ValueError):
-        return False
-    return "sample_weight" in params or any(
-        p.kind is inspect.Parameter.VAR_KEYWORD for p in params.values()
-    )
 
 
 class LossWarmupWrapper(PublishedSchedule, nn.Module):
@@ -51,9 +40,11 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
         final_main_weight: weight of main_loss after the blend, in (0, 1].
         reset_queue_each_epoch: also empty the queue at each epoch start of the main phase.
         gather_distributed: None leaves main_loss.gather_distributed; True and False overwrite it.
+        strict: raise in training if the hooks this schedule needs were never called.
 
     Raises:
         ValueError: an argument out of range, or epoch and step variants given together.
+        RuntimeError: from a call, with strict.
 
     Example:
         >>> wrapper = LossWarmupWrapper(
@@ -83,9 +74,10 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
         final_main_weight: float = 1.0,
         reset_queue_each_epoch: bool = False,
         gather_distributed: bool | None = None,
+        strict: bool = False,
     ) -> None:
         super().__init__()
-        _check_clocks(warmup_epochs, blend_epochs, warmup_steps, blend_steps)
+        sched_fns.check_clocks(warmup_epochs, blend_epochs, warmup_steps, blend_steps)
         self._clock: Clock = "epoch" if warmup_steps is None else "step"
         self._sched = Schedule(
             warmup_epochs if warmup_steps is None else warmup_steps,
@@ -108,9 +100,11 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
         self.final_main_weight = final_main_weight
         self.reset_queue_each_epoch = reset_queue_each_epoch
         self.gather_distributed = gather_distributed
+        self.strict = strict
         self._has_temperature = hasattr(main_loss, "temperature")
-        self._weight_to_warmup = _takes_sample_weight(warmup_loss)
+        self._weight_to_warmup = takes_argument(warmup_loss, "sample_weight")
         self._batch_hook_seen = False
+        self._epoch_hook_seen = self._clock == "step" or not (warmup_epochs or blend_epochs)
         self._no_batch_hook_warned = False
         if not self._has_temperature:
             warn_user(
@@ -175,6 +169,7 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
 
     def on_train_epoch_start(self, epoch: int) -> None:
         """Call at the start of each epoch, before its first batch."""
+        self._epoch_hook_seen = True
         main, state = sched_fns.start_epoch(self._state, epoch, self._sched, clock=self._clock)
         self._enter(state)
         if self.reset_queue_each_epoch and main:
@@ -215,7 +210,9 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
             What main_loss returns when it is the whole loss, else a scalar.
         """
         weight = self._main_weight
-        if weight > 0:
+        if self.training and self.strict:
+            self._check_driven()
+        elif self.training and weight > 0:
             self._warn_undriven()
         weights = {} if sample_weight is None else {"sample_weight": sample_weight}
         rows = {"iid_mask": iid_mask, "groups": groups}
@@ -242,6 +239,18 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
             f"{self.current_temperature}. Call it with the global step before every batch."
         )
 
+    def _check_driven(self) -> None:
+        hooks = {
+            "on_train_epoch_start(epoch)": self._epoch_hook_seen,
+            "on_train_batch_start(global_step)": self._batch_hook_seen,
+        }
+        missing = [name for name, seen in hooks.items() if not seen]
+        if missing:
+            raise RuntimeError(
+                f"the schedule is not driven: {' and '.join(missing)} was never called; call it "
+                "from the training loop, or use a callback of proxy_losses.integrations"
+            )
+
     def get_extra_state(self) -> dict[str, Any]:
         """Where the schedule is, as plain numbers."""
         switch = int(self._state.switch_step)
@@ -259,6 +268,7 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
         numbers = (state["epoch"], state["global_step"], -1 if switch is None else switch)
         self._enter(ScheduleState(*(torch.tensor(n, dtype=torch.int64) for n in numbers)))
         self._batch_hook_seen = state["batch_hook_seen"]
+        self._epoch_hook_seen |= self._batch_hook_seen
         if self._has_temperature and state["temperature"] is not None:
             self.main_loss.temperature = state["temperature"]  # type: ignore[attr-defined]
 
@@ -278,20 +288,3 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
         # Checkpoints from before the schedule was saved stay loadable.
         if prefix + "_extra_state" in missing_keys:
             missing_keys.remove(prefix + "_extra_state")
-
-
-def _check_clocks(
-    warmup_epochs: int, blend_epochs: int, warmup_steps: int | None, blend_steps: int | None
-) -> None:
-    check_int("warmup_epochs", warmup_epochs, 0)
-    check_int("blend_epochs", blend_epochs, 0)
-    if warmup_steps is not None:
-        check_int("warmup_steps", warmup_steps, 0)
-    if blend_steps is not None:
-        check_int("blend_steps", blend_steps, 0)
-    if warmup_steps is not None and warmup_epochs:
-        raise ValueError("warmup_epochs and warmup_steps exclude each other; give one")
-    if blend_steps is not None and blend_epochs:
-        raise ValueError("blend_epochs and blend_steps exclude each other; give one")
-    if blend_steps is not None and warmup_steps is None:
-        raise ValueError("blend_steps requires warmup_steps")
