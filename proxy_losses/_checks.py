@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-import math
 import sys
 import warnings
-from collections.abc import Callable
 from numbers import Integral, Real
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 INTERPOLATIONS = ("linear", "lower", "higher", "midpoint", "nearest")
 REDUCTIONS = ("mean", "sum", "none")
@@ -21,6 +18,8 @@ POS_NUMERATORS = ("pool", "live")
 BUDGET_BASES = ("fpr", "population")
 DISTRIBUTED = ("gather", "shard")
 TEMPERATURE_UNITS = ("score", "spread")
+MAX_WEIGHT = 2.0**100  # so that the sum of a pool of weights is finite in float32
+TEMPERATURES = (1e-20, 1e20)  # float32 holds their products with any spread that is not 0
 
 
 def fail_type(name: str, expected: str, got: object) -> NoReturn:
@@ -32,6 +31,8 @@ def check_floating(name: str, x: object) -> None:
     """Raise `TypeError` unless x is a floating-point tensor."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         fail_type(name, "a floating-point tensor", x)
+    if x.dtype.itemsize < 2:
+        fail_type(name, "a floating-point tensor of 16 bits at least", x)
 
 
 def check_bool(name: str, x: object) -> None:
@@ -103,7 +104,7 @@ def check_lists(
 def check_tau(tau: float | Tensor, lists: torch.Size) -> None:
     """Raise unless tau is a positive number, or a floating tensor that broadcasts to the lists."""
     if not isinstance(tau, Tensor):
-        check_positive("tau", tau)
+        check_temperature("tau", tau)
         return
     check_floating("tau", tau)
     tail = lists[len(lists) - tau.dim() :]
@@ -121,7 +122,7 @@ def _check_number(name: str, x: object) -> None:
 def check_positive(name: str, x: float) -> None:
     """Raise unless x is a finite number > 0."""
     _check_number(name, x)
-    if not (x > 0 and (not isinstance(x, Real) or math.isfinite(x))):
+    if not (x > 0 and (not isinstance(x, Real) or x <= sys.float_info.max)):
         raise ValueError(f"{name} must be positive and finite, got {x}")
 
 
@@ -133,12 +134,22 @@ def check_fraction(name: str, x: float, also: float | None = None) -> None:
         raise ValueError(f"{name} must be in [0, 1]{more}, got {x}")
 
 
-def check_int(name: str, x: int, minimum: int) -> None:
-    """Raise `TypeError` unless x is an integer, `ValueError` if it is below minimum."""
+def check_temperature(name: str, x: float) -> None:
+    """Raise unless x is a number that is a temperature in float32 too."""
+    _check_number(name, x)
+    low, high = TEMPERATURES
+    if isinstance(x, Real) and not low <= x <= high:
+        raise ValueError(f"{name} must be positive, in [{low}, {high}], got {x}")
+
+
+def check_int(name: str, x: int, minimum: int | None = None) -> None:
+    """Raise `TypeError` unless x is an integer, `ValueError` below minimum or out of int64."""
     if isinstance(x, bool) or not isinstance(x, Integral):
         fail_type(name, "an integer", x)
-    if x < minimum:
+    if minimum is not None and x < minimum:
         raise ValueError(f"{name} must be >= {minimum}, got {x}")
+    if not -(2**63) <= x < 2**63:
+        raise ValueError(f"{name} must fit in 64 bits, got {x}")
 
 
 def check_quantile(quantile: float, interpolation: str) -> None:
@@ -166,7 +177,7 @@ def check_band(alpha: float, beta: float, n_knots: int) -> None:
 
 def check_choice(name: str, x: str, choices: tuple[str, ...]) -> None:
     """Raise `ValueError` unless x is one of choices."""
-    if x not in choices:
+    if not isinstance(x, str) or x not in choices:
         raise ValueError(f"{name} must be one of {list(choices)}, got {x!r}")
 
 
@@ -195,8 +206,12 @@ def check_batch(logits: Tensor, targets: Tensor, num_classes: int | None = None)
             f"targets must be [N={n}] class ids, or [N={n}, C={c}] bool labels with C > 1, "
             f"got {list(targets.shape)} of {targets.dtype}"
         )
-    if targets.dim() == 1 and (targets.is_floating_point() or targets.is_complex()):
+    if targets.dim() == 1 and targets.dtype != torch.bool and not _is_integer(targets):
         fail_type("targets", "integer class ids", targets)
+
+
+def _is_integer(x: Tensor) -> bool:
+    return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
 
 
 def is_labels(targets: Tensor) -> bool:
@@ -215,10 +230,21 @@ def check_rows(name: str, x: Tensor | None, n: int) -> None:
 def check_groups(groups: Tensor | None, n: int) -> None:
     """Raise unless groups is None or [N] integer query ids."""
     check_rows("groups", groups, n)
-    if groups is not None and (
-        groups.is_floating_point() or groups.is_complex() or groups.dtype == torch.bool
-    ):
+    if groups is not None and not _is_integer(groups):
         fail_type("groups", "integer query ids", groups)
+
+
+def check_row_extras(
+    n: int, sample_weight: Tensor | None, iid_mask: Tensor | None, groups: Tensor | None
+) -> None:
+    """Check what n rows may carry: floating weights, bool flags, integer query ids."""
+    check_rows("sample_weight", sample_weight, n)
+    if sample_weight is not None:
+        check_floating("sample_weight", sample_weight)
+    check_rows("iid_mask", iid_mask, n)
+    if iid_mask is not None:
+        check_bool("iid_mask", iid_mask)
+    check_groups(groups, n)
 
 
 def check_list_shape(name: str, shape: tuple[int, int] | None) -> None:
@@ -229,15 +255,6 @@ def check_list_shape(name: str, shape: tuple[int, int] | None) -> None:
         raise ValueError(f"{name} must be None or (queries, longest query), got {shape!r}")
     for what, size in zip(("queries", "longest query"), shape, strict=True):
         check_int(f"{name}, {what},", size, 1)
-
-
-def takes_argument(fn: Callable[..., Any], name: str) -> bool:
-    """Whether a callable declares the argument, or takes any; False where Python cannot tell."""
-    try:
-        params = inspect.signature(fn.forward if isinstance(fn, nn.Module) else fn).parameters
-    except (TypeError, ValueError):
-        return False
-    return name in params or any(p.kind is p.VAR_KEYWORD for p in params.values())
 
 
 def warn_user(message: str) -> None:

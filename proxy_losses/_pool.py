@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import check_batch, check_groups, check_rows, is_labels
-from ._queue import NO_GROUP, QueueState, match_queue, queue_rows
+from ._checks import check_batch, check_row_extras, is_labels
+from ._queue import NO_GROUP, QueueState, check_queue, match_queue, queue_rows
 
 
 class Batch(NamedTuple):
@@ -33,29 +33,37 @@ class Pool(NamedTuple):
     groups: Tensor | None  # [M] int64 query ids, None for one list of all
 
 
+def _wide(targets: Tensor) -> Tensor:
+    """Class ids in int64, which holds any ignore_index; bools as they are."""
+    return targets if targets.dtype == torch.bool else targets.to(torch.int64)
+
+
 def positives(targets: Tensor, num_classes: int) -> Tensor:
     """[C, M] bool. Binary: every class id but 0, so that a stray label is not lost."""
     if is_labels(targets):
         return targets.T
     if num_classes == 1:
         return (targets != 0)[None]
-    return targets == torch.arange(num_classes, device=targets.device)[:, None]
+    return _wide(targets) == torch.arange(num_classes, device=targets.device)[:, None]
 
 
 def valid_rows(targets: Tensor, ignore_index: int) -> Tensor:
     """[N] bool. Labels have no padding."""
-    return torch.ones_like(targets[:, 0]) if is_labels(targets) else targets != ignore_index
+    return torch.ones_like(targets[:, 0]) if is_labels(targets) else _wide(targets) != ignore_index
 
 
 def make_pool(batch: Batch, queue: QueueState | None, *, ignore_index: int = -100) -> Pool:
     """Live rows, then stored rows (in the live dtype, without gradient), as one list per class."""
     logits, targets, sample_weight, iid_mask, groups = batch
+    if queue is not None:
+        check_queue(queue)
     check_batch(logits, targets, None if queue is None else queue.logits.shape[1])
     n, num_classes = logits.shape
-    check_rows("sample_weight", sample_weight, n)
-    check_rows("iid_mask", iid_mask, n)
-    check_groups(groups, n)
+    check_row_extras(n, sample_weight, iid_mask, groups)
+    targets = _wide(targets)
     valid, live = valid_rows(targets, ignore_index), None
+    if groups is not None:
+        groups = groups.to(torch.int64)  # a narrower id could not tell NO_GROUP
     if queue is not None:
         queue = match_queue(queue, targets, groups)
         old_logits, old_targets, old_valid = queue_rows(queue)
@@ -69,9 +77,10 @@ def make_pool(batch: Batch, queue: QueueState | None, *, ignore_index: int = -10
         sample_weight = torch.cat([sample_weight, queue.sample_weight.to(sample_weight)])
         iid_mask = torch.cat([iid_mask, queue.iid_mask.to(iid_mask)])
         if groups is not None:
-            groups = torch.cat([groups.to(torch.int64), queue.groups.to(groups.device)])
-            valid = valid & (groups != NO_GROUP)
+            groups = torch.cat([groups, queue.groups.to(groups)])
         live = torch.arange(valid.numel(), device=valid.device) < n
+    if groups is not None:
+        valid = valid & (groups != NO_GROUP)
     return Pool(
         logits.T, positives(targets, num_classes), valid, sample_weight, iid_mask, live, groups
     )

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import check_batch, check_bool, check_groups, check_int, check_rows, is_labels
+from ._checks import check_batch, check_bool, check_int, check_row_extras, is_labels
 
 NO_GROUP = torch.iinfo(torch.int64).min  # query id of rows stored without one
 
@@ -17,6 +17,9 @@ class QueueState(NamedTuple):
 
     One running counter gives both the next slot, enqueued % capacity, and the fill,
     min(enqueued, capacity).
+
+    Save it with ``torch.save(queue._asdict(), file)`` and load it with
+    ``QueueState(**torch.load(file))``: `torch.load` refuses classes that it does not know.
     """
 
     logits: Tensor  # [capacity, C] floating
@@ -46,7 +49,8 @@ def init_queue(
         dtype: of the stored logits; float32 keeps half-precision training exact.
         device: where to keep it.
         multi_label: store [C] bool labels instead of a class id. A queue made without turns into
-            an empty one that does at its first multi-label batch (one more compile).
+            an empty one that does at the first multi-label batch it stores; inside compiled code
+            and vmap, at the first it is given (one more compile).
 
     Returns:
         `QueueState`.
@@ -62,6 +66,7 @@ def init_queue(
     """
     check_int("capacity", capacity, 1)
     check_int("num_classes", num_classes, 1)
+    check_int("ignore_index", ignore_index)
     if multi_label and num_classes == 1:
         raise ValueError("multi_label needs num_classes > 1: one class is binary, with class ids")
     if multi_label:
@@ -117,7 +122,7 @@ def enqueue(
         sample_weight: [N] floating or None for 1.
         iid_mask: [N] bool or None for True.
         groups: [N] integer query ids or None; rows stored without one are in no query.
-        where: [] bool or None; False stores nothing.
+        where: [] bool or None; False stores nothing, as does a batch of 0 rows.
 
     Returns:
         The new `QueueState`.
@@ -125,23 +130,24 @@ def enqueue(
     Raises:
         TypeError, ValueError: wrong dtypes or shapes, or class ids given to a multi-label queue.
     """
+    check_queue(queue)
     capacity, num_classes = queue.logits.shape
     check_batch(logits, targets, num_classes)
     n = logits.shape[0]
-    check_rows("sample_weight", sample_weight, n)
-    check_rows("iid_mask", iid_mask, n)
-    if iid_mask is not None:
-        check_bool("iid_mask", iid_mask)
-    check_groups(groups, n)
-    queue = match_queue(queue, targets, groups)
+    check_row_extras(n, sample_weight, iid_mask, groups)
+    if where is not None:
+        check_bool("where", where)
+        if where.dim():
+            raise ValueError(f"where must be one bool for the whole batch, got {list(where.shape)}")
+    matched = match_queue(queue, targets, groups)
+    if not n or (matched is not queue and _is_false(where)):
+        return QueueState(*(field.clone() for field in queue))
+    queue = matched
     grouped = queue.groups.numel() > 0
     if grouped and groups is None:
         groups = queue.groups.new_full((n,), NO_GROUP)
     if where is None:
         where = torch.ones_like(queue.enqueued, dtype=torch.bool)
-    check_bool("where", where)
-    if where.dim():
-        raise ValueError(f"where must be one bool for the whole batch, got {list(where.shape)}")
     if n >= capacity:  # only the last rows survive; they start a new turn at slot 0
         drop, slots = n - capacity, torch.arange(capacity, device=queue.enqueued.device)
         last = queue.enqueued + n + capacity - 1
@@ -167,6 +173,22 @@ def enqueue(
         groups=put(queue.groups, groups) if grouped else queue.groups,
         enqueued=torch.where(where, enqueued, queue.enqueued),
     )
+
+
+def check_queue(queue: object) -> None:
+    """Raise `TypeError` unless it is a `QueueState`, and not a tuple that was loaded as one."""
+    if not isinstance(queue, QueueState):
+        raise TypeError(f"queue must be a QueueState, got {type(queue).__name__}")
+
+
+def _is_false(where: Tensor | None) -> bool:
+    """Whether it is known to be False, which it is not while a function is traced."""
+    if where is None or torch.compiler.is_compiling():
+        return False
+    try:
+        return not where
+    except RuntimeError:  # inside vmap
+        return False
 
 
 def match_queue(queue: QueueState, targets: Tensor, groups: Tensor | None) -> QueueState:

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import check_int, check_positive
+from ._checks import check_int, check_positive, check_temperature
 
 Clock = Literal["step", "epoch"]
 
@@ -33,7 +33,10 @@ class Schedule(NamedTuple):
 
 
 class ScheduleState(NamedTuple):
-    """Where a run is. Every field is a 0-d int64 tensor, so states stack, save and compare."""
+    """Where a run is. Every field is a 0-d int64 tensor, so states stack, save and compare.
+
+    Save ``state._asdict()``, as with `QueueState`.
+    """
 
     epoch: Tensor  # [] int64, last epoch started
     step: Tensor  # [] int64, last step started
@@ -49,29 +52,14 @@ def check_schedule(sched: Schedule) -> None:
     for name, minimum in (("warmup_steps", 0), ("blend_steps", 0), ("temp_decay_steps", 1)):
         if static(getattr(sched, name)):
             check_int(name, getattr(sched, name), minimum)
-    for name in ("temp_start", "temp_end", "final_main_weight"):
+    for name in ("temp_start", "temp_end"):
         if static(getattr(sched, name)):
-            check_positive(name, getattr(sched, name))
-    if static(sched.final_main_weight) and sched.final_main_weight > 1:
-        raise ValueError(f"final_main_weight must be in (0, 1], got {sched.final_main_weight}")
-
-
-def check_clocks(
-    warmup_epochs: int, blend_epochs: int, warmup_steps: int | None, blend_steps: int | None
-) -> None:
-    """Raise `ValueError` for epoch and step variants that are out of range or exclude each other."""
-    check_int("warmup_epochs", warmup_epochs, 0)
-    check_int("blend_epochs", blend_epochs, 0)
-    if warmup_steps is not None:
-        check_int("warmup_steps", warmup_steps, 0)
-    if blend_steps is not None:
-        check_int("blend_steps", blend_steps, 0)
-    if warmup_steps is not None and warmup_epochs:
-        raise ValueError("warmup_epochs and warmup_steps exclude each other; give one")
-    if blend_steps is not None and blend_epochs:
-        raise ValueError("blend_epochs and blend_steps exclude each other; give one")
-    if blend_steps is not None and warmup_steps is None:
-        raise ValueError("blend_steps requires warmup_steps")
+            check_temperature(name, getattr(sched, name))
+    final = sched.final_main_weight
+    if not isinstance(final, Tensor):
+        check_positive("final_main_weight", final)
+        if final > 1:
+            raise ValueError(f"final_main_weight must be in (0, 1], got {final}")
 
 
 def _as_clock(step: int | Tensor) -> Tensor:
@@ -84,6 +72,8 @@ def _as_clock(step: int | Tensor) -> Tensor:
         raise TypeError(f"step must be an int or an integer tensor, got {type(step).__name__}")
     if not isinstance(step, int | torch.SymInt):  # of numpy, say
         step = int(step)
+    if isinstance(step, int) and not torch.compiler.is_compiling():
+        check_int("step", step)
     return torch.full((), step, dtype=torch.int64)
 
 

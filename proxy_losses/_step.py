@@ -10,7 +10,15 @@ from torch import Tensor
 
 from . import _numerics as num
 from ._band import Band, partial_auc_and_stats
-from ._checks import REDUCTIONS, TEMPERATURE_UNITS, check_choice, check_list_shape, check_tau
+from ._checks import (
+    MAX_WEIGHT,
+    REDUCTIONS,
+    TEMPERATURE_UNITS,
+    check_choice,
+    check_int,
+    check_list_shape,
+    check_tau,
+)
 from ._groups import every_list
 from ._pool import Batch, Pool, make_pool, take_rows, valid_rows
 from ._queue import QueueState, enqueue
@@ -170,11 +178,11 @@ def _rank_stats(
 
 def _every_class(metric: Metric, pool: Pool, tau: float | Tensor, options: Options) -> ClassLosses:
     """The metric of every class; with groups its mean over the queries that count."""
+    check_tau(tau, pool.scores.shape[:-1])
     name = group_name(options.group)
     if name and pool.groups is not None:
         raise ValueError("groups need the whole pool on every process: distributed='gather'")
     if options.tau_unit == "spread":
-        check_tau(tau, pool.scores.shape[:-1])
         if name:
             spread = spread_over_group(pool.scores, pool.valid_mask, name)
         else:
@@ -247,19 +255,25 @@ def step(
     """Losses of the pool, then the queue with the live rows stored.
 
     A batch with a non-finite number in a row that counts is not stored: its loss is NaN, and the
-    next one does not hear of it.
+    next one does not hear of it. (Where the number only is too large for the dtype of the queue,
+    or lies in a class that does not count, the loss is that of the rest.)
     """
+    check_int("ignore_index", ignore_index)
     losses = classes(make_pool(batch, queue, ignore_index=ignore_index))
     if queue is None or not store:
         return losses, queue
-    # In the dtype it is stored in: a number may be too large for that.
-    sound = batch.logits.detach().to(queue.logits.dtype).isfinite().all(-1)
-    if batch.sample_weight is not None:
-        sound = sound & batch.sample_weight.isfinite()
-    sound = (sound | ~valid_rows(batch.targets, ignore_index)).all()
+    sound = is_sound(batch, queue.logits.dtype, ignore_index=ignore_index)
     sound = all_reduce(sound, "min", group_name(group))
     new_queue = enqueue(
         queue, batch.logits, batch.targets, sample_weight=batch.sample_weight,
         iid_mask=batch.iid_mask, groups=batch.groups, where=losses.some_valid & sound,
     )  # fmt: skip
     return losses, new_queue
+
+
+def is_sound(batch: Batch, dtype: torch.dtype, *, ignore_index: int) -> Tensor:
+    """[] bool: the numbers of all rows that count are finite in the dtype they are stored in."""
+    sound = batch.logits.detach().to(dtype).isfinite().all(-1)
+    if batch.sample_weight is not None:
+        sound = sound & (batch.sample_weight.detach().abs() < MAX_WEIGHT)
+    return (sound | ~valid_rows(batch.targets, ignore_index)).all()

@@ -13,22 +13,23 @@ from .._checks import (
     DISTRIBUTED,
     REDUCTIONS,
     check_batch,
-    check_bool,
     check_choice,
-    check_groups,
     check_int,
-    check_positive,
-    check_rows,
+    check_row_extras,
+    check_temperature,
     warn_user,
 )
 from .._pool import Batch, Pool, positives, subsample_pool, valid_rows
+from .._queue import QueueState
 from .._step import ClassLosses, Options
-from ..distributed import default_group
+from ..distributed import default_group, group_name
 from ._batch import BatchLoss, as_floating
 from ._published import PublishedNames
 from ._queue import MemoryQueue, never_narrow
+from ._saved import number_problems, one_number, queue_problems, refuse
 
 LossOutput: TypeAlias = Tensor | tuple[Any, ...]
+STRAY = torch.iinfo(torch.int64).max  # a class id that no class has
 
 
 class RankingLoss(PublishedNames, BatchLoss):
@@ -51,6 +52,7 @@ class RankingLoss(PublishedNames, BatchLoss):
         super().__init__()
         check_int("num_classes", num_classes, 1)
         check_int("queue_size", queue_size, 0)
+        check_int("ignore_index", ignore_index)
         check_choice("reduction", reduction, REDUCTIONS)
         if max_pool_size is not None:
             check_int("max_pool_size", max_pool_size, 1)
@@ -71,7 +73,7 @@ class RankingLoss(PublishedNames, BatchLoss):
         self.distributed = distributed
         self.temperature_unit = temperature_unit
         self._tau: Tensor
-        self.register_buffer("_tau", torch.zeros((), dtype=torch.float64), persistent=False)
+        self.register_buffer("_tau", torch.zeros((), dtype=torch.float64))
         self.temperature = temperature
         self._queue = MemoryQueue(queue_size, num_classes, ignore_index) if queue_size else None
         self._subsample_warned = False
@@ -82,13 +84,17 @@ class RankingLoss(PublishedNames, BatchLoss):
 
     @property
     def temperature(self) -> float:
-        """Temperature in units of the logits; writable. Compiled code reads it as a tensor."""
+        """Temperature in units of the logits; writable, and saved with the queue.
+
+        Compiled code reads it as a tensor. A checkpoint that has none leaves it as it is.
+        """
         return self._temperature
 
     @temperature.setter
     def temperature(self, value: float) -> None:
+        value = one_number("temperature", value)
         value = value.item() if isinstance(value, Tensor) else value
-        check_positive("temperature", value)
+        check_temperature("temperature", value)
         self._temperature = float(value)
         self._tau.fill_(self._temperature)
 
@@ -137,10 +143,12 @@ class RankingLoss(PublishedNames, BatchLoss):
         targets = self._as_targets(targets)
         check_batch(logits, targets, self.num_classes)
         local = Batch(logits, targets, sample_weight, iid_mask, groups)
-        self._check_rows(local)
+        check_row_extras(logits.shape[0], sample_weight, iid_mask, groups)
         several = self._gathers()
         group = default_group() if several and self.distributed == "shard" else None
         batch = local if group is not None else Batch(*self._gather(*local))
+        if group is not None and self._queue is not None and not torch.compiler.is_compiling():
+            self._queue.check_owner(group_name(group))
         if not torch.compiler.is_compiling():
             self._check_values(batch)  # on all rows: every process raises, or none
         store = self.training or self.update_queue_in_eval
@@ -154,17 +162,24 @@ class RankingLoss(PublishedNames, BatchLoss):
             store=store,
             group=group,
         )
-        if self._queue is not None and store:
-            assert queue is not None
-            self._queue.store(queue)
-        out = [_step.reduce_classes(losses, self.reduction)]
+        out: list[Any] = [_step.reduce_classes(losses, self.reduction)]
         if return_per_class:
             out += [losses.per_class, losses.counts]
         if return_diagnostics:
             valid = valid_rows(targets, self.ignore_index)
             live = (positives(targets, self.num_classes) & valid).sum(-1)
-            return (*out, {**losses.stats, "grad_pos_count": live})
-        return tuple(out) if return_per_class else out[0]
+            out.append({**losses.stats, "grad_pos_count": live})
+        if store:  # last: nothing can fail any more
+            self._store(queue, batch, losses)
+        return out[0] if len(out) == 1 else tuple(out)
+
+    def _store(self, queue: QueueState | None, batch: Batch, losses: ClassLosses) -> None:
+        if queue is not None and self._queue is not None:
+            self._queue.store(queue)
+        if self.max_pool_size is not None and batch.logits.shape[0]:
+            dtype = batch.logits.dtype if queue is None else queue.logits.dtype
+            sound = _step.is_sound(batch, dtype, ignore_index=self.ignore_index)
+            self._draws += (losses.some_valid & sound).to(self._draws.device)
 
     def _classes(self, pool: Pool, options: Options) -> ClassLosses:
         raise NotImplementedError
@@ -183,28 +198,24 @@ class RankingLoss(PublishedNames, BatchLoss):
                 )
             # A counter instead of a generator: equal on every rank, and resumed with the state.
             pool = subsample_pool(pool, cap, seed=int(self._draws))
-            self._draws += 1
         return self._classes(pool, options)
 
     def _as_targets(self, targets: Tensor) -> Tensor:
-        """[N, 1] to [N]; float class ids, as BCE takes them, to int64; 0/1 float labels to bool."""
+        """[N, 1] to [N]; class ids, floats as BCE takes them included, to int64; labels to bool."""
         if not isinstance(targets, Tensor):
             return targets
         if targets.dim() == 2 and targets.shape[1] == 1:
             targets = targets[:, 0]
-        if targets.dim() == 1 and targets.is_floating_point():
-            return targets.to(torch.int64)
-        if targets.dim() == 2 and targets.is_floating_point() and self.num_classes > 1:
-            return targets > 0.5
-        return targets
-
-    def _check_rows(self, batch: Batch) -> None:
-        n = batch.logits.shape[0]
-        check_rows("iid_mask", batch.iid_mask, n)
-        if batch.iid_mask is not None:
-            check_bool("iid_mask", batch.iid_mask)
-        check_rows("sample_weight", batch.sample_weight, n)
-        check_groups(batch.groups, n)
+        if targets.is_complex() or targets.dtype == torch.bool:
+            return targets
+        floating = targets.is_floating_point()
+        if targets.dim() == 1 and floating:
+            wide = targets.to(torch.float64)
+            ids = wide.to(torch.int64)
+            return torch.where(ids == wide, ids, STRAY)  # 0.9 or NaN must not become a class
+        if targets.dim() == 2 and floating and self.num_classes > 1:
+            return targets.to(torch.float32) > 0.5
+        return targets.to(torch.int64) if targets.dim() == 1 else targets
 
     def _check_values(self, batch: Batch) -> None:
         if self.num_classes == 1:
@@ -229,14 +240,31 @@ class RankingLoss(PublishedNames, BatchLoss):
         super()._apply(never_narrow(fn), recurse)  # type: ignore[no-untyped-call]
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy may land in another process group: it decides for itself whether to gather."""
+        return {**self.__dict__, "_gather_resolved": None}
+
+    def problems_with(self, state_dict: dict[str, Any], prefix: str) -> list[str]:
+        """What keeps a checkpoint from being loaded; gives its queue the present names."""
+        for key in [k for k in state_dict if k.startswith(prefix + "_q_")]:  # proxy-losses 0.1.1
+            state_dict[prefix + "_queue." + key[len(prefix) :]] = state_dict.pop(key)
+        problems = number_problems(state_dict, prefix + "_tau", check_temperature)
+        if self.max_pool_size is not None:
+            problems += number_problems(state_dict, prefix + "_draws", check_int)
+        if self._queue is not None:
+            problems += queue_problems(self._queue.state, state_dict, prefix + "_queue.")
+        return problems
+
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Accept the flat buffer names of proxy-losses 0.1.1, and a changed max_pool_size."""
+        """Accept checkpoints without a temperature, and a changed max_pool_size."""
+        refuse(self, self.problems_with(state_dict, prefix))
         if self.max_pool_size is None:
             state_dict.pop(prefix + "_draws", None)
         else:
             state_dict.setdefault(prefix + "_draws", self._draws)
-        for key in [k for k in state_dict if k.startswith(prefix + "_q_")]:
-            state_dict[prefix + "_queue." + key[len(prefix) :]] = state_dict.pop(key)
+        tau = state_dict.setdefault(prefix + "_tau", self._tau)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if not tau.is_meta:
+            self._temperature = float(tau)

@@ -7,13 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._checks import warn_user
+from .._checks import MAX_WEIGHT, warn_user
 from ..distributed import all_gather_with_grad, world_size
 
 
 def as_floating(sample_weight: Any) -> Any:
     """Integer and bool weights to float32; anything else unchanged, for the checks to name."""
-    if isinstance(sample_weight, Tensor) and not sample_weight.is_floating_point():
+    if isinstance(sample_weight, Tensor) and not (
+        sample_weight.is_floating_point() or sample_weight.is_complex()
+    ):
         return sample_weight.float()
     return sample_weight
 
@@ -51,8 +53,8 @@ class BatchLoss(nn.Module):
     def _check_weight(self, sample_weight: Tensor | None) -> None:
         if sample_weight is None or not readable(sample_weight) or not sample_weight.numel():
             return
-        if not sample_weight.isfinite().all():
-            raise ValueError("sample_weight must be finite")
+        if not (sample_weight.abs() < MAX_WEIGHT).all():
+            raise ValueError(f"sample_weight must be finite, below {MAX_WEIGHT:.1e}")
         if (sample_weight < 0).any():
             raise ValueError(
                 f"sample_weight must be non-negative, got {float(sample_weight.min())}"

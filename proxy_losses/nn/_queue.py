@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from .. import _queue as q
 from .._checks import is_labels
+from ..distributed import all_reduce, rank_and_size
+from ._saved import queue_problems, refuse
 
 # Buffer names are those of imbalanced-losses, so that its checkpoints load.
 _BUFFERS = {
@@ -33,6 +35,9 @@ def never_narrow(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return apply
 
 
+NOBODY = -1
+
+
 class MemoryQueue(nn.Module):
     """Remembers a `QueueState` between calls and in checkpoints."""
 
@@ -45,6 +50,8 @@ class MemoryQueue(nn.Module):
         for field, buffer in _BUFFERS.items():
             # ignore_index is an argument of the constructor, not a state of the run.
             self.register_buffer(buffer, getattr(state, field), persistent=field != "ignore_index")
+        self._q_owner: Tensor
+        self.register_buffer("_q_owner", torch.full((), NOBODY), persistent=False)
 
     @property
     def state(self) -> q.QueueState:
@@ -61,6 +68,18 @@ class MemoryQueue(nn.Module):
             else:  # the first multi-label batch, or the first with groups
                 setattr(self, buffer, new.clone())
 
+    def check_owner(self, group: str) -> None:
+        """Raise on every process if the rows of one were replaced by those of another."""
+        rank = rank_and_size(group)[0]
+        foreign = (self._q_owner != NOBODY) & (self._q_owner != rank)
+        if all_reduce(foreign, "max", group):
+            raise RuntimeError(
+                "the queue of distributed='shard' holds the rows of another process, as after a "
+                "broadcast of buffers: keep the loss outside of DistributedDataParallel, or pass "
+                "it broadcast_buffers=False"
+            )
+        self._q_owner.fill_(rank)
+
     def enqueue(
         self,
         logits: Tensor,
@@ -76,6 +95,7 @@ class MemoryQueue(nn.Module):
     def reset(self) -> None:
         """Empty the queue."""
         self.store(q.reset_queue(self.state))
+        self._q_owner.fill_(NOBODY)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MemoryQueue:
         super()._apply(never_narrow(fn), recurse)  # type: ignore[no-untyped-call]
@@ -86,6 +106,10 @@ class MemoryQueue(nn.Module):
     ) -> None:
         """Read checkpoints of the published packages too, and those of a multi-label queue."""
         state = self.state
+        refuse(self, queue_problems(state, state_dict, prefix))
+        if prefix + "_q_logits" not in state_dict:  # torch says what is missing
+            super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+            return
         ptr = state_dict.pop(prefix + "_q_ptr", None)
         if ptr is not None:
             # Their empty slots hold ignore_index, so the queue may count as filled.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import _schedule as sched_fns
-from .._checks import takes_argument, warn_user
+from .._checks import check_int, warn_user
 from .._schedule import Clock, Schedule, ScheduleState
 from ._published import PublishedSchedule
+from ._resume import SavedSchedule
+from ._saved import one_number
 
 
 def _first(out: Any) -> Any:
@@ -19,7 +22,17 @@ def _first(out: Any) -> Any:
     return out[0] if isinstance(out, tuple) else out
 
 
-class LossWarmupWrapper(PublishedSchedule, nn.Module):
+def _takes_sample_weight(loss: Callable[..., Any]) -> bool:
+    try:
+        params = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters
+    except (TypeError, ValueError):
+        return False
+    return "sample_weight" in params or any(
+        p.kind is inspect.Parameter.VAR_KEYWORD for p in params.values()
+    )
+
+
+class LossWarmupWrapper(PublishedSchedule, SavedSchedule):
     """Trains with a standard loss first, blends into a ranking loss, then decays its temperature.
 
     Call `on_train_epoch_start(epoch)` and `on_train_batch_start(global_step)` from the training
@@ -40,9 +53,10 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
         final_main_weight: weight of main_loss after the blend, in (0, 1].
         reset_queue_each_epoch: also empty the queue at each epoch start of the main phase.
         gather_distributed: None leaves main_loss.gather_distributed; True and False overwrite it.
-        strict: raise in training if the hooks this schedule needs were never called.
+        strict: raise in training if a hook that this schedule needs was never called.
 
     Raises:
+        TypeError: a loss that cannot be called, an argument of a wrong type.
         ValueError: an argument out of range, or epoch and step variants given together.
         RuntimeError: from a call, with strict.
 
@@ -77,7 +91,10 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
         strict: bool = False,
     ) -> None:
         super().__init__()
-        sched_fns.check_clocks(warmup_epochs, blend_epochs, warmup_steps, blend_steps)
+        for name, loss in (("warmup_loss", warmup_loss), ("main_loss", main_loss)):
+            if not callable(loss):
+                raise TypeError(f"{name} must be callable, got {type(loss).__name__}")
+        _check_clocks(warmup_epochs, blend_epochs, warmup_steps, blend_steps)
         self._clock: Clock = "epoch" if warmup_steps is None else "step"
         self._sched = Schedule(
             warmup_epochs if warmup_steps is None else warmup_steps,
@@ -102,9 +119,9 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
         self.gather_distributed = gather_distributed
         self.strict = strict
         self._has_temperature = hasattr(main_loss, "temperature")
-        self._weight_to_warmup = takes_argument(warmup_loss, "sample_weight")
+        self._weight_to_warmup = _takes_sample_weight(warmup_loss)
         self._batch_hook_seen = False
-        self._epoch_hook_seen = self._clock == "step" or not (warmup_epochs or blend_epochs)
+        self._epoch_hook_seen = False
         self._no_batch_hook_warned = False
         if not self._has_temperature:
             warn_user(
@@ -124,9 +141,8 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
 
     def _enter(self, state: ScheduleState) -> None:
         """Take over a schedule state and what follows from it."""
-        self._state = state
-        weight = sched_fns.state_weight(state, self._sched, clock=self._clock)
-        self._main_weight = float(weight)
+        weight = float(sched_fns.state_weight(state, self._sched, clock=self._clock))
+        self._state, self._main_weight = state, weight
         self._blend_weight.fill_(self._main_weight)  # in place: compiled code holds the tensor
 
     def _set_temperature(self) -> None:
@@ -169,6 +185,7 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
 
     def on_train_epoch_start(self, epoch: int) -> None:
         """Call at the start of each epoch, before its first batch."""
+        epoch = one_number("epoch", epoch)
         self._epoch_hook_seen = True
         main, state = sched_fns.start_epoch(self._state, epoch, self._sched, clock=self._clock)
         self._enter(state)
@@ -177,11 +194,12 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
 
     def on_train_batch_start(self, global_step: int) -> None:
         """Call before each training step with the number of steps taken so far."""
-        self._batch_hook_seen = True
+        global_step = one_number("global_step", global_step)
         switch, state = sched_fns.start_step(
             self._state, global_step, self._sched, clock=self._clock
         )
         self._enter(state)
+        self._batch_hook_seen = True
         if switch:
             self._reset_queue()
         self._set_temperature()
@@ -212,7 +230,7 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
         weight = self._main_weight
         if self.training and self.strict:
             self._check_driven()
-        elif self.training and weight > 0:
+        elif self.training and weight > 0:  # a sanity check before training is no mistake
             self._warn_undriven()
         weights = {} if sample_weight is None else {"sample_weight": sample_weight}
         rows = {"iid_mask": iid_mask, "groups": groups}
@@ -230,6 +248,19 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
             w = self._blend_weight.to(device=main.device, dtype=main.dtype)
         return (1.0 - w) * warm + w * main
 
+    def _check_driven(self) -> None:
+        by_epoch = self._clock == "epoch" and (self.warmup_epochs or self.blend_epochs)
+        hooks = {
+            "on_train_epoch_start(epoch)": self._epoch_hook_seen or not by_epoch,
+            "on_train_batch_start(global_step)": self._batch_hook_seen,
+        }
+        missing = " and ".join(name for name, seen in hooks.items() if not seen)
+        if missing:
+            raise RuntimeError(
+                f"the schedule is not driven: {missing} was never called; call it from the "
+                "training loop, or use a callback of proxy_losses.integrations"
+            )
+
     def _warn_undriven(self) -> None:
         if self._batch_hook_seen or self._no_batch_hook_warned or not self._has_temperature:
             return
@@ -239,52 +270,19 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
             f"{self.current_temperature}. Call it with the global step before every batch."
         )
 
-    def _check_driven(self) -> None:
-        hooks = {
-            "on_train_epoch_start(epoch)": self._epoch_hook_seen,
-            "on_train_batch_start(global_step)": self._batch_hook_seen,
-        }
-        missing = [name for name, seen in hooks.items() if not seen]
-        if missing:
-            raise RuntimeError(
-                f"the schedule is not driven: {' and '.join(missing)} was never called; call it "
-                "from the training loop, or use a callback of proxy_losses.integrations"
-            )
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """Where the schedule is, as plain numbers."""
-        switch = int(self._state.switch_step)
-        return {
-            "epoch": int(self._state.epoch),
-            "global_step": int(self._state.step),
-            "switch_step": switch if switch >= 0 else None,
-            "batch_hook_seen": self._batch_hook_seen,
-            "temperature": self.current_temperature,
-        }
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Continue from `get_extra_state`."""
-        switch = state["switch_step"]
-        numbers = (state["epoch"], state["global_step"], -1 if switch is None else switch)
-        self._enter(ScheduleState(*(torch.tensor(n, dtype=torch.int64) for n in numbers)))
-        self._batch_hook_seen = state["batch_hook_seen"]
-        self._epoch_hook_seen |= self._batch_hook_seen
-        if self._has_temperature and state["temperature"] is not None:
-            self.main_loss.temperature = state["temperature"]  # type: ignore[attr-defined]
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
-        # Checkpoints from before the schedule was saved stay loadable.
-        if prefix + "_extra_state" in missing_keys:
-            missing_keys.remove(prefix + "_extra_state")
+def _check_clocks(
+    warmup_epochs: int, blend_epochs: int, warmup_steps: int | None, blend_steps: int | None
+) -> None:
+    check_int("warmup_epochs", warmup_epochs, 0)
+    check_int("blend_epochs", blend_epochs, 0)
+    if warmup_steps is not None:
+        check_int("warmup_steps", warmup_steps, 0)
+    if blend_steps is not None:
+        check_int("blend_steps", blend_steps, 0)
+    if warmup_steps is not None and warmup_epochs:
+        raise ValueError("warmup_epochs and warmup_steps exclude each other; give one")
+    if blend_steps is not None and blend_epochs:
+        raise ValueError("blend_epochs and blend_steps exclude each other; give one")
+    if blend_steps is not None and warmup_steps is None:
+        raise ValueError("blend_steps requires warmup_steps")

@@ -1,0 +1,50 @@
+"""A model sharded by FSDP2, the loss outside of it: the gradient of one process."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import fully_shard
+
+import proxy_losses as P
+
+CUTS = [(0, 7), (7, 20)]  # rows of each process
+
+
+def net() -> torch.nn.Sequential:
+    torch.manual_seed(0)
+    layers = torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)
+    return torch.nn.Sequential(*layers).double()
+
+
+def worker(rank: int, folder: str, how: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    model, alone = net(), net()
+    for layer in (model[0], model[2], model):
+        fully_shard(layer)
+    x, targets = torch.randn(20, 4, dtype=torch.float64), torch.arange(20) % 3 // 2
+    mine = slice(*CUTS[rank])
+    P.SmoothAPLoss(1, queue_size=0, temperature=0.3, distributed=how)(
+        model(x[mine]), targets[mine]
+    ).backward()
+    P.smooth_ap_loss(alone(x), targets, None, 0.3)[0].backward()
+    pairs = zip(model.parameters(), alone.parameters(), strict=True)
+    off = [float((p.grad.full_tensor() - q.grad).abs().max()) for p, q in pairs]
+    scale = max(float(q.grad.abs().max()) for q in alone.parameters())
+    dist.destroy_process_group()
+    Path(folder, f"{rank}.json").write_text(json.dumps(max(off) / scale))
+
+
+@pytest.mark.parametrize("how", ["gather", "shard"])
+def test_the_gradient_is_that_of_one_process(how):
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(worker, (folder, how), nprocs=2)
+        for rank in range(2):
+            # Float64 sums of 20 rows, sharded ranks within rtol 1e-12.
+            assert json.loads(Path(folder, f"{rank}.json").read_text()) < 1e-11
