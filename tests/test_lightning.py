@@ -1,13 +1,15 @@
 """The Lightning callback, with a real Trainer."""
 
-import subprocess
-import sys
+import csv
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 import proxy_losses as P
+
+from .absent import import_without
 
 pytest.importorskip("lightning", reason="needs proxy-losses[lightning]")
 import lightning.pytorch as pl
@@ -24,7 +26,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*isinstance.treespec"),
     pytest.mark.filterwarnings("ignore:.*litlogger"),
     pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before"),
-    pytest.mark.filterwarnings("ignore:.*Checkpoint directory"),
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
 ]
 BATCHES = 4  # in an epoch
 
@@ -42,7 +44,7 @@ def new_loss(unit="steps", **kwargs):
     )  # fmt: skip
 
 
-class Module(pl.LightningModule):
+class Body:
     """A linear model whose batches depend on their number alone, however a run was resumed."""
 
     def __init__(self, loss):
@@ -51,7 +53,7 @@ class Module(pl.LightningModule):
         self.model, self.loss, self.seen = nn.Linear(4, 1), loss, []
 
     def train_dataloader(self):
-        return [torch.zeros(1)] * BATCHES
+        return DataLoader(range(BATCHES))
 
     val_dataloader = train_dataloader
 
@@ -72,6 +74,10 @@ class Module(pl.LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.3)
+
+
+class Module(Body, pl.LightningModule):
+    pass
 
 
 def fit(module, tmp_path, *callbacks, epochs=5, ckpt_path=None, cls=pl.Trainer, **kwargs):
@@ -174,7 +180,8 @@ def test_several_wrappers_are_driven_and_logged_under_their_names(tmp_path):
     assert set(trainer.logged_metrics) == names
     for wrapper in (module.loss, module.again, module.heads["b"][0]):
         assert wrapper.main_weight == 1.0
-    rows = logger.experiment.metrics
+    with open(f"{logger.log_dir}/metrics.csv") as file:
+        rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
     assert [r["loss/phase"] for r in rows] == [0] * 4 + [1] * 4 + [2] * 4
     assert [r["heads.b.0/phase"] for r in rows] == [0] * 4 + [1] * 4 + [2] * 4
     want = [float(P.blend_weight(n, P.Schedule(4, 4))) for n in range(12)]
@@ -214,34 +221,20 @@ def test_bfloat16_mixed(tmp_path):
     assert queue.any()
 
 
-def test_a_trainer_of_pytorch_lightning(tmp_path):
+def test_a_trainer_of_pytorch_lightning(tmp_path, monkeypatch):
     other = pytest.importorskip("pytorch_lightning")
 
-    class Old(other.LightningModule):
-        __init__, rows = Module.__init__, Module.rows
+    class Other(Body, other.LightningModule):
+        pass
 
-    for name in ("train_dataloader", "training_step", "configure_optimizers"):
-        setattr(Old, name, getattr(Module, name))
-    code = f"""
-import sys
-sys.modules["lightning"] = sys.modules["lightning.pytorch"] = None
-import pytorch_lightning
-from proxy_losses.integrations.lightning import LossScheduleCallback
-assert issubclass(LossScheduleCallback, pytorch_lightning.Callback)
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
+    module = Other(new_loss())
+    fit(module, tmp_path, cls=other.Trainer)
+    assert module.seen == driven_by_hand(new_loss())
+    alone = import_without(monkeypatch, "lightning", "lightning", "lightning.pytorch")
+    assert issubclass(alone.LossScheduleCallback, other.Callback)
 
 
-def test_without_lightning_the_extra_is_named():
-    code = """
-import sys
-for name in ("lightning", "lightning.pytorch", "pytorch_lightning"):
-    sys.modules[name] = None
-import proxy_losses.integrations
-try:
-    import proxy_losses.integrations.lightning
-except ImportError as error:
-    print(error)
-"""
-    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert "proxy-losses[lightning]" in out.stdout
+def test_without_lightning_the_extra_is_named(monkeypatch):
+    absent = "lightning", "lightning.pytorch", "pytorch_lightning"
+    with pytest.raises(ImportError, match=r"proxy-losses\[lightning\]"):
+        import_without(monkeypatch, "lightning", *absent)
