@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -123,14 +122,16 @@ class LossScheduleCallback(Callback):
         saved = checkpoint.get(_SHARDS, {})
         for path, loss in sharded_losses(pl_module).items():
             queues = saved.get(path)
-            size = 1 if queues is None else len(next(iter(queues.values())))
+            size = len(queues["_q_logits"]) if queues else 1
+            if loss._queue is None:
+                continue
             if size != trainer.world_size:
                 warn_user(
                     f"{path}: the checkpoint holds queues of {size} processes, "
                     f"not {trainer.world_size}; they start empty"
                 )
                 loss.reset_queue()
-            elif queues is not None and loss._queue is not None:
+            elif queues:
                 own = {name: stack[trainer.global_rank] for name, stack in queues.items()}
                 loss._queue.load_state_dict(own)
 
@@ -149,9 +150,9 @@ def _buffer_names(root: nn.Module) -> set[str]:
 
 
 def _gather_queue(loss: RankingLoss) -> dict[str, Tensor]:
-    """[processes, ...] of every saved buffer of the queue."""
+    """[processes, ...] of every saved buffer of the queue that is not empty."""
     if loss._queue is None:
         return {}
-    state = loss._queue.state_dict()
+    state = {n: x for n, x in loss._queue.state_dict().items() if x.numel()}
     stacks = all_gather_no_grad(*(x[None] for x in state.values()))
-    return {n: torch.as_tensor(x).cpu() for n, x in zip(state, stacks, strict=True)}
+    return {n: x.cpu() for n, x in zip(state, stacks, strict=True)}
