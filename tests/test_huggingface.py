@@ -32,12 +32,13 @@ ROWS, BATCH = 48, 8  # six steps in an epoch
 PAD = -100
 
 
-def new_model(labels=2, cls=BertForSequenceClassification):
+def new_model(labels=2, cls=BertForSequenceClassification, dropout=0.0):
     torch.manual_seed(0)
     return cls(
         BertConfig(
             vocab_size=16, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
             intermediate_size=8, max_position_embeddings=8, num_labels=labels,
+            hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout,
         )
     )  # fmt: skip
 
@@ -76,9 +77,10 @@ class Seen(TrainerCallback):
 
 def new_trainer(loss_fn, folder, *callbacks, model=None, rows=None, schedule=None, **kwargs):
     args = TrainingArguments(
-        output_dir=str(folder), per_device_train_batch_size=BATCH, use_cpu=True, report_to="none",
-        learning_rate=0.01, disable_tqdm=True,
-        **{"num_train_epochs": 3, "logging_steps": 1, "save_strategy": "no", **kwargs},
+        output_dir=str(folder), use_cpu=True, report_to="none", learning_rate=0.01,
+        disable_tqdm=True,
+        **{"num_train_epochs": 3, "logging_steps": 1, "save_strategy": "no",
+           "per_device_train_batch_size": BATCH, **kwargs},
     )  # fmt: skip
     return Trainer(
         model or new_model(), args, train_dataset=rows or data(), eval_dataset=rows or data(),
@@ -132,8 +134,8 @@ def test_logging_can_be_off_or_renamed(tmp_path):
 
 
 @pytest.mark.parametrize("unit", ["epochs", "steps"])
-# Mid-warmup, at the switch, mid-blend, at the end of an epoch, mid-decay.
-@pytest.mark.parametrize("stop", [2, 4, 6, 8, 13])
+# Mid-warmup, at the end of an epoch, mid-blend, mid-decay.
+@pytest.mark.parametrize("stop", [2, 6, 8, 13])
 def test_resume_equals_the_uninterrupted_run_bit_for_bit(tmp_path, unit, stop):
     saves = {"save_strategy": "steps", "save_steps": stop, "save_total_limit": None}
     first = new_loss(unit)
@@ -173,8 +175,8 @@ def test_a_loss_without_wrapper_is_refused():
 def test_evaluation_does_not_write_the_queue(tmp_path):
     plain, evaluated = new_loss(), new_loss()
     one = new_trainer(plain, tmp_path)
-    two = new_trainer(evaluated, tmp_path, eval_strategy="steps", eval_steps=1)
     one.train()
+    two = new_trainer(evaluated, tmp_path, eval_strategy="steps", eval_steps=1)
     two.train()
     assert losses(one) == losses(two)
     assert_equal_states(plain, evaluated)
@@ -182,26 +184,20 @@ def test_evaluation_does_not_write_the_queue(tmp_path):
     assert sum("eval_loss" in row for row in two.state.log_history) == 18
 
 
-@pytest.mark.parametrize("dropout", [0.0])
-def test_accumulated_cross_entropy_is_that_of_the_whole_batch(tmp_path, dropout):
-    """Micro-batches of 8, 8 and 4 rows weigh by their rows; the clock counts optimizer steps."""
-    weights = []
+def test_accumulated_cross_entropy_is_that_of_the_whole_batch(tmp_path):
+    """The last micro-batch of an epoch is smaller; the clock counts optimizer steps."""
+    found = []
     for batch, pieces in ((24, 1), (8, 3)):
-        model = new_model()
-        model.config.hidden_dropout_prob = dropout
-        for m in model.modules():
-            if isinstance(m, nn.Dropout):
-                m.p = dropout
-        loss_fn = new_loss()
+        loss_fn = new_loss(warmup_loss=nn.CrossEntropyLoss(), num_classes=2)
         trainer = new_trainer(
-            loss_fn, tmp_path, model=model, rows=data(44), per_device_train_batch_size=batch,
+            loss_fn, tmp_path, rows=data(44), per_device_train_batch_size=batch,
             gradient_accumulation_steps=pieces, max_steps=4,
         )  # fmt: skip
         trainer.train()
         assert loss_fn.get_extra_state()["global_step"] == 3
-        weights.append((losses(trainer), model.state_dict()))
-    (one, first), (two, second) = weights
-    # float32 sums in another order, over four steps; the log rounds losses to no more.
+        found.append((losses(trainer), trainer.model.state_dict()))
+    (one, first), (two, second) = found
+    # float32 that sums in another order, fed back over four steps of Adam.
     assert one == pytest.approx(two, rel=1e-4)
     for name, x in first.items():
         torch.testing.assert_close(second[name], x, rtol=1e-3, atol=1e-4)
