@@ -11,7 +11,7 @@ from .absent import import_without
 
 pytest.importorskip("transformers", reason="needs proxy-losses[huggingface]")
 accelerate = pytest.importorskip("accelerate", reason="needs proxy-losses[huggingface]")
-from transformers import (
+from transformers import (  # noqa: E402
     BertConfig,
     BertForSequenceClassification,
     BertForTokenClassification,
@@ -20,7 +20,10 @@ from transformers import (
     TrainingArguments,
 )
 
-from proxy_losses.integrations.huggingface import LossScheduleCallback, make_compute_loss
+from proxy_losses.integrations.huggingface import (  # noqa: E402
+    LossScheduleCallback,
+    make_compute_loss,
+)
 
 pytestmark = [
     # The frameworks' own use of what torch or Python deprecate.

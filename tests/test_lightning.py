@@ -206,7 +206,7 @@ def test_logging_is_configurable(tmp_path):
 def test_a_module_without_wrapper_is_refused(tmp_path):
     hidden = Module(P.SmoothAPLoss(1))
     hidden.losses = [new_loss()]
-    with pytest.raises(ValueError, match="no LossWarmupWrapper in Module.*ModuleList"):
+    with pytest.raises(ValueError, match=r"no LossWarmupWrapper in Module.*ModuleList"):
         fit(hidden, tmp_path)
 
 

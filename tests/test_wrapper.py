@@ -282,7 +282,7 @@ def test_strict_raises_until_the_schedule_is_driven(unit):
     wrapper.eval()(x, y)  # a validation before training is no mistake
     wrapper.train().on_train_batch_start(0)
     if unit == "epochs":
-        with pytest.raises(RuntimeError, match="not driven: on_train_epoch_start.epoch. was"):
+        with pytest.raises(RuntimeError, match=r"not driven: on_train_epoch_start.epoch. was"):
             wrapper(x, y)
         wrapper.on_train_epoch_start(0)
     wrapper(x, y)

@@ -179,9 +179,7 @@ class LossScheduleCallback(TrainerCallback):
                     f"no state of the loss at {path}; give LossScheduleCallback the checkpoint as "
                     "resume_from, and resume with as many processes as it was saved by"
                 )
-            self.loss_fn.load_state_dict(
-                torch.load(path, map_location="cpu", weights_only=True)
-            )
+            self.loss_fn.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -79,9 +79,8 @@ class LossScheduleCallback(Callback):
         self._wrappers = find_wrappers(pl_module)
         wrapped = trainer.strategy.model
         if isinstance(wrapped, DistributedDataParallel):
-            late = sharded_losses(pl_module).keys()
-            ignored = wrapped.parameters_to_ignore
-            late = [n for n in late if f"{n}._queue._q_logits" not in ignored]
+            left_out = wrapped.parameters_to_ignore
+            late = [n for n in sharded_losses(pl_module) if f"{n}._tau" not in left_out]
             if late:
                 raise RuntimeError(
                     f"{', '.join(late)}: a loss with distributed='shard' must exist before "
