@@ -34,7 +34,8 @@ def train(folder, how, processes, rank, stop=None):
         loss_fn, f"{folder}/{how}{processes}" + ("" if stop is None else "again"),
         schedule=LossScheduleCallback(loss_fn, resume_from=checkpoint), model=new_model(1).double(),
         rows=data(BATCH * STEPS), per_device_train_batch_size=BATCH // processes,
-        max_steps=STEPS, save_strategy="steps", save_steps=STOP, ddp_backend="gloo" if processes > 1 else None,
+        max_steps=STEPS, save_strategy="steps", save_steps=STOP,
+        ddp_backend="gloo" if processes > 1 else None,
         train_sampling_strategy="sequential",
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=checkpoint)

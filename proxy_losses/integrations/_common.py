@@ -22,10 +22,12 @@ def find_wrappers(root: nn.Module) -> dict[str, LossWarmupWrapper]:
     return found
 
 
-def sharded_losses(root: nn.Module) -> dict[str, RankingLoss]:
-    """The losses in a module whose queue differs between processes, by their path in it."""
+def own_queue_losses(root: nn.Module) -> dict[str, RankingLoss]:
+    """The losses in a module whose queue is each process's own, by their path in it."""
     losses = {n: m for n, m in root.named_modules() if isinstance(m, RankingLoss)}
-    return {n: m for n, m in losses.items() if m.distributed == "shard"}
+    return {
+        n: m for n, m in losses.items() if m.distributed == "shard" or m.gather_distributed is False
+    }
 
 
 def progress(wrappers: dict[str, LossWarmupWrapper], prefix: str) -> dict[str, float]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ._common import find_wrappers, progress, sharded_losses
+from ._common import find_wrappers, own_queue_losses, progress
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -121,7 +121,7 @@ class LossScheduleCallback(TrainerCallback):
     passes over the data.
 
     The Trainer saves model, optimizer and generators. This callback adds the state of the loss,
-    `loss_state.pt`, to each checkpoint (with distributed="shard" one file for each process), and
+    `loss_state.pt`, to each checkpoint (one file for each process if the queues differ), and
     reads it when `train(resume_from_checkpoint=...)` resumes.
 
     main_weight, temperature and phase (0 warmup, 1 blend, 2 main) join what the Trainer logs, and
@@ -214,13 +214,13 @@ class LossScheduleCallback(TrainerCallback):
         """Save the state of the loss beside the model's."""
         if state.is_hyper_param_search:  # these checkpoints lie elsewhere and are not resumed
             return
-        if args.should_save or sharded_losses(self.loss_fn):
+        if args.should_save or own_queue_losses(self.loss_fn):
             directory = _checkpoint(args, state)
             os.makedirs(directory, exist_ok=True)
             torch.save(self.loss_fn.state_dict(), self._file(args, directory))
 
     def _file(self, args: TrainingArguments, directory: str | os.PathLike[str]) -> str:
-        own = args.world_size > 1 and sharded_losses(self.loss_fn)
+        own = args.world_size > 1 and own_queue_losses(self.loss_fn)
         name = f"loss_state_{args.process_index}_of_{args.world_size}" if own else "loss_state"
         return os.path.join(directory, name + ".pt")
 

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .._checks import warn_user
 from ..distributed import all_gather_no_grad
 from ..nn import LossWarmupWrapper, RankingLoss
-from ._common import find_wrappers, progress, sharded_losses
+from ._common import find_wrappers, own_queue_losses, progress
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -42,9 +42,10 @@ class LossScheduleCallback(Callback):
     them, also in the middle of an epoch.
 
     Under DistributedDataParallel the buffers of all ranking losses are left out of its broadcast:
-    they would be equal anyway, or, with distributed="shard", overwritten with those of rank 0.
-    Queues of "shard" are gathered into the checkpoint, and dealt out again when training resumes
-    with as many processes; with another number they start empty, with a warning.
+    they are equal anyway, or, with distributed="shard" or gather_distributed=False, would be
+    overwritten with those of rank 0. Such queues of each process's own are gathered into the
+    checkpoint, and dealt out again when training resumes with as many processes; with another
+    number they start empty, with a warning.
 
     Args:
         log: whether to log main_weight, phase (0 warmup, 1 blend, 2 main) and temperature of each
@@ -53,8 +54,8 @@ class LossScheduleCallback(Callback):
 
     Raises:
         ValueError: at the start of fit, if there is no wrapper.
-        RuntimeError: at the start of fit, if a "shard" loss was created too late, in
-            `configure_model` or `setup`, to be kept out of the broadcast.
+        RuntimeError: at the start of fit, if a loss with such a queue was created too late,
+            in `configure_model` or `setup`, to be kept out of the broadcast.
 
     Example:
         >>> from proxy_losses.integrations.lightning import LossScheduleCallback
@@ -80,11 +81,11 @@ class LossScheduleCallback(Callback):
         wrapped = trainer.strategy.model
         if isinstance(wrapped, DistributedDataParallel):
             left_out = wrapped.parameters_to_ignore
-            late = [n for n in sharded_losses(pl_module) if f"{n}._tau" not in left_out]
+            late = [n for n in own_queue_losses(pl_module) if f"{n}._tau" not in left_out]
             if late:
                 raise RuntimeError(
-                    f"{', '.join(late)}: a loss with distributed='shard' must exist before "
-                    "training is set up; create it in __init__ of the LightningModule"
+                    f"{', '.join(late)}: a loss with a queue of each process's own must exist "
+                    "before training is set up; create it in __init__ of the LightningModule"
                 )
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -110,7 +111,7 @@ class LossScheduleCallback(Callback):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Add the queues of the other processes."""
-        shards = sharded_losses(pl_module)
+        shards = own_queue_losses(pl_module)
         if trainer.world_size > 1 and shards:  # every process comes here
             checkpoint[_SHARDS] = {path: _gather_queue(loss) for path, loss in shards.items()}
 
@@ -119,7 +120,7 @@ class LossScheduleCallback(Callback):
     ) -> None:
         """Take the queue of this process."""
         saved = checkpoint.get(_SHARDS, {})
-        for path, loss in sharded_losses(pl_module).items():
+        for path, loss in own_queue_losses(pl_module).items():
             queues = saved.get(path)
             size = len(queues["_q_logits"]) if queues else 1
             if loss._queue is None:
