@@ -75,10 +75,11 @@ def _levels(band: Band, like: Tensor) -> Tensor:
 
 def _reference(scores: Tensor, mask: Tensor, band: Band, name: str) -> tuple[Tensor, Tensor]:
     """Knots [..., K], the first t(alpha), the last t(beta), and spread [...], all detached."""
+    selects = bool(name) or not num.size_known(scores.shape[-1])
 
     def quantiles(levels: Tensor, reach: tuple[float, float]) -> Tensor:
         levels = levels.to(scores.device)
-        if name:
+        if selects:
             return sharded_quantiles(scores, levels, band.interpolation, mask, name)
         return num.masked_quantiles(scores, levels, reach, band.interpolation, mask)
 
@@ -87,7 +88,7 @@ def _reference(scores: Tensor, mask: Tensor, band: Band, name: str) -> tuple[Ten
         knots = quantiles(levels, reach)
         return knots, knots[..., 0] - knots[..., -1]
     quartiles = torch.tensor([0.75, 0.25], dtype=scores.dtype)
-    if name or scores.shape[-1] <= ONE_SORT:
+    if selects or scores.shape[-1] <= ONE_SORT:
         every = quantiles(
             torch.cat([levels, quartiles]), (min(reach[0], 0.25), max(reach[1], 0.75))
         )
@@ -137,10 +138,10 @@ def partial_auc_and_stats(
         pos = pos & live_mask
     weight = num.positive_weight(pos, sample_weight, scores.dtype)
     has_pos, has_negative, broken = _any_rank(
-        name, weight.sum(-1) > 0, iid_negative.any(-1).expand(shape[:-1]), sound.isnan()
+        name, ~(weight.sum(-1) <= 0), iid_negative.any(-1).expand(shape[:-1]), sound.isnan()
     )
     usable = has_pos & has_negative
-    # A list with a non-finite score counts, and is NaN.
+    # A list with a non-finite score or weight counts, and is NaN.
     degenerate = usable & (scale <= MIN_SCALE) & ~broken
     counts = usable & ~degenerate
     temperature = tau * scale.clamp(min=MIN_SCALE)

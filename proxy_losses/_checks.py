@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
-from numbers import Integral, Real
-from typing import NoReturn
+from numbers import Integral, Rational, Real
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -114,15 +115,32 @@ def check_tau(tau: float | Tensor, lists: torch.Size) -> None:
         )
 
 
+def as_number(name: str, x: Any) -> Any:
+    """A tensor of one number as that number; anything else as it is."""
+    if not isinstance(x, Tensor):
+        return x
+    if x.numel() != 1:
+        raise ValueError(f"{name} must be one number, got a tensor of shape {list(x.shape)}")
+    return x.item()
+
+
 def _check_number(name: str, x: object) -> None:
-    if isinstance(x, bool) or not isinstance(x, Real | torch.SymFloat | torch.SymInt):
+    fraction = isinstance(x, Rational) and not isinstance(x, Integral)
+    if isinstance(x, bool) or fraction or not isinstance(x, Real | torch.SymFloat | torch.SymInt):
         fail_type(name, "a number", x)
+
+
+def _as_float(x: Real) -> float:
+    try:
+        return float(x)
+    except OverflowError:  # an integer
+        return math.inf
 
 
 def check_positive(name: str, x: float) -> None:
     """Raise unless x is a finite number > 0."""
     _check_number(name, x)
-    if not (x > 0 and (not isinstance(x, Real) or x <= sys.float_info.max)):
+    if not (x > 0 and (not isinstance(x, Real) or math.isfinite(_as_float(x)))):
         raise ValueError(f"{name} must be positive and finite, got {x}")
 
 
@@ -138,7 +156,7 @@ def check_temperature(name: str, x: float) -> None:
     """Raise unless x is a number that is a temperature in float32 too."""
     _check_number(name, x)
     low, high = TEMPERATURES
-    if isinstance(x, Real) and not low <= x <= high:
+    if isinstance(x, Real) and not low <= _as_float(x) <= high:
         raise ValueError(f"{name} must be positive, in [{low}, {high}], got {x}")
 
 
@@ -150,6 +168,12 @@ def check_int(name: str, x: int, minimum: int | None = None) -> None:
         raise ValueError(f"{name} must be >= {minimum}, got {x}")
     if not -(2**63) <= x < 2**63:
         raise ValueError(f"{name} must fit in 64 bits, got {x}")
+
+
+def check_flag(name: str, x: object) -> None:
+    """Raise `TypeError` unless x is True or False, or an integer in their place."""
+    if not isinstance(x, Integral):
+        fail_type(name, "True or False", x)
 
 
 def check_quantile(quantile: float, interpolation: str) -> None:

@@ -66,7 +66,7 @@ def group_lists(
     inside = placed & (number < num_lists) & (column < list_length)
     slots = num_lists * list_length
     slot = torch.where(inside, number * list_length + column, slots)
-    index = order.new_zeros(slots + 1).scatter(0, slot, torch.where(inside, order, 0))
+    index = order.new_zeros(slots + 1).scatter(0, slot, order)  # the last slot is for the rest
     taken = torch.zeros_like(index, dtype=torch.bool).scatter(0, slot, inside)
     shape = (num_lists, list_length)
     return GroupLists(

@@ -20,6 +20,16 @@ _EXACT_FLOAT32 = 1 << 24
 _SPREAD_ROWS = 1 << 16
 
 
+def size_known(size: int) -> bool:
+    """Whether Python may branch on it: not on a size that compiled code learns from a gather."""
+    if not torch.compiler.is_compiling():
+        return True
+    from torch.fx.experimental.symbolic_shapes import guard_or_false
+
+    some = 1 << 20  # any bound that no size meets by its form alone
+    return bool(guard_or_false(size < some) or guard_or_false(size >= some))
+
+
 def lift(x: Tensor) -> Tensor:
     """float16 and bfloat16 to float32; other dtypes unchanged."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -129,7 +139,7 @@ def masked_quantiles(
     else:
         count = valid_mask.sum(-1, keepdim=True)
         s, valid_mask = torch.broadcast_tensors(s, valid_mask)
-    low, high = reach
+    low, high = map(float, reach)
     top = 1.0 - low <= high
     if valid_mask is not None:
         s = s.masked_fill(~valid_mask, -math.inf if top else math.inf)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_batch, check_bool, check_int, check_row_extras, is_labels
+from ._numerics import size_known
 
 NO_GROUP = torch.iinfo(torch.int64).min  # query id of rows stored without one
 
@@ -139,10 +140,14 @@ def enqueue(
         check_bool("where", where)
         if where.dim():
             raise ValueError(f"where must be one bool for the whole batch, got {list(where.shape)}")
-    matched = match_queue(queue, targets, groups)
-    if not n or (matched is not queue and _is_false(where)):
-        return QueueState(*(field.clone() for field in queue))
-    queue = matched
+    if not size_known(n):
+        return enqueue_unsized(
+            queue, logits, targets, sample_weight=sample_weight, iid_mask=iid_mask, groups=groups,
+            where=torch.ones_like(queue.enqueued, dtype=torch.bool) if where is None else where,
+        )  # fmt: skip
+    if is_labels(targets) and not is_labels(queue.targets) and (not n or _is_false(where)):
+        return QueueState(*(field.clone() for field in _with_groups(queue, groups)))
+    queue = match_queue(queue, targets, groups)
     grouped = queue.groups.numel() > 0
     if grouped and groups is None:
         groups = queue.groups.new_full((n,), NO_GROUP)
@@ -175,6 +180,49 @@ def enqueue(
     )
 
 
+def enqueue_unsized(
+    queue: QueueState,
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    sample_weight: Tensor | None,
+    iid_mask: Tensor | None,
+    groups: Tensor | None,
+    where: Tensor,
+) -> QueueState:
+    """`enqueue` without a branch on the number of rows, which compiled gathers do not know.
+
+    Every slot looks up its row, so all slots are written: `enqueue` is cheaper.
+    """
+    queue = match_queue(queue, targets, groups)
+    capacity, n = queue.logits.shape[0], logits.shape[0]
+    end = queue.enqueued + n
+    turn = end + (capacity - 1) - (end + capacity - 1) % capacity
+    end = torch.where(torch.zeros_like(end) + n >= capacity, turn, end)
+    # The last of the rows that belong to the slot, below 0 if none does.
+    row = n - 1 - (end - 1 - torch.arange(capacity, device=end.device)) % capacity
+    new = (row >= 0) & where
+
+    def put(field: Tensor, rows: Tensor | None) -> Tensor:
+        keep = new.reshape(-1, *[1] * (field.dim() - 1))
+        if rows is None:
+            return torch.where(keep, torch.ones_like(field), field)
+        rows = rows.detach().to(field.device, field.dtype)
+        rows = torch.cat([rows, field[:1]])  # a batch may be empty
+        return torch.where(keep, rows.index_select(0, row.clamp(min=0)), field)
+
+    if queue.groups.numel() and groups is None:
+        groups = torch.full_like(logits[:, 0], NO_GROUP, dtype=torch.int64)
+    return queue._replace(
+        logits=put(queue.logits, logits),
+        targets=put(queue.targets, targets),
+        sample_weight=put(queue.sample_weight, sample_weight),
+        iid_mask=put(queue.iid_mask, iid_mask),
+        groups=put(queue.groups, groups) if queue.groups.numel() else queue.groups,
+        enqueued=torch.where(where, end, queue.enqueued),
+    )
+
+
 def check_queue(queue: object) -> None:
     """Raise `TypeError` unless it is a `QueueState`, and not a tuple that was loaded as one."""
     if not isinstance(queue, QueueState):
@@ -193,8 +241,7 @@ def _is_false(where: Tensor | None) -> bool:
 
 def match_queue(queue: QueueState, targets: Tensor, groups: Tensor | None) -> QueueState:
     """The queue with room for these targets and groups; rows of the other kind are dropped."""
-    if groups is not None and not queue.groups.numel():
-        queue = queue._replace(groups=torch.full_like(queue.iid_mask, NO_GROUP, dtype=torch.int64))
+    queue = _with_groups(queue, groups)
     if is_labels(targets) == is_labels(queue.targets):
         return queue
     if is_labels(queue.targets):
@@ -204,6 +251,13 @@ def match_queue(queue: QueueState, targets: Tensor, groups: Tensor | None) -> Qu
         )
     empty = reset_queue(queue)
     return empty._replace(targets=torch.zeros_like(queue.logits, dtype=torch.bool))
+
+
+def _with_groups(queue: QueueState, groups: Tensor | None) -> QueueState:
+    """The queue with room for groups, if there are any."""
+    if groups is None or queue.groups.numel():
+        return queue
+    return queue._replace(groups=torch.full_like(queue.iid_mask, NO_GROUP, dtype=torch.int64))
 
 
 def queue_rows(queue: QueueState) -> tuple[Tensor, Tensor, Tensor]:

@@ -143,7 +143,7 @@ def _above(
     if isinstance(tau, Tensor):
         tau = average_grad(tau.to(scores.device, scores.dtype), name)[..., None]
     scores = num.clean(scores, valid_mask)
-    if name:
+    if name or not num.size_known(scores.shape[-1]):
         level = torch.full((1,), 1.0 - quantile, dtype=torch.float64, device=scores.device)
         theta = sharded_quantiles(scores, level, interpolation, valid_mask, name)[..., 0]
     else:

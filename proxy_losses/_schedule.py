@@ -62,18 +62,18 @@ def check_schedule(sched: Schedule) -> None:
             raise ValueError(f"final_main_weight must be in (0, 1], got {final}")
 
 
-def _as_clock(step: int | Tensor) -> Tensor:
+def _as_clock(step: int | Tensor, name: str = "step") -> Tensor:
     """The step as a 0-d int64 tensor (an int above 2^24 would round in float32)."""
     if isinstance(step, Tensor):
-        if step.is_floating_point() or step.dtype == torch.bool:
-            raise TypeError(f"step must be an int or an integer tensor, got {step.dtype}")
+        if step.is_floating_point() or step.is_complex() or step.dtype == torch.bool:
+            raise TypeError(f"{name} must be an int or an integer tensor, got {step.dtype}")
         return step.to(torch.int64)
     if isinstance(step, bool) or not isinstance(step, Integral | torch.SymInt):
-        raise TypeError(f"step must be an int or an integer tensor, got {type(step).__name__}")
+        raise TypeError(f"{name} must be an int or an integer tensor, got {type(step).__name__}")
     if not isinstance(step, int | torch.SymInt):  # of numpy, say
         step = int(step)
     if isinstance(step, int) and not torch.compiler.is_compiling():
-        check_int("step", step)
+        check_int(name, step)
     return torch.full((), step, dtype=torch.int64)
 
 
@@ -214,7 +214,7 @@ def start_epoch(
         ([] bool, whether the main phase has begun, which is when a queue that is reset each epoch
         must be; the new state).
     """
-    state = state._replace(epoch=_as_clock(epoch))
+    state = state._replace(epoch=_as_clock(epoch, "epoch"))
     return ~in_warmup(_now(state, clock), sched), state
 
 

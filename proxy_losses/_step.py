@@ -183,7 +183,7 @@ def _every_class(metric: Metric, pool: Pool, tau: float | Tensor, options: Optio
     if name and pool.groups is not None:
         raise ValueError("groups need the whole pool on every process: distributed='gather'")
     if options.tau_unit == "spread":
-        if name:
+        if name or not num.size_known(pool.scores.shape[-1]):
             spread = spread_over_group(pool.scores, pool.valid_mask, name)
         else:
             spread = num.score_spread(pool.scores, pool.valid_mask)

@@ -112,7 +112,7 @@ def test_backward_of_a_compiled_loss(name):
 
 @every_loss
 def test_a_loss_compiles_once_over_steps(name):
-    """Also the backward of losses summed with weights, over a queue that fills and wraps."""
+    """With weights and gradients, over a queue that fills and wraps."""
     loss_fn, _, kwargs = LOSSES[name]
 
     def step(logits, targets, weight, queue, tau):

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from torch.func import vmap
 
 import proxy_losses as P
+from proxy_losses._ranks import rank_slopes
 
 from . import reference
 from .compiling import compile_fresh
 from .makers import PAD, QUANTILE, batch, every_loss, pauc, recall, smooth
-from .metrics import lists
+from .metrics import TAU, TIGHT, lists
 
 SATURATION = {
     "smooth_ap": (P.smooth_ap_saturation, reference.smooth_ap_saturation),
@@ -51,6 +52,16 @@ def test_saturation_is_the_share_of_flat_positives(name, m, seed, tau, rate):
     ]
     # A share of at most 30: one rounding of a quotient.
     torch.testing.assert_close(got.double(), torch.tensor(want, dtype=torch.float64))
+
+
+def test_rank_slopes():
+    scores, pos = lists(4, 2, 30)
+    valid = torch.arange(30) % 7 > 0
+    found = rank_slopes(scores.requires_grad_(), pos, TAU, valid_mask=valid)
+    steps = torch.sigmoid((scores[:, None, :] - scores[:, :, None]) / TAU)
+    slopes = (steps * (1 - steps) * valid).sum(-1) - 0.25  # less its own
+    torch.testing.assert_close(found, torch.where(pos & valid, slopes, 0.0).detach(), **TIGHT)
+    assert not found.requires_grad
 
 
 @every_share
@@ -205,7 +216,9 @@ def test_diagnostics_of_labels_and_one_class(make):
     logits, labels = torch.randn(20, 3), torch.rand(20, 3) < 0.4
     _, stats = make(num_classes=3)(logits, labels, None, False, True)
     assert stats["grad_pos_count"].tolist() == labels.sum(0).tolist()
-    logits, targets = batch(2, 20)
-    _, stats = make()(logits, targets, None, False, True)
+    logits, targets = batch(2, 20)  # with padding, which is not 0 either
+    _, stats = make(queue_size=50)(logits, targets, None, False, True)
     assert stats["grad_pos_count"].tolist() == [(targets == 1).sum()]
+    if make is not pauc:
+        assert stats["pos_count"].tolist() == [(targets == 1).sum()]
     assert {x.shape for x in stats.values()} == {(1,)}

@@ -65,8 +65,8 @@ def test_one_long_query_does_not_pad_the_short_ones(sizes):
     parts = every_list(groups, torch.ones_like(groups, dtype=torch.bool), None)
     assert sum(part.rows.numel() for part in parts) <= 2 * sum(sizes)
     assert sorted(n for part in parts for n in part.valid_mask.sum(-1).tolist()) == sorted(sizes)
-    # One list in each power of two, not one in each length.
-    assert len(parts) <= max(sizes).bit_length()
+    # An axis for each power of two, not for each length.
+    assert len(parts) == len({(n - 1).bit_length() for n in sizes})
 
 
 def test_a_given_shape_is_kept():

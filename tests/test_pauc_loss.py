@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 
+import proxy_losses as P
+
 from .makers import PAD, batch, pauc, warned
 from .reference import partial_auc_band
 
@@ -110,16 +112,23 @@ def flagged(seed: int, n: int = 12, classes: int = 3):
 def test_is_the_formula_over_the_pool_with_its_diagnostics(surrogate, pos_numerator, budget_basis):
     options = {
         "alpha": 0.125, "beta": 0.625, "surrogate": surrogate, "pos_numerator": pos_numerator,
-        "budget_basis": budget_basis, "quantile_interpolation": "higher",
+        "budget_basis": budget_basis, "quantile_interpolation": "higher", "n_knots": 3,
+        "tau_scale": "band" if budget_basis == "fpr" else "iqr",
     }  # fmt: skip
     module = pauc(num_classes=3, queue_size=100, reduction="none", **options).double()
     options["interpolation"] = options.pop("quantile_interpolation")
+    queue = P.init_queue(100, 3, dtype=torch.float64)
     rows = []  # of the pool: logits, target, iid, weight
     for seed in range(4):
         logits, targets, iid, weight = flagged(seed)
         targets = targets if seed else targets.clamp(max=1)  # class 2 joins later
         loss, stats = module(logits, targets, iid, False, True, sample_weight=weight)
         assert stats.keys() == KEYS
+        again, queue = P.partial_auc_loss(
+            logits, targets, queue, 0.25, reduction="none", sample_weight=weight, iid_mask=iid,
+            **options,
+        )  # fmt: skip
+        torch.testing.assert_close(again, loss, rtol=0.0, atol=0.0, equal_nan=True)
         fields = (logits, targets, iid, weight)
         live = list(zip(*(x.tolist() for x in fields), strict=True))
         pool = [row for row in live + rows if row[1] != PAD]

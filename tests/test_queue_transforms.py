@@ -5,6 +5,7 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from proxy_losses import QueueState, enqueue, init_queue, queue_rows, reset_queue
+from proxy_losses._queue import enqueue_unsized
 
 from .compiling import compile_fresh
 from .test_queue import IGNORE, Batch, same, with_room
@@ -90,3 +91,23 @@ def test_the_gradient_is_cut():
     g, queues = torch.vmap(torch.func.grad(loss, has_aux=True))(torch.randn(5, 3, 2))
     assert torch.equal(g, torch.full((5, 3, 2), 2.0))
     assert queues.logits.shape == (5, 4, 2)
+
+
+@pytest.mark.parametrize("labels", [False, True])
+@pytest.mark.parametrize("groups", [False, True])
+def test_the_form_without_branches_stores_the_same(labels, groups):
+    """What compiled gathers use, whose number of rows nobody knows beforehand."""
+    one = two = init_queue(4, 2, ignore_index=-7, multi_label=labels)
+    for step, n in enumerate([3, 0, 1, 4, 2, 9, 3, 5, 1]):
+        torch.manual_seed(step)
+        targets = torch.rand(n, 2) < 0.5 if labels else torch.randint(0, 2, (n,))
+        extras = {
+            "sample_weight": torch.rand(n) if step % 2 else None,
+            "iid_mask": torch.rand(n) < 0.5 if step % 3 else None,
+            "groups": torch.randint(0, 9, (n,)) if groups and step != 4 else None,
+            "where": torch.tensor(step != 3),
+        }
+        logits = torch.randn(n, 2)
+        one = enqueue(one, logits, targets, **extras)
+        two = enqueue_unsized(two, logits, targets, **extras)
+        assert all(map(torch.equal, one, two))

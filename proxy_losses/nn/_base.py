@@ -12,8 +12,10 @@ from .. import _step
 from .._checks import (
     DISTRIBUTED,
     REDUCTIONS,
+    as_number,
     check_batch,
     check_choice,
+    check_flag,
     check_int,
     check_row_extras,
     check_temperature,
@@ -26,7 +28,7 @@ from ..distributed import default_group, group_name
 from ._batch import BatchLoss, as_floating
 from ._published import PublishedNames
 from ._queue import MemoryQueue, never_narrow
-from ._saved import number_problems, one_number, queue_problems, refuse
+from ._saved import number_problems, queue_problems, refuse
 
 LossOutput: TypeAlias = Tensor | tuple[Any, ...]
 STRAY = torch.iinfo(torch.int64).max  # a class id that no class has
@@ -54,6 +56,9 @@ class RankingLoss(PublishedNames, BatchLoss):
         check_int("queue_size", queue_size, 0)
         check_int("ignore_index", ignore_index)
         check_choice("reduction", reduction, REDUCTIONS)
+        check_flag("update_queue_in_eval", update_queue_in_eval)
+        if gather_distributed is not None:
+            check_flag("gather_distributed", gather_distributed)
         if max_pool_size is not None:
             check_int("max_pool_size", max_pool_size, 1)
         check_choice("distributed", distributed, DISTRIBUTED)
@@ -92,8 +97,7 @@ class RankingLoss(PublishedNames, BatchLoss):
 
     @temperature.setter
     def temperature(self, value: float) -> None:
-        value = one_number("temperature", value)
-        value = value.item() if isinstance(value, Tensor) else value
+        value = as_number("temperature", value)
         check_temperature("temperature", value)
         self._temperature = float(value)
         self._tau.fill_(self._temperature)
@@ -239,10 +243,6 @@ class RankingLoss(PublishedNames, BatchLoss):
         # The queue guards its own buffers; the wide temperature is guarded here.
         super()._apply(never_narrow(fn), recurse)  # type: ignore[no-untyped-call]
         return self
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy may land in another process group: it decides for itself whether to gather."""
-        return {**self.__dict__, "_gather_resolved": None}
 
     def problems_with(self, state_dict: dict[str, Any], prefix: str) -> list[str]:
         """What keeps a checkpoint from being loaded; gives its queue the present names."""

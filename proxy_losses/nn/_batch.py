@@ -66,6 +66,10 @@ class BatchLoss(nn.Module):
                 "gradient"
             )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy may land in another process group: it decides for itself whether to gather."""
+        return {**self.__dict__, "_gather_resolved": None}
+
     def _gathers(self) -> bool:
         """Whether to gather, decided at the first forward, when the process group is there."""
         if self._gather_resolved is None:

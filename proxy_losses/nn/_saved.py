@@ -109,12 +109,3 @@ def _problems(check: Callable[..., None], *args: Any) -> list[str]:
     except (TypeError, ValueError) as error:
         return [str(error)]
     return []
-
-
-def one_number(name: str, x: Any) -> Any:
-    """A tensor of one number as 0-d; anything else as it is."""
-    if not isinstance(x, Tensor):
-        return x
-    if x.numel() != 1:
-        raise ValueError(f"{name} must be one number, got a tensor of shape {list(x.shape)}")
-    return x.reshape(())

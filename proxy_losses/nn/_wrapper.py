@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import _schedule as sched_fns
-from .._checks import check_int, warn_user
+from .._checks import as_number, check_flag, check_int, warn_user
 from .._schedule import Clock, Schedule, ScheduleState
 from ._published import PublishedSchedule
 from ._resume import SavedSchedule
-from ._saved import one_number
 
 
 def _first(out: Any) -> Any:
@@ -94,9 +93,12 @@ class LossWarmupWrapper(PublishedSchedule, SavedSchedule):
         for name, loss in (("warmup_loss", warmup_loss), ("main_loss", main_loss)):
             if not callable(loss):
                 raise TypeError(f"{name} must be callable, got {type(loss).__name__}")
+        check_flag("reset_queue_each_epoch", reset_queue_each_epoch)
+        if gather_distributed is not None:
+            check_flag("gather_distributed", gather_distributed)
         _check_clocks(warmup_epochs, blend_epochs, warmup_steps, blend_steps)
         self._clock: Clock = "epoch" if warmup_steps is None else "step"
-        self._sched = Schedule(
+        sched = Schedule(
             warmup_epochs if warmup_steps is None else warmup_steps,
             blend_epochs if warmup_steps is None else (blend_steps or 0),
             temp_start,
@@ -104,6 +106,7 @@ class LossWarmupWrapper(PublishedSchedule, SavedSchedule):
             temp_decay_steps,
             final_main_weight,
         )
+        self._sched = Schedule(**{name: as_number(name, x) for name, x in sched._asdict().items()})
         sched_fns.check_schedule(self._sched)
         self.warmup_loss = warmup_loss
         self.main_loss = main_loss
@@ -185,7 +188,7 @@ class LossWarmupWrapper(PublishedSchedule, SavedSchedule):
 
     def on_train_epoch_start(self, epoch: int) -> None:
         """Call at the start of each epoch, before its first batch."""
-        epoch = one_number("epoch", epoch)
+        epoch = as_number("epoch", epoch)
         self._epoch_hook_seen = True
         main, state = sched_fns.start_epoch(self._state, epoch, self._sched, clock=self._clock)
         self._enter(state)
@@ -194,7 +197,7 @@ class LossWarmupWrapper(PublishedSchedule, SavedSchedule):
 
     def on_train_batch_start(self, global_step: int) -> None:
         """Call before each training step with the number of steps taken so far."""
-        global_step = one_number("global_step", global_step)
+        global_step = as_number("global_step", global_step)
         switch, state = sched_fns.start_step(
             self._state, global_step, self._sched, clock=self._clock
         )
