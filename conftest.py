@@ -1,5 +1,7 @@
 """Doctests see the public names, as a reader of the examples would import them."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 
@@ -7,6 +9,16 @@ import proxy_losses
 
 # Two workers share the cores; more threads than cores would only wait for each other.
 torch.set_num_threads(1)
+
+# Doctests of what is not installed.
+collect_ignore = [
+    f"proxy_losses/integrations/{file}.py"
+    for file, packages in {
+        "lightning": ("lightning", "pytorch_lightning"),
+        "huggingface": ("transformers",),
+    }.items()
+    if not any(map(find_spec, packages))
+]
 
 
 @pytest.fixture(autouse=True)

@@ -270,3 +270,22 @@ def test_a_published_schedule_loads_into_any_options():
     wrapper.on_train_batch_start(10)  # the switch was still to come
     assert main.temperature == 0.05
     assert not P.queue_rows(main._queue.state)[2].any()
+
+
+@pytest.mark.parametrize("unit", ["epochs", "steps"])
+def test_strict_raises_until_the_schedule_is_driven(unit):
+    x, y = batch(0)
+    wrapper = wrap(smooth(), **{f"warmup_{unit}": 1}, strict=True)
+    needed = {"epochs": "on_train_epoch_start.* and on_train_batch_start", "steps": "on_train_b"}
+    with pytest.raises(RuntimeError, match=f"not driven: {needed[unit]}"):
+        wrapper(x, y)
+    wrapper.eval()(x, y)  # a validation before training is no mistake
+    wrapper.train().on_train_batch_start(0)
+    if unit == "epochs":
+        with pytest.raises(RuntimeError, match=r"not driven: on_train_epoch_start.epoch. was"):
+            wrapper(x, y)
+        wrapper.on_train_epoch_start(0)
+    wrapper(x, y)
+    resumed = wrap(smooth(), **{f"warmup_{unit}": 1}, strict=True)
+    resumed.load_state_dict(wrapper.state_dict())
+    assert resumed(x, y) == wrapper(x, y)

@@ -21,6 +21,7 @@ class SavedSchedule(nn.Module):
     _enter: Callable[[ScheduleState], None]
     _has_temperature: bool
     _batch_hook_seen: bool
+    _epoch_hook_seen: bool
     main_loss: Callable[..., Any]
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -44,6 +45,7 @@ class SavedSchedule(nn.Module):
         numbers = (state["epoch"], state["global_step"], switch)
         self._enter(ScheduleState(*(torch.tensor(int(n), dtype=torch.int64) for n in numbers)))
         self._batch_hook_seen = state["batch_hook_seen"]
+        self._epoch_hook_seen |= self._batch_hook_seen  # a run may resume within an epoch
         if self._has_temperature and state["temperature"] is not None:
             self.main_loss.temperature = state["temperature"]  # type: ignore[attr-defined]
 

@@ -52,10 +52,12 @@ class LossWarmupWrapper(PublishedSchedule, SavedSchedule):
         final_main_weight: weight of main_loss after the blend, in (0, 1].
         reset_queue_each_epoch: also empty the queue at each epoch start of the main phase.
         gather_distributed: None leaves main_loss.gather_distributed; True and False overwrite it.
+        strict: raise in training if a hook that this schedule needs was never called.
 
     Raises:
         TypeError: a loss that cannot be called, an argument of a wrong type.
         ValueError: an argument out of range, or epoch and step variants given together.
+        RuntimeError: from a call, with strict.
 
     Example:
         >>> wrapper = LossWarmupWrapper(
@@ -85,6 +87,7 @@ class LossWarmupWrapper(PublishedSchedule, SavedSchedule):
         final_main_weight: float = 1.0,
         reset_queue_each_epoch: bool = False,
         gather_distributed: bool | None = None,
+        strict: bool = False,
     ) -> None:
         super().__init__()
         for name, loss in (("warmup_loss", warmup_loss), ("main_loss", main_loss)):
@@ -116,9 +119,11 @@ class LossWarmupWrapper(PublishedSchedule, SavedSchedule):
         self.final_main_weight = final_main_weight
         self.reset_queue_each_epoch = reset_queue_each_epoch
         self.gather_distributed = gather_distributed
+        self.strict = strict
         self._has_temperature = hasattr(main_loss, "temperature")
         self._weight_to_warmup = _takes_sample_weight(warmup_loss)
         self._batch_hook_seen = False
+        self._epoch_hook_seen = False
         self._no_batch_hook_warned = False
         if not self._has_temperature:
             warn_user(
@@ -183,6 +188,7 @@ class LossWarmupWrapper(PublishedSchedule, SavedSchedule):
     def on_train_epoch_start(self, epoch: int) -> None:
         """Call at the start of each epoch, before its first batch."""
         epoch = as_number("epoch", epoch)
+        self._epoch_hook_seen = True
         main, state = sched_fns.start_epoch(self._state, epoch, self._sched, clock=self._clock)
         self._enter(state)
         if self.reset_queue_each_epoch and main:
@@ -224,7 +230,9 @@ class LossWarmupWrapper(PublishedSchedule, SavedSchedule):
             What main_loss returns when it is the whole loss, else a scalar.
         """
         weight = self._main_weight
-        if weight > 0:
+        if self.training and self.strict:
+            self._check_driven()
+        elif self.training and weight > 0:  # a sanity check before training is no mistake
             self._warn_undriven()
         weights = {} if sample_weight is None else {"sample_weight": sample_weight}
         rows = {"iid_mask": iid_mask, "groups": groups}
@@ -241,6 +249,19 @@ class LossWarmupWrapper(PublishedSchedule, SavedSchedule):
         if isinstance(main, Tensor):  # a tensor does not recompile when it changes
             w = self._blend_weight.to(device=main.device, dtype=main.dtype)
         return (1.0 - w) * warm + w * main
+
+    def _check_driven(self) -> None:
+        by_epoch = self._clock == "epoch" and (self.warmup_epochs or self.blend_epochs)
+        hooks = {
+            "on_train_epoch_start(epoch)": self._epoch_hook_seen or not by_epoch,
+            "on_train_batch_start(global_step)": self._batch_hook_seen,
+        }
+        missing = " and ".join(name for name, seen in hooks.items() if not seen)
+        if missing:
+            raise RuntimeError(
+                f"the schedule is not driven: {missing} was never called; call it from the "
+                "training loop, or use a callback of proxy_losses.integrations"
+            )
 
     def _warn_undriven(self) -> None:
         if self._batch_hook_seen or self._no_batch_hook_warned or not self._has_temperature:
