@@ -1,0 +1,180 @@
+"""Measures what temperature, queue and schedule do to small models trained on random rows.
+
+``python -m benchmarks.choosing`` trains and measures, and writes ``results/choosing.json`` and its
+plot. Every arm of a seed has the same rows, first weights, batches and number of steps; gains are
+over cross-entropy for all of these steps, on held-out rows and with the last weights of each run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import proxy_losses as P
+
+from . import choosing_figures, report
+from .choosing_runs import (
+    CONTROL, DECAY, INPUTS, QUANTILE, WORLDS, Arm, Budget, Data, Outcome, exact_ap, make_data,
+    train,
+)  # fmt: skip
+from .metric_figures import interval, paired
+
+FULL = Budget(seeds=10, steps=1000, batch=128, rows=20_000, held_out=40_000, pools=40, every=1)
+QUICK = Budget(seeds=2, steps=6, batch=64, rows=2000, held_out=2000, pools=6, every=4)
+
+TAUS = (0.01, 0.03, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
+QUEUES = (0, 128, 512, 2048, 8192)
+WARMUPS = (0.0, 0.1, 0.3, 0.6)
+WEIGHTS = (0.1, 0.25, 0.5, 0.75, 1.0)
+POOLS = (128, 256, 512, 1024, 2048, 4096, 8192)
+RANKED = 2048  # rows of the pool whose saturation is shown
+ANCHORED = 0.5  # weight of the recall loss where the queue is varied
+
+
+def questions(every: int) -> dict[str, list[Arm]]:
+    """The arms of every question; a smaller run has some settings of each axis."""
+    taus, queues, warmups, weights = (
+        axis[::every] for axis in (TAUS, QUEUES, WARMUPS, WEIGHTS[::-1])
+    )
+    return {
+        "tau": [Arm(tau=tau, unit=unit) for unit in ("frozen", "spread") for tau in taus],
+        "tau over time": [
+            Arm(unit=unit, warmup=warmup)
+            for warmup in (Arm().warmup, 0.0)
+            for unit in ("frozen", "decay", "spread")
+        ],
+        "queue": [Arm(queue=rows) for rows in queues],
+        "queue kept at the switch": [Arm(), Arm(keep=True)],
+        "queue of recall": [Arm("recall", queue=rows, main=ANCHORED) for rows in queues],
+        "warmup": [Arm(warmup=share, blend=ramp) for ramp in (0.0, 0.2) for share in warmups],
+        "weight": [Arm("ap", main=weight) for weight in weights],
+        "weight of recall": [Arm("recall", main=weight) for weight in weights],
+    }
+
+
+def record(arm: Arm, found: Outcome, control: Outcome) -> dict[str, Any]:
+    """An arm with all its seeds, and what it gains over cross-entropy."""
+    ap, recall = found.ap.tolist(), found.recall.tolist()
+    written = arm._asdict() | {
+        "ap": ap, "recall": recall,
+        "ap_gain": paired(ap, control.ap.tolist()),
+        "recall_gain": paired(recall, control.recall.tolist()),
+    }  # fmt: skip
+    if arm.queue:
+        for name in ("saturation", "drift", "stale"):
+            written[name] = interval(getattr(found, name).tolist())
+    return written
+
+
+def temperatures(scores: Tensor, y: Tensor, taus: Sequence[float]) -> list[dict[str, Any]]:
+    """At each tau, in spreads: share of positives without gradient, and |smooth AP - AP|."""
+    spread, exact = P.score_spread(scores), exact_ap(scores, y)
+    found = []
+    for tau in taus:
+        smooth = P.smooth_ap(scores, y, tau * spread)
+        pool, pos = scores[:, :RANKED], y[:, :RANKED]
+        found.append({
+            "tau": tau,
+            "saturation": interval(P.smooth_ap_saturation(pool, pos, tau * spread).tolist()),
+            "error": interval((smooth - exact).abs().tolist()),
+            "bias": interval((smooth - exact).tolist()),
+        })  # fmt: skip
+    return found
+
+
+def pools(scores: Tensor, y: Tensor, sizes: Sequence[int], draws: int) -> list[dict[str, Any]]:
+    """Smooth AP of random pools around that of all rows, at the default tau."""
+    tau = Arm().tau * P.score_spread(scores)
+    whole, draw = P.smooth_ap(scores, y, tau), torch.Generator().manual_seed(0)
+    found = []
+    for size in sizes:
+        if size > scores.shape[1] / 2:
+            continue
+        rows = torch.stack(
+            [torch.randperm(scores.shape[1], generator=draw)[:size] for _ in range(draws)]
+        )
+        some, pos = scores[:, rows], y[:, rows]
+        value = P.smooth_ap(some, pos, tau[:, None].expand(some.shape[:2]))
+        counts = P.smooth_ap_counts(pos)
+        apart = torch.where(counts, value - whole[:, None], torch.nan)
+        found.append({
+            "rows": size,
+            "positives": pos.sum(-1).double().mean().item(),
+            "without": 1 - counts.double().mean().item(),
+            "bias": interval(apart.nanmean(1).tolist()),
+            "sd": interval([row[~row.isnan()].std().item() for row in apart]),
+            "ap": whole.mean().item(),
+        })  # fmt: skip
+    return found
+
+
+def answer(data: Data, world: Any, budget: Budget) -> dict[str, Any]:
+    """All questions about one world."""
+    asked = questions(budget.every)
+    arms = [CONTROL, *(arm for arms in asked.values() for arm in arms)]
+    found = dict(zip(arms, train(world, arms, data), strict=True))
+    control = found[CONTROL]
+    return {
+        "positives": data.y.double().mean().item(),
+        "control": {
+            "ap": interval(control.ap.tolist()),
+            "recall": interval(control.recall.tolist()),
+        },
+        "temperatures": temperatures(control.scores, data.y, TAUS[:: budget.every]),
+        "pools": pools(control.scores, data.y, POOLS[:: budget.every], budget.pools),
+        "questions": {
+            name: [record(arm, found[arm], control) for arm in arms] for name, arms in asked.items()
+        },
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = argparse.ArgumentParser(prog="python -m benchmarks.choosing")
+    options.add_argument("--quick", action="store_true", help="few steps, to see that it works")
+    options.add_argument("--plot", action="store_true", help="draw the file, train nothing")
+    options.add_argument("--out", type=Path, help="JSON file; without it, --quick writes none")
+    args = options.parse_args(argv)
+    default = report.ROOT / report.RESULTS / "choosing.json"
+    if args.plot:
+        path = args.out or default
+        choosing_figures.draw(json.loads(path.read_text()), path.with_suffix(".png"))
+        return 0
+    torch.set_num_threads(1)
+    budget = QUICK if args.quick else FULL
+    start = time.process_time()
+    commit, dirty = report.checkout()
+    written: dict[str, Any] = {
+        "suite": "choosing", "about": __doc__.splitlines()[0], "quick": args.quick,
+        "date": report.now(), "commit": commit, "dirty": dirty, "versions": report.versions(),
+        "machine": report.machine(1),
+        "protocol": {
+            **budget._asdict(), "inputs": INPUTS, "quantile": QUANTILE, "optimizer": "Adam",
+            "default": Arm()._asdict(), "control": CONTROL._asdict(), "decay": DECAY,
+            "ranked": RANKED,
+        },
+        "worlds": {},
+    }  # fmt: skip
+    for name, world in WORLDS.items():
+        print(name, file=sys.stderr, flush=True)
+        about = {"about": world.about, "hidden": world.hidden, "rate": world.rate}
+        written["worlds"][name] = about | answer(make_data(world, budget), world, budget)
+    written["cpu_s"] = round(time.process_time() - start, 1)
+    print(choosing_figures.show(written))
+    out = args.out or (None if args.quick else default)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(written, indent=1) + "\n")
+        choosing_figures.draw(written, out.with_suffix(".png"))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,205 @@
+"""The tables and the plot of `benchmarks.choosing`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from . import report
+from .rank_figures import BLUE, GREY, INK, ORANGE, new_figure, tidy
+
+COLOURS = (ORANGE, BLUE)  # of the worlds
+DASHED: Any = (0, (4, 1.5))
+KEYS = ("loss", "tau", "unit", "queue", "keep", "warmup", "blend", "main")
+
+Records = list[dict[str, Any]]
+
+
+def show(written: dict[str, Any]) -> str:
+    """Every measurement of every world."""
+    tables = []
+    for name, world in written["worlds"].items():
+        control = world["control"]
+        tables.append([
+            f"== {name}: {100 * world['positives']:.2f} % positives; cross-entropy to the end: "
+            f"AP {_cell(control['ap'])}, recall {_cell(control['recall'])}"
+        ])  # fmt: skip
+        rows = [["tau / spread", "saturation", "|smooth AP - AP|", "smooth AP - AP"]]
+        rows += [
+            [f"{t['tau']:g}", *(_cell(t[key]) for key in ("saturation", "error", "bias"))]
+            for t in world["temperatures"]
+        ]
+        tables.append(report.align(rows))
+        rows = [["rows of the pool", "positives", "none", "bias", "sd"]]
+        rows += [
+            [str(p["rows"]), f"{p['positives']:.1f}", f"{p['without']:.2f}", _cell(p["bias"]),
+             _cell(p["sd"])]
+            for p in world["pools"]
+        ]  # fmt: skip
+        tables.append(report.align(rows))
+        for question, arms in world["questions"].items():
+            rows = [[question, *KEYS, "AP gain [95 %] w/t/l", "recall gain [95 %]",
+                     "saturation", "drift", "stale"]]  # fmt: skip
+            for arm in arms:
+                gain = arm["ap_gain"]
+                wins = f" {gain['wins']}/{gain['ties']}/{gain['losses']}"
+                extra = [
+                    _cell(arm[k]) if k in arm else "" for k in ("saturation", "drift", "stale")
+                ]
+                rows.append([
+                    "", *(f"{arm[key]}" for key in KEYS), _cell(gain) + wins,
+                    _cell(arm["recall_gain"]), *extra,
+                ])  # fmt: skip
+            tables.append(report.align(rows))
+    return "\n\n".join("\n".join(table) for table in tables)
+
+
+def _cell(value: dict[str, Any]) -> str:
+    low, high = value["interval"]
+    return f"{value['mean']:.4f} [{low:.4f}, {high:.4f}]"
+
+
+def _line(
+    ax: Axes, x: Sequence[float], values: Sequence[dict[str, Any]], scale: float, colour: str,
+    style: Any = "-", label: str | None = None, marker: str = "o",
+) -> None:  # fmt: skip
+    """Means with their 95 % intervals."""
+    low, high = zip(*(value["interval"] for value in values), strict=True)
+    mean = [scale * value["mean"] for value in values]
+    ax.fill_between(
+        x, [scale * v for v in low], [scale * v for v in high], color=colour, alpha=0.13, lw=0
+    )
+    ax.plot(x, mean, marker, linestyle=style, color=colour, label=label, markersize=4, lw=1.6)
+
+
+def _each(written: dict[str, Any]) -> list[tuple[str, dict[str, Any], str]]:
+    return [
+        (name, world, colour)
+        for (name, world), colour in zip(written["worlds"].items(), COLOURS, strict=True)
+    ]
+
+
+def draw(written: dict[str, Any], path: Path) -> None:
+    """Rows of panels: temperature, queue, schedule."""
+    figure = new_figure(13.2, 11.0)
+    panels = figure.subplots(3, 3)
+    for row, of in zip(panels, (_temperature, _queue, _schedule), strict=True):
+        of(written, row)
+    for ax in (*panels[0, 1:], *panels[1, 1:], *panels[2]):
+        ax.axhline(0.0, color=GREY, lw=1.0, zorder=0)
+    seeds = written["protocol"]["seeds"]
+    names = "; ".join(
+        f"{'orange' if colour == ORANGE else 'blue'}: {name}" for name, _, colour in _each(written)
+    )
+    figure.suptitle(
+        f"{names}. Gains in points over cross-entropy to the end, held-out rows; mean and 95 % "
+        f"interval of {seeds} paired seeds",
+        fontsize=10.5, color=INK,
+    )  # fmt: skip
+    figure.savefig(path)
+
+
+def _lines(
+    ax: Axes, written: dict[str, Any], question: str, gain: str, x: Callable[[Any], float],
+    styles: dict[str, tuple[Any, Callable[[Any], bool]]],
+) -> None:  # fmt: skip
+    """The gain of every arm against a setting; one line for each world and each choice of arms."""
+    for at, (_, world, colour) in enumerate(_each(written)):
+        for label, (style, chosen) in styles.items():
+            arms = sorted(filter(chosen, world["questions"][question]), key=x)
+            if arms:
+                _line(ax, [x(a) for a in arms], [a[gain] for a in arms], 100, colour, style,
+                      label if at == 0 else None)  # fmt: skip
+    if len(styles) > 1:
+        ax.legend(fontsize=8.5, frameon=False)
+
+
+ALL: dict[str, tuple[Any, Callable[[Any], bool]]] = {"all": ("-", lambda arm: True)}
+
+
+def _temperature(written: dict[str, Any], panels: Sequence[Axes]) -> None:
+    ax = panels[0]
+    for at, (_, world, colour) in enumerate(_each(written)):
+        x = [t["tau"] for t in world["temperatures"]]
+        for key, style, label in (
+            ("saturation", "-", "positives without gradient"),
+            ("error", DASHED, "|smooth AP - AP|"),
+        ):
+            values = [t[key] for t in world["temperatures"]]
+            _line(ax, x, values, 100, colour, style, None if at else label)
+    ax.set_xscale("log")
+    ax.legend(fontsize=8.5, frameon=False)
+    ax.set_title(f"saturation and error, {written['protocol']['ranked']} rows ranked", fontsize=10)
+    tidy(ax, "tau / spread of the scores", "% and points")
+    _lines(panels[1], written, "tau", "ap_gain", lambda a: a["tau"], {
+        "spread at the switch": ("-", lambda a: a["unit"] == "frozen"),
+        "spread of the pool": (DASHED, lambda a: a["unit"] == "spread"),
+    })  # fmt: skip
+    panels[1].set_xscale("log")
+    panels[1].set_title("AP after training, by temperature", fontsize=10)
+    tidy(panels[1], "tau / spread of the scores", "AP gain, points")
+    _modes(written, panels[2])
+
+
+def _modes(written: dict[str, Any], ax: Axes) -> None:
+    labels: list[str] = []
+    for at, (_, world, colour) in enumerate(_each(written)):
+        arms = world["questions"]["tau over time"]
+        labels = [f"{a['unit']}, {'after warmup' if a['warmup'] else 'from scratch'}" for a in arms]
+        for row, arm in enumerate(arms):
+            y = row + 0.2 * at - 0.1
+            ax.plot([100 * v for v in arm["ap_gain"]["interval"]], [y, y], color=colour, lw=2.0)
+            ax.plot(100 * arm["ap_gain"]["mean"], y, "o", color=colour, markersize=5)
+    ax.set_yticks(range(len(labels)), labels)
+    ax.invert_yaxis()
+    ax.axvline(0.0, color=GREY, lw=1.0, zorder=0)
+    ax.set_title("AP after training, by temperature over time", fontsize=10)
+    tidy(ax, "AP gain, points", "")
+
+
+def _queue(written: dict[str, Any], panels: Sequence[Axes]) -> None:
+    ax = panels[0]
+    for at, (_, world, colour) in enumerate(_each(written)):
+        x = [p["positives"] for p in world["pools"]]
+        for key, style, label in (("sd", "-", "sd"), ("bias", DASHED, "bias")):
+            values = [
+                {
+                    "mean": p[key]["mean"] / p["ap"],
+                    "interval": [v / p["ap"] for v in p[key]["interval"]],
+                }
+                for p in world["pools"]
+            ]
+            _line(ax, x, values, 100, colour, style, None if at else label)
+    ax.set_xscale("log")
+    ax.legend(fontsize=8.5, frameon=False)
+    ax.set_title("smooth AP of a random pool against that of all rows", fontsize=10)
+    tidy(ax, "positives in the pool", "% of the AP of all rows")
+    batch, quantile = (written["protocol"][key] for key in ("batch", "quantile"))
+    _lines(panels[1], written, "queue", "ap_gain", lambda a: a["queue"] + batch, ALL)
+    panels[1].set_title(f"AP after training, by pool (batches of {batch})", fontsize=10)
+    tidy(panels[1], "rows of queue and batch", "AP gain, points")
+    _lines(panels[2], written, "queue of recall", "recall_gain",
+           lambda a: (a["queue"] + batch) * quantile, ALL)  # fmt: skip
+    panels[2].set_title(f"recall in the top {100 * quantile:g} % after training", fontsize=10)
+    tidy(panels[2], "rows of queue and batch x quantile", "recall gain, points")
+    for ax in panels[1:]:
+        ax.set_xscale("log")
+
+
+def _schedule(written: dict[str, Any], panels: Sequence[Axes]) -> None:
+    _lines(panels[0], written, "warmup", "ap_gain", lambda a: 100 * a["warmup"], {
+        "no blend": ("-", lambda a: not a["blend"]),
+        "20 % blend": (DASHED, lambda a: a["blend"] > 0),
+    })  # fmt: skip
+    panels[0].set_title("AP after training, by warmup", fontsize=10)
+    tidy(panels[0], "% of the steps in warmup", "AP gain, points")
+    for ax, question, gain, what in (
+        (panels[1], "weight", "ap_gain", "AP"),
+        (panels[2], "weight of recall", "recall_gain", "recall"),
+    ):
+        _lines(ax, written, question, gain, lambda a: a["main"], ALL)
+        ax.set_title(f"{what} after training with its loss, by its weight", fontsize=10)
+        tidy(ax, "weight of the ranking loss, the rest cross-entropy", f"{what} gain, points")

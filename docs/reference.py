@@ -1,0 +1,89 @@
+"""Renders the docstrings of all public modules: ``python -m docs.reference OUT``.
+
+A warning of pdoc is an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import pkgutil
+import re
+import typing
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pdoc
+
+import proxy_losses
+
+OPTIONAL = {"lightning", "pytorch_lightning", "transformers"}  # an integration may lack its package
+
+
+def public_names(module: ModuleType) -> list[str]:
+    """``__all__``, or what the module itself defines."""
+    if hasattr(module, "__all__"):
+        return list(module.__all__)
+    own = [n for n, v in vars(module).items() if getattr(v, "__module__", "") == module.__name__]
+    return [n for n in own if not n.startswith("_")]
+
+
+def public_modules() -> list[ModuleType]:
+    """The package and its modules, without those that have no name of their own."""
+    found = [proxy_losses]
+    for info in pkgutil.walk_packages(proxy_losses.__path__, "proxy_losses."):
+        if any(part.startswith("_") for part in info.name.split(".")):
+            continue
+        try:
+            module = importlib.import_module(info.name)
+        except ImportError as error:
+            missing = (getattr(error.__cause__, "name", None) or "").split(".")[0]
+            if missing not in OPTIONAL:
+                raise
+            continue
+        if set(public_names(module)) - set(proxy_losses.__all__):
+            found.append(module)
+    return found
+
+
+def records(module: ModuleType) -> list[Any]:
+    """The NamedTuples among the public names."""
+    found = [getattr(module, name) for name in public_names(module)]
+    return [c for c in found if inspect.isclass(c) and hasattr(c, "_fields")]
+
+
+def describe_fields(record: Any) -> None:
+    """Give pdoc what a NamedTuple hides: types, and the comment beside each field as its text."""
+    record.__new__.__annotations__ = typing.get_type_hints(record)
+    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(record), re.M))
+    for field in record._fields:
+        getattr(record, field).__doc__ = comments.get(field)
+
+
+def render(modules: Sequence[ModuleType], out: Path) -> None:
+    """One page for each module, an index and a search."""
+    for module in modules:
+        for record in records(module):
+            describe_fields(record)
+    pdoc.render.configure(docformat="google", show_source=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pdoc.pdoc(*(module.__name__ for module in modules), output_directory=out)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    options = argparse.ArgumentParser(prog="python -m docs.reference")
+    options.add_argument("out", type=Path, help="folder of the pages")
+    args = options.parse_args(argv)
+    modules = public_modules()
+    render(modules, args.out)
+    print(*(module.__name__ for module in modules), sep="\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
