@@ -2,8 +2,23 @@
 
 A pure-functional core (`smooth_ap`, `recall_at_quantile`, `temp_at`, `blend_weight`, ...) with
 explicit immutable state, and thin modules over it (`SmoothAPLoss`, `LossWarmupWrapper`, ...).
+Metrics are values in [0, 1], larger is better; losses are 1 - value.
+
+In shapes, M counts the rows of a list, N those of a batch, C classes; "..." are any leading axes.
+Examples take ``import torch`` and ``from proxy_losses import *`` for granted.
+
+Further modules: `proxy_losses.nn` (what the losses share), `proxy_losses.distributed`, and the
+callbacks of `proxy_losses.integrations.lightning` and `proxy_losses.integrations.huggingface`.
 """
 
+from ._clock import (
+    ScheduleState,
+    init_schedule,
+    start_epoch,
+    start_step,
+    state_temp,
+    state_weight,
+)
 from ._focal import sigmoid_focal, softmax_focal
 from ._groups import GroupLists, group_lists
 from ._losses import partial_auc_loss, recall_at_quantile_loss, smooth_ap_loss
@@ -13,19 +28,7 @@ from ._queue import QueueState, enqueue, init_queue, queue_rows, reset_queue
 from ._ranks import SoftRanks, sigmoid_sums, soft_ranks
 from ._recall import recall_at_quantile, recall_counts, recall_saturation
 from ._retrieval import RetrievalLists, retrieval_lists
-from ._schedule import (
-    Schedule,
-    ScheduleState,
-    blend_weight,
-    in_blend,
-    in_warmup,
-    init_schedule,
-    start_epoch,
-    start_step,
-    state_temp,
-    state_weight,
-    temp_at,
-)
+from ._schedule import Schedule, blend_weight, in_blend, in_warmup, temp_at
 from ._smooth_ap import smooth_ap, smooth_ap_counts, smooth_ap_saturation
 from .distributed import all_gather_no_grad, all_gather_with_grad
 from .nn import (

@@ -27,6 +27,9 @@ def smooth_ap_loss(
 ) -> tuple[Tensor, QueueState | None]:
     """1 - `smooth_ap` of every class over the batch and the queue, and the new queue.
 
+    ``loss = mean over classes c that count of 1 - smooth_ap(scores_c, pos_c)``, each class
+    against the rest, over the rows of the batch and of the queue.
+
     Args:
         logits: [N, C] floating.
         targets: [N] class ids (C > 1: one-vs-rest; C = 1: {0, 1}, any other id counts as
@@ -86,6 +89,9 @@ def recall_at_quantile_loss(
     group_shape: tuple[int, int] | None = None,
 ) -> tuple[Tensor, QueueState | None]:
     """1 - `recall_at_quantile` of every class over the batch and the queue, and the new queue.
+
+    ``loss = mean over classes c that count of 1 - recall_at_quantile(scores_c, pos_c)``, each class
+    against the rest, over the rows of the batch and of the queue.
 
     Args:
         logits: [N, C] floating.
@@ -148,6 +154,9 @@ def partial_auc_loss(
     group_shape: tuple[int, int] | None = None,
 ) -> tuple[Tensor, QueueState | None]:
     """1 - `partial_auc` of every class over the batch and the queue, and the new queue.
+
+    ``loss = mean over classes c that count of 1 - partial_auc(scores_c, pos_c)``, each class
+    against the rest, over the rows of the batch and of the queue.
 
     Args:
         logits: [N, C] floating.

@@ -127,10 +127,32 @@ def partial_auc_counts(
     budget_basis: str = "fpr",
     interpolation: str = "higher",
 ) -> Tensor:
-    """Which lists `partial_auc` is defined for; the arguments are those of that function.
+    """Which lists `partial_auc` is defined for.
+
+    Those with a positive in the numerator (of weight > 0), iid negatives, reference scores that
+    spread and, for "pairwise", a negative in the band.
+
+    Args:
+        scores: [..., M] floating.
+        pos_mask: [..., M] bool.
+        valid_mask: this and all other arguments as in `partial_auc`.
+        sample_weight: [..., M] floating >= 0.
+        iid_mask: [..., M] bool.
+        live_mask: [..., M] bool.
+        alpha: lower false-positive rate.
+        beta: upper false-positive rate.
+        surrogate: "trapezoid" or "pairwise".
+        tau_scale: "iqr" or "band".
+        pos_numerator: "pool" or "live".
+        budget_basis: "fpr" or "population".
+        interpolation: as in `torch.quantile`.
 
     Returns:
         [...] bool.
+
+    Raises:
+        TypeError: wrong dtypes.
+        ValueError: shapes that do not fit, an option out of range.
 
     Example:
         >>> tied = torch.zeros(5)  # no spread, no temperature

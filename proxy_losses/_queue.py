@@ -14,13 +14,17 @@ NO_GROUP = torch.iinfo(torch.int64).min  # query id of rows stored without one
 
 
 class QueueState(NamedTuple):
-    """The last `capacity` rows. Every field is a tensor, so states stack under vmap.
+    """The last rows, as many as its capacity. Every field is a tensor, so states stack under vmap.
 
     One running counter gives both the next slot, enqueued % capacity, and the fill,
     min(enqueued, capacity).
 
     Save it with ``torch.save(queue._asdict(), file)`` and load it with
     ``QueueState(**torch.load(file))``: `torch.load` refuses classes that it does not know.
+
+    Example:
+        >>> init_queue(4, 1).enqueued
+        tensor(0)
     """
 
     logits: Tensor  # [capacity, C] floating
@@ -88,6 +92,12 @@ def init_queue(
 def reset_queue(queue: QueueState) -> QueueState:
     """The same queue, empty.
 
+    Args:
+        queue: the queue, left unchanged.
+
+    Returns:
+        A `QueueState` of the same shapes, dtypes and device.
+
     Example:
         >>> queue = enqueue(init_queue(4, 1), torch.ones(3, 1), torch.zeros(3, dtype=torch.int64))
         >>> reset_queue(queue).enqueued
@@ -130,6 +140,12 @@ def enqueue(
 
     Raises:
         TypeError, ValueError: wrong dtypes or shapes, or class ids given to a multi-label queue.
+
+    Example:
+        >>> queue, ids = init_queue(2, 1), torch.tensor([0, 1, 0])
+        >>> queue = enqueue(queue, torch.tensor([[1.0], [2.0], [3.0]]), ids)
+        >>> queue.logits[:, 0], queue.targets
+        (tensor([2., 3.]), tensor([1, 0]))
     """
     check_queue(queue)
     capacity, num_classes = queue.logits.shape
@@ -269,6 +285,12 @@ def queue_rows(queue: QueueState) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         (logits [capacity, C], targets [capacity] or [capacity, C], valid_mask [capacity] bool);
         slots not yet filled and rows of ignore_index are not valid.
+
+    Example:
+        >>> queue = enqueue(init_queue(3, 1), torch.ones(2, 1), torch.tensor([0, 1]))
+        >>> logits, targets, valid_mask = queue_rows(queue)
+        >>> logits[valid_mask, 0], targets[valid_mask]
+        (tensor([1., 1.]), tensor([0, 1]))
     """
     slots = torch.arange(queue.logits.shape[0], device=queue.enqueued.device)
     valid = slots < queue.enqueued

@@ -1,23 +1,22 @@
-"""Warmup, blend and temperature: pure functions of a step, and the state of an epoch clock."""
+"""Warmup, blend and temperature: pure functions of a step."""
 
 from __future__ import annotations
 
 from numbers import Integral
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ._checks import check_int, check_positive, check_temperature
 
-Clock = Literal["step", "epoch"]
-
 
 class Schedule(NamedTuple):
     """Warmup -> blend -> main, and a geometric temperature from the switch on.
 
-    `warmup_steps` and `blend_steps` count steps, or epochs when the clock is the epoch. A field
-    that varies between calls of one compiled function must be a 0-d tensor.
+    `blend_weight` and `temp_at` have the formulas. `warmup_steps` and `blend_steps` count steps, or
+    epochs when the clock is the epoch. A field that varies between calls of one compiled function
+    must be a 0-d tensor.
 
     Example:
         >>> Schedule(warmup_steps=500, blend_steps=3).temp_start
@@ -30,17 +29,6 @@ class Schedule(NamedTuple):
     temp_end: float | Tensor = 0.005  # > 0
     temp_decay_steps: int | Tensor = 10_000  # > 0, steps from temp_start to temp_end
     final_main_weight: float | Tensor = 1.0  # in (0, 1], weight of the main loss after the blend
-
-
-class ScheduleState(NamedTuple):
-    """Where a run is. Every field is a 0-d int64 tensor, so states stack, save and compare.
-
-    Save ``state._asdict()``, as with `QueueState`.
-    """
-
-    epoch: Tensor  # [] int64, last epoch started
-    step: Tensor  # [] int64, last step started
-    switch_step: Tensor  # [] int64, step of the first main-phase batch; -1 before it
 
 
 def check_schedule(sched: Schedule) -> None:
@@ -62,7 +50,7 @@ def check_schedule(sched: Schedule) -> None:
             raise ValueError(f"final_main_weight must be in (0, 1], got {final}")
 
 
-def _as_clock(step: int | Tensor, name: str = "step") -> Tensor:
+def as_clock(step: int | Tensor, name: str = "step") -> Tensor:
     """The step as a 0-d int64 tensor (an int above 2^24 would round in float32)."""
     if isinstance(step, Tensor):
         if step.is_floating_point() or step.is_complex() or step.dtype == torch.bool:
@@ -87,7 +75,7 @@ def _real(x: float | Tensor, like: Tensor) -> Tensor:
 def _checked(step: int | Tensor, sched: Schedule) -> Tensor:
     if not torch.compiler.is_compiling():
         check_schedule(sched)
-    return _as_clock(step)
+    return as_clock(step)
 
 
 def in_warmup(step: int | Tensor, sched: Schedule) -> Tensor:
@@ -99,6 +87,10 @@ def in_warmup(step: int | Tensor, sched: Schedule) -> Tensor:
 
     Returns:
         bool tensor of step's shape.
+
+    Raises:
+        TypeError: step is not an integer.
+        ValueError: a field of sched is out of range.
 
     Example:
         >>> in_warmup(499, Schedule(warmup_steps=500))
@@ -116,6 +108,10 @@ def in_blend(step: int | Tensor, sched: Schedule) -> Tensor:
 
     Returns:
         bool tensor of step's shape.
+
+    Raises:
+        TypeError: step is not an integer.
+        ValueError: a field of sched is out of range.
 
     Example:
         >>> in_blend(500, Schedule(warmup_steps=500, blend_steps=3))
@@ -185,79 +181,3 @@ def temp_at(step: int | Tensor, sched: Schedule) -> Tensor:
     temp = start * (end / start) ** done.clamp(max=1.0)
     temp = temp.clamp(torch.minimum(start, end), torch.maximum(start, end))  # the power rounds
     return torch.where(done >= 1.0, end, temp)
-
-
-def init_schedule(sched: Schedule, *, device: torch.device | None = None) -> ScheduleState:
-    """State before the first batch: without warmup the switch is step 0, else still to come.
-
-    Example:
-        >>> init_schedule(Schedule(warmup_steps=2)).switch_step
-        tensor(-1)
-    """
-    zero = torch.zeros((), dtype=torch.int64, device=device)
-    waits = in_warmup(zero, sched)
-    return ScheduleState(zero, zero.clone(), torch.where(waits, -1, 0))
-
-
-def start_epoch(
-    state: ScheduleState, epoch: int | Tensor, sched: Schedule, *, clock: Clock = "epoch"
-) -> tuple[Tensor, ScheduleState]:
-    """Advance the epoch.
-
-    Args:
-        state: the state so far.
-        epoch: int or 0-d integer tensor.
-        sched: the schedule.
-        clock: what warmup_steps and blend_steps count, "epoch" or "step".
-
-    Returns:
-        ([] bool, whether the main phase has begun, which is when a queue that is reset each epoch
-        must be; the new state).
-    """
-    state = state._replace(epoch=_as_clock(epoch, "epoch"))
-    return ~in_warmup(_now(state, clock), sched), state
-
-
-def start_step(
-    state: ScheduleState, step: int | Tensor, sched: Schedule, *, clock: Clock = "step"
-) -> tuple[Tensor, ScheduleState]:
-    """Advance the step; the first one of the main phase is latched as the switch.
-
-    Args:
-        state: the state so far.
-        step: int or 0-d integer tensor, the global step about to run.
-        sched: the schedule.
-        clock: what warmup_steps and blend_steps count, "epoch" or "step".
-
-    Returns:
-        ([] bool, whether this is the switch, at which the queue must be reset once; the new
-        state).
-
-    Example:
-        >>> sched = Schedule(warmup_steps=1)  # epochs here
-        >>> _, state = start_epoch(init_schedule(sched), 1, sched)
-        >>> reset, state = start_step(state, 40, sched, clock="epoch")
-        >>> reset, state.switch_step
-        (tensor(True), tensor(40))
-    """
-    state = state._replace(step=_as_clock(step))
-    switch = ~in_warmup(_now(state, clock), sched) & (state.switch_step < 0)
-    return switch, state._replace(switch_step=torch.where(switch, state.step, state.switch_step))
-
-
-def state_temp(state: ScheduleState, sched: Schedule) -> Tensor:
-    """Temperature of the state's step, counted from the latched switch; temp_start before it."""
-    switched = sched._replace(warmup_steps=state.switch_step)
-    step = torch.where(state.switch_step < 0, state.switch_step, state.step)
-    return temp_at(step, switched)
-
-
-def state_weight(state: ScheduleState, sched: Schedule, *, clock: Clock = "step") -> Tensor:
-    """Weight of the main loss at the state's step or epoch."""
-    return blend_weight(_now(state, clock), sched)
-
-
-def _now(state: ScheduleState, clock: Clock) -> Tensor:
-    if clock not in ("step", "epoch"):
-        raise ValueError(f"clock must be 'step' or 'epoch', got {clock!r}")
-    return state.epoch if clock == "epoch" else state.step

@@ -33,7 +33,7 @@ def default_rtol(dtype: torch.dtype) -> float:
 
 
 class SoftRanks(NamedTuple):
-    """Soft ranks at the positives, 1 for the largest score; 0 in all other rows."""
+    """Soft ranks at the positives, 1 for the largest score; 0 in all other rows: `soft_ranks`."""
 
     all: Tensor  # [..., M] floating, rank among all valid rows
     pos: Tensor  # [..., M] floating, rank among the positives
@@ -58,14 +58,14 @@ def sigmoid_sums(
     O(M^2) memory, everything else O(M). Sums accumulate in float64.
 
     With a group, M counts the rows of this process: sources are the rows of all its processes,
-    targets the local ones; differentiable once. See README.md beside this file, "Shards".
+    targets the local ones; differentiable once. See proxy_losses/_ranks/README.md, "Shards".
 
     Args:
         scores: [..., M] float32 or float64.
         weights: [..., G, M] floating or bool.
         at: [..., M] bool.
         tau: temperature > 0: a number, a 0-d tensor or one value per list [...].
-        rtol: accuracy asked for, in (0, 1), see README.md beside this file; None is 1e-6 for
+        rtol: accuracy asked for, in (0, 1), see proxy_losses/_ranks/README.md; None is 1e-6 for
             float32 and 1e-12 for float64.
         method: "auto", or "dense" (exact pairs) or "grid" (near-linear) to have that one.
         group: processes that share the lists, None for this one alone. All of them call alike, with
@@ -141,6 +141,9 @@ def soft_ranks(
 
     Returns:
         `SoftRanks` of [..., M].
+
+    Raises:
+        TypeError, ValueError: as `sigmoid_sums`.
 
     Example:
         >>> ranks = soft_ranks(

@@ -13,7 +13,8 @@ from .._schedule import in_warmup
 from .._smooth_ap import smooth_ap, smooth_ap_counts
 
 if TYPE_CHECKING:
-    from .._schedule import Clock, Schedule, ScheduleState
+    from .._clock import Clock, ScheduleState
+    from .._schedule import Schedule
     from ._queue import MemoryQueue
 
 

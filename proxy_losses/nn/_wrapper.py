@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import _schedule as sched_fns
+from .. import _clock, _schedule
 from .._checks import as_number, check_flag, check_int, check_optional_flag, warn_user
-from .._schedule import Clock, Schedule, ScheduleState
+from .._clock import Clock, ScheduleState
+from .._schedule import Schedule
 from ._published import PublishedSchedule
 from ._resume import SavedSchedule
 
@@ -106,7 +107,7 @@ class LossWarmupWrapper(PublishedSchedule, SavedSchedule):
             final_main_weight,
         )
         self._sched = Schedule(**{name: as_number(name, x) for name, x in sched._asdict().items()})
-        sched_fns.check_schedule(self._sched)
+        _schedule.check_schedule(self._sched)
         self.warmup_loss = warmup_loss
         self.main_loss = main_loss
         self.warmup_epochs = warmup_epochs
@@ -138,19 +139,19 @@ class LossWarmupWrapper(PublishedSchedule, SavedSchedule):
         if gather_distributed is not None and hasattr(main_loss, "gather_distributed"):
             main_loss.gather_distributed = gather_distributed
         self._blend_weight = torch.zeros((), dtype=torch.float64)
-        self._enter(sched_fns.init_schedule(self._sched))
+        self._enter(_clock.init_schedule(self._sched))
         self._set_temperature()
 
     def _enter(self, state: ScheduleState) -> None:
         """Take over a schedule state and what follows from it."""
-        weight = float(sched_fns.state_weight(state, self._sched, clock=self._clock))
+        weight = float(_clock.state_weight(state, self._sched, clock=self._clock))
         self._state, self._main_weight = state, weight
         self._blend_weight.fill_(self._main_weight)  # in place: compiled code holds the tensor
 
     def _set_temperature(self) -> None:
         if self._has_temperature and int(self._state.switch_step) >= 0:
             self.main_loss.temperature = float(  # type: ignore[attr-defined]
-                sched_fns.state_temp(self._state, self._sched)
+                _clock.state_temp(self._state, self._sched)
             )
 
     def _reset_queue(self) -> None:
@@ -163,12 +164,12 @@ class LossWarmupWrapper(PublishedSchedule, SavedSchedule):
     @property
     def in_warmup(self) -> bool:
         """Whether warmup_loss alone is in use."""
-        return bool(sched_fns.in_warmup(self._clock_now(), self._sched))
+        return bool(_schedule.in_warmup(self._clock_now(), self._sched))
 
     @property
     def in_blend(self) -> bool:
         """Whether the run is in the ramp from warmup_loss to main_loss."""
-        return bool(sched_fns.in_blend(self._clock_now(), self._sched))
+        return bool(_schedule.in_blend(self._clock_now(), self._sched))
 
     @property
     def main_weight(self) -> float:
@@ -189,7 +190,7 @@ class LossWarmupWrapper(PublishedSchedule, SavedSchedule):
         """Call at the start of each epoch, before its first batch."""
         epoch = as_number("epoch", epoch)
         self._epoch_hook_seen = True
-        main, state = sched_fns.start_epoch(self._state, epoch, self._sched, clock=self._clock)
+        main, state = _clock.start_epoch(self._state, epoch, self._sched, clock=self._clock)
         self._enter(state)
         if self.reset_queue_each_epoch and main:
             self._reset_queue()
@@ -197,9 +198,7 @@ class LossWarmupWrapper(PublishedSchedule, SavedSchedule):
     def on_train_batch_start(self, global_step: int) -> None:
         """Call before each training step with the number of steps taken so far."""
         global_step = as_number("global_step", global_step)
-        switch, state = sched_fns.start_step(
-            self._state, global_step, self._sched, clock=self._clock
-        )
+        switch, state = _clock.start_step(self._state, global_step, self._sched, clock=self._clock)
         self._enter(state)
         self._batch_hook_seen = True
         if switch:
