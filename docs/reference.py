@@ -50,32 +50,41 @@ def public_modules() -> list[ModuleType]:
     return found
 
 
-def records(module: ModuleType) -> list[Any]:
-    """The NamedTuples among the public names."""
-    found = [getattr(module, name) for name in public_names(module)]
-    return [c for c in found if inspect.isclass(c) and hasattr(c, "_fields")]
-
-
-def describe_fields(record: Any) -> None:
-    """Give pdoc what a NamedTuple hides: types, and the comment beside each field as its text."""
-    record.__new__.__annotations__ = typing.get_type_hints(record)
-    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(record), re.M))
-    for field in record._fields:
-        getattr(record, field).__doc__ = comments.get(field)
+def describe(cls: Any) -> None:
+    """Give pdoc the texts that it does not see."""
+    if "__init__" in vars(cls) and not cls.__init__.__doc__:
+        cls.__init__.__doc__ = "The arguments are described above."  # not those of nn.Module
+    if hasattr(cls, "_fields"):  # of a NamedTuple: types, and the comment beside each field
+        cls.__new__.__annotations__ = typing.get_type_hints(cls)
+        comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(cls), re.M))
+        for field in cls._fields:
+            getattr(cls, field).__doc__ = comments.get(field)
 
 
 def render(modules: Sequence[ModuleType], out: Path) -> None:
     """One page for each module, an index and a search."""
     for module in modules:
-        for record in records(module):
-            describe_fields(record)
-    pdoc.render.configure(docformat="google", show_source=False)
+        for name in public_names(module):
+            if inspect.isclass(getattr(module, name)):
+                describe(getattr(module, name))
+    pdoc.render.configure(docformat="google", include_undocumented=False, show_source=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pdoc.pdoc(*(module.__name__ for module in modules), output_directory=out)
+    for module in modules[1:]:
+        page = out / f"{module.__name__.replace('.', '/')}.html"
+        page.write_text(link_to_package(page.read_text(), module.__name__.count(".")))
+
+
+def link_to_package(html: str, depth: int) -> str:
+    """Links from names of the package, which pdoc sets only on its own page."""
+    names = "|".join(proxy_losses.__all__)
+    target = "../" * depth + "proxy_losses.html"
+    return re.sub(rf"<code>({names})</code>", rf'<code><a href="{target}#\1">\1</a></code>', html)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """The command line."""
     options = argparse.ArgumentParser(prog="python -m docs.reference")
     options.add_argument("out", type=Path, help="folder of the pages")
     args = options.parse_args(argv)

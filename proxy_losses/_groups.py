@@ -11,7 +11,15 @@ from ._checks import check_bool, check_groups, check_int
 
 
 class GroupLists(NamedTuple):
-    """Rows by query, padded: ``scores[..., lists.rows]`` is [..., Q, L]."""
+    """Rows by query, padded: ``scores[..., lists.rows]`` is [..., Q, L].
+
+    Example:
+        >>> lists = group_lists(torch.tensor([3, 3, 3, 8]), 2, 3)
+        >>> scores = torch.tensor([0.1, 0.3, 0.2, 0.9])
+        >>> pos = torch.tensor([True, False, True, True])
+        >>> smooth_ap(scores[lists.rows], pos[lists.rows], 0.01, valid_mask=lists.valid_mask)
+        tensor([0.5833, 0.0000])
+    """
 
     rows: Tensor  # [Q, L] int64, row numbers; 0 in the padding
     valid_mask: Tensor  # [Q, L] bool

@@ -46,7 +46,7 @@ def smooth_ap_loss(
             class is the mean over the queries that count. With a queue ids must mean the same
             query from step to step; stored rows without one are left out.
         group_shape: (queries, longest query), at least what the pool holds: needed with groups
-            inside `torch.compile` and `vmap`, where the loss is NaN if it does not suffice. None
+            inside `torch.compile` and `torch.vmap`; the loss is NaN if it does not suffice. None
             reads it off the data.
 
     Returns:

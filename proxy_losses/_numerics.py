@@ -163,9 +163,9 @@ def masked_quantiles(
 def score_spread(scores: Tensor, valid_mask: Tensor | None = None) -> Tensor:
     """Robust spread of the scores, for a temperature in units that grow with them; detached.
 
-    The interquartile range over 1.349, which is the standard deviation of normal scores; where
-    more than half of the scores are tied and it is 0, their standard deviation; 1 where that is 0
-    too. Lists above 65,536 rows are read at an even stride.
+    ``(q75 - q25) / 1.349``, which is the standard deviation of normal scores; where more than half
+    of the scores are tied and it is 0, their standard deviation; 1 where that is 0 too. A list
+    with a non-finite score gives NaN. Lists above 65,536 rows are read at an even stride.
 
     Args:
         scores: [..., M] floating.

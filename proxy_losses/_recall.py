@@ -164,6 +164,9 @@ def recall_saturation(
 ) -> Tensor:
     """Share of positives more than about 10 tau from the threshold: numerically no gradient.
 
+    A positive counts as saturated when ``p_i * (1 - p_i)``, with ``p_i = sigmoid((s_i - theta) /
+    tau)`` as in `recall_at_quantile`, is under 1e-4 of the 1/4 that it is at the threshold.
+
     Args:
         scores: [..., M] floating.
         pos_mask: [..., M] bool, the positives.
@@ -174,8 +177,7 @@ def recall_saturation(
         group: as in `smooth_ap`.
 
     Returns:
-        [...] in [0, 1], detached; 0 for a list without positives. The slope of a saturated positive
-        is under 1e-4 of the largest slope of the sigmoid.
+        [...] in [0, 1], detached; 0 for a list without positives.
 
     Raises:
         TypeError: wrong dtypes.

@@ -14,7 +14,13 @@ SIMILARITIES = ("cosine", "dot")
 
 
 class RetrievalLists(NamedTuple):
-    """One list per query, over its references; all three fields have the same shape."""
+    """One list per query, over its references; all three fields have the same shape.
+
+    Example:
+        >>> lists = retrieval_lists(torch.eye(3), torch.tensor([0, 0, 1]))
+        >>> lists.pos_mask[0], lists.valid_mask[0]
+        (tensor([ True,  True, False]), tensor([False,  True,  True]))
+    """
 
     scores: Tensor  # [..., Q, M] floating, similarity of query and reference
     pos_mask: Tensor  # [..., Q, M] bool, the reference shares a label with the query

@@ -79,7 +79,7 @@ def _checked(step: int | Tensor, sched: Schedule) -> Tensor:
 
 
 def in_warmup(step: int | Tensor, sched: Schedule) -> Tensor:
-    """Whether step lies before the switch.
+    """Whether step lies before the switch: ``step < warmup_steps``.
 
     Args:
         step: int or 0-d integer tensor (any shape is fine: the answer has the same).
@@ -101,6 +101,8 @@ def in_warmup(step: int | Tensor, sched: Schedule) -> Tensor:
 
 def in_blend(step: int | Tensor, sched: Schedule) -> Tensor:
     """Whether step lies in the ramp between the switch and the final weight.
+
+    ``warmup_steps <= step < warmup_steps + blend_steps``.
 
     Args:
         step: int or 0-d integer tensor.

@@ -33,7 +33,14 @@ def default_rtol(dtype: torch.dtype) -> float:
 
 
 class SoftRanks(NamedTuple):
-    """Soft ranks at the positives, 1 for the largest score; 0 in all other rows: `soft_ranks`."""
+    """Soft ranks at the positives, 1 for the largest score; 0 in all other rows.
+
+    Example:
+        >>> pos = torch.tensor([True, False, True])
+        >>> ranks = soft_ranks(torch.tensor([1.0, 2.0, 3.0]), pos, 0.01)
+        >>> (ranks.pos[pos] / ranks.all[pos]).mean()  # average precision
+        tensor(0.8333)
+    """
 
     all: Tensor  # [..., M] floating, rank among all valid rows
     pos: Tensor  # [..., M] floating, rank among the positives

@@ -37,7 +37,7 @@ def make_compute_loss(
     the two.
 
     The Trainer does not average micro-batches (of gradient accumulation, or of processes with
-    `average_tokens_across_devices`) itself: it passes num_items_in_batch, the labels of them all.
+    ``average_tokens_across_devices``) itself: it passes num_items_in_batch, the labels of them all.
     Each loss is weighed by its share of those, so that cross-entropy adds up to that of the whole
     batch. A ranking loss does not: the average over micro-batches of the loss of each with the
     queue is not the loss of the whole batch. Use a larger queue.
@@ -121,7 +121,7 @@ class LossScheduleCallback(TrainerCallback):
     passes over the data.
 
     The Trainer saves model, optimizer and generators. This callback adds the state of the loss,
-    `loss_state.pt`, to each checkpoint (one file for each process if the queues differ), and
+    ``loss_state.pt``, to each checkpoint (one file for each process if the queues differ), and
     reads it when `train(resume_from_checkpoint=...)` resumes.
 
     main_weight, temperature and phase (0 warmup, 1 blend, 2 main) join what the Trainer logs, and

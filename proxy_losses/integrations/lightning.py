@@ -55,7 +55,7 @@ class LossScheduleCallback(Callback):
     Raises:
         ValueError: at the start of fit, if there is no wrapper.
         RuntimeError: at the start of fit, if a loss with such a queue was created too late,
-            in `configure_model` or `setup`, to be kept out of the broadcast.
+            in ``configure_model`` or `setup`, to be kept out of the broadcast.
 
     Example:
         >>> from proxy_losses.integrations.lightning import LossScheduleCallback
