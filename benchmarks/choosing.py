@@ -22,14 +22,25 @@ import proxy_losses as P
 
 from . import choosing_figures, report
 from .choosing_runs import (
-    CONTROL, DECAY, INPUTS, QUANTILE, WORLDS, Arm, Budget, Data, Outcome, exact_ap, make_data,
+    CONTROL,
+    DECAY,
+    INPUTS,
+    QUANTILE,
+    WORLDS,
+    Arm,
+    Budget,
+    Data,
+    Outcome,
+    exact_ap,
+    make_data,
     train,
 )  # fmt: skip
 from .metric_figures import interval, paired
 
-FULL = Budget(seeds=10, steps=1000, batch=128, rows=20_000, held_out=40_000, pools=40, every=1)
+FULL = Budget(seeds=12, steps=1000, batch=128, rows=20_000, held_out=40_000, pools=40, every=1)
 QUICK = Budget(seeds=2, steps=6, batch=64, rows=2000, held_out=2000, pools=6, every=4)
 
+TINY_TAUS = (1e-4, 3e-4, 1e-3, 3e-3)  # read off, not trained with
 TAUS = (0.01, 0.03, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
 QUEUES = (0, 128, 512, 2048, 8192)
 WARMUPS = (0.0, 0.1, 0.3, 0.6)
@@ -37,6 +48,7 @@ WEIGHTS = (0.1, 0.25, 0.5, 0.75, 1.0)
 POOLS = (128, 256, 512, 1024, 2048, 4096, 8192)
 RANKED = 2048  # rows of the pool whose saturation is shown
 ANCHORED = 0.5  # weight of the recall loss where the queue is varied
+USUAL = {"ap": Arm(), "recall": Arm("recall", main=ANCHORED)}  # what other arms are held against
 
 
 def questions(every: int) -> dict[str, list[Arm]]:
@@ -54,19 +66,25 @@ def questions(every: int) -> dict[str, list[Arm]]:
         "queue": [Arm(queue=rows) for rows in queues],
         "queue kept at the switch": [Arm(), Arm(keep=True)],
         "queue of recall": [Arm("recall", queue=rows, main=ANCHORED) for rows in queues],
-        "warmup": [Arm(warmup=share, blend=ramp) for ramp in (0.0, 0.2) for share in warmups],
+        "warmup": [
+            Arm(unit=unit, warmup=share, blend=ramp)
+            for unit, ramp in (("frozen", 0.0), ("frozen", 0.2), ("spread", 0.0))
+            for share in warmups
+        ],
         "weight": [Arm("ap", main=weight) for weight in weights],
         "weight of recall": [Arm("recall", main=weight) for weight in weights],
     }
 
 
-def record(arm: Arm, found: Outcome, control: Outcome) -> dict[str, Any]:
-    """An arm with all its seeds, and what it gains over cross-entropy."""
+def record(arm: Arm, found: Outcome, control: Outcome, usual: Outcome) -> dict[str, Any]:
+    """An arm with all its seeds, and what it gains over cross-entropy and over the usual arm."""
     ap, recall = found.ap.tolist(), found.recall.tolist()
+    judged = "recall" if arm.loss == "recall" else "ap"
     written = arm._asdict() | {
         "ap": ap, "recall": recall,
         "ap_gain": paired(ap, control.ap.tolist()),
         "recall_gain": paired(recall, control.recall.tolist()),
+        "over_usual": paired(getattr(found, judged).tolist(), getattr(usual, judged).tolist()),
     }  # fmt: skip
     if arm.queue:
         for name in ("saturation", "drift", "stale"):
@@ -119,7 +137,7 @@ def pools(scores: Tensor, y: Tensor, sizes: Sequence[int], draws: int) -> list[d
 def answer(data: Data, world: Any, budget: Budget) -> dict[str, Any]:
     """All questions about one world."""
     asked = questions(budget.every)
-    arms = [CONTROL, *(arm for arms in asked.values() for arm in arms)]
+    arms = [CONTROL, *USUAL.values(), *(arm for arms in asked.values() for arm in arms)]
     found = dict(zip(arms, train(world, arms, data), strict=True))
     control = found[CONTROL]
     return {
@@ -128,10 +146,11 @@ def answer(data: Data, world: Any, budget: Budget) -> dict[str, Any]:
             "ap": interval(control.ap.tolist()),
             "recall": interval(control.recall.tolist()),
         },
-        "temperatures": temperatures(control.scores, data.y, TAUS[:: budget.every]),
+        "temperatures": temperatures(control.scores, data.y, (*TINY_TAUS, *TAUS)[:: budget.every]),
         "pools": pools(control.scores, data.y, POOLS[:: budget.every], budget.pools),
         "questions": {
-            name: [record(arm, found[arm], control) for arm in arms] for name, arms in asked.items()
+            name: [record(arm, found[arm], control, found[USUAL[arm.loss]]) for arm in arms]
+            for name, arms in asked.items()
         },
     }
 

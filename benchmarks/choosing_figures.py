@@ -42,7 +42,7 @@ def show(written: dict[str, Any]) -> str:
         tables.append(report.align(rows))
         for question, arms in world["questions"].items():
             rows = [[question, *KEYS, "AP gain [95 %] w/t/l", "recall gain [95 %]",
-                     "saturation", "drift", "stale"]]  # fmt: skip
+                     "over the usual arm", "saturation", "drift", "stale"]]  # fmt: skip
             for arm in arms:
                 gain = arm["ap_gain"]
                 wins = f" {gain['wins']}/{gain['ties']}/{gain['losses']}"
@@ -51,7 +51,7 @@ def show(written: dict[str, Any]) -> str:
                 ]
                 rows.append([
                     "", *(f"{arm[key]}" for key in KEYS), _cell(gain) + wins,
-                    _cell(arm["recall_gain"]), *extra,
+                    _cell(arm["recall_gain"]), _cell(arm["over_usual"]), *extra,
                 ])  # fmt: skip
             tables.append(report.align(rows))
     return "\n\n".join("\n".join(table) for table in tables)

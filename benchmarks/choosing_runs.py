@@ -77,8 +77,9 @@ class Outcome(NamedTuple):
 
 
 def contested(n: int, draw: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Most positives are slightly raised on one input, where 2 % of the negatives are higher still;
-    the others stand out on another input.
+    """Most positives are slightly raised on one input, where some negatives are higher still.
+
+    The other positives stand out on another input: no linear model has them all on top.
     """
     y, kind = torch.rand(n, generator=draw) < 0.01, torch.rand(n, generator=draw)
     x = torch.randn(n, INPUTS, generator=draw)
@@ -263,7 +264,8 @@ def exact_ap(scores: Tensor, y: Tensor) -> Tensor:
     from sklearn.metrics import average_precision_score
 
     pairs = zip(y.numpy(), scores.numpy(), strict=True)
-    return torch.tensor([average_precision_score(truth, s) for truth, s in pairs])
+    found = [average_precision_score(truth, s) for truth, s in pairs]
+    return torch.tensor(found, dtype=torch.float64)
 
 
 def recall_at_top(scores: Tensor, y: Tensor) -> Tensor:

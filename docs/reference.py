@@ -71,13 +71,14 @@ def render(modules: Sequence[ModuleType], out: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pdoc.pdoc(*(module.__name__ for module in modules), output_directory=out)
-    for module in modules[1:]:
+    for module in modules:
         page = out / f"{module.__name__.replace('.', '/')}.html"
-        page.write_text(link_to_package(page.read_text(), module.__name__.count(".")))
+        page.write_text(finish(page.read_text(), module.__name__.count(".")))
 
 
-def link_to_package(html: str, depth: int) -> str:
-    """Links from names of the package, which pdoc sets only on its own page."""
+def finish(html: str, depth: int) -> str:
+    """Link names of the package from other pages too; leave out decorators, which are internal."""
+    html = re.sub(r'<div class="decorator [^>]*>[^<]*</div>', "", html)
     names = "|".join(proxy_losses.__all__)
     target = "../" * depth + "proxy_losses.html"
     return re.sub(rf"<code>({names})</code>", rf'<code><a href="{target}#\1">\1</a></code>', html)
