@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.lines import Line2D
 
 from . import report
 from .rank_figures import BLUE, GREY, INK, ORANGE, new_figure, tidy
 
 COLOURS = (ORANGE, BLUE)  # of the worlds
 DASHED: Any = (0, (4, 1.5))
+DOTTED: Any = (0, (1, 1.5))
+FLOOR = 0.005  # where the logarithmic axis of shares ends
+ALL: dict[str, tuple[Any, Callable[[Any], bool]]] = {"all": ("-", lambda arm: True)}
 KEYS = ("loss", "tau", "unit", "queue", "keep", "warmup", "blend", "main")
 
 Records = list[dict[str, Any]]
@@ -64,15 +69,14 @@ def _cell(value: dict[str, Any]) -> str:
 
 def _line(
     ax: Axes, x: Sequence[float], values: Sequence[dict[str, Any]], scale: float, colour: str,
-    style: Any = "-", label: str | None = None, marker: str = "o",
+    style: Any = "-",
 ) -> None:  # fmt: skip
     """Means with their 95 % intervals."""
     low, high = zip(*(value["interval"] for value in values), strict=True)
     mean = [scale * value["mean"] for value in values]
-    ax.fill_between(
-        x, [scale * v for v in low], [scale * v for v in high], color=colour, alpha=0.13, lw=0
-    )
-    ax.plot(x, mean, marker, linestyle=style, color=colour, label=label, markersize=4, lw=1.6)
+    band = [[scale * v for v in ends] for ends in (low, high)]
+    ax.fill_between(x, *band, color=colour, alpha=0.13, lw=0)
+    ax.plot(x, mean, "o", linestyle=style, color=colour, markersize=3.5, lw=1.6)
 
 
 def _each(written: dict[str, Any]) -> list[tuple[str, dict[str, Any], str]]:
@@ -82,65 +86,69 @@ def _each(written: dict[str, Any]) -> list[tuple[str, dict[str, Any], str]]:
     ]
 
 
+def _key(ax: Axes, styles: dict[str, Any], where: str = "best") -> None:
+    """What the line styles mean; colours are those of the worlds."""
+    handles = [Line2D([], [], color=INK, linestyle=style, lw=1.4) for style in styles.values()]
+    ax.legend(handles, list(styles), fontsize=8.5, frameon=False, handlelength=2.6, loc=where)
+
+
+def _logarithmic(axis: Axis) -> None:
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_formatter(lambda v, _: f"{v:,g}")
+
+
 def draw(written: dict[str, Any], path: Path) -> None:
     """Rows of panels: temperature, queue, schedule."""
-    figure = new_figure(13.2, 11.0)
+    figure = new_figure(13.2, 11.2)
     panels = figure.subplots(3, 3)
     for row, of in zip(panels, (_temperature, _queue, _schedule), strict=True):
         of(written, row)
-    for ax in (*panels[0, 1:], *panels[1, 1:], *panels[2]):
+    for ax in (panels[0, 1], *panels[1, 1:], *panels[2]):
         ax.axhline(0.0, color=GREY, lw=1.0, zorder=0)
     seeds = written["protocol"]["seeds"]
-    names = "; ".join(
-        f"{'orange' if colour == ORANGE else 'blue'}: {name}" for name, _, colour in _each(written)
-    )
-    figure.suptitle(
-        f"{names}. Gains in points over cross-entropy to the end, held-out rows; mean and 95 % "
-        f"interval of {seeds} paired seeds",
-        fontsize=10.5, color=INK,
+    handles = [Line2D([], [], color=colour, lw=3) for *_, colour in _each(written)]
+    names = [f"{name}: {world['about']}" for name, world, _ in _each(written)]
+    figure.legend(handles, names, loc="outside upper center", ncols=2, frameon=False, fontsize=10)
+    figure.supxlabel(
+        "Gains: over cross-entropy for all steps, on held-out rows. "
+        f"Means and 95 % intervals of {seeds} paired seeds.",
+        fontsize=9.5, color=GREY,
     )  # fmt: skip
     figure.savefig(path)
 
 
 def _lines(
     ax: Axes, written: dict[str, Any], question: str, gain: str, x: Callable[[Any], float],
-    styles: dict[str, tuple[Any, Callable[[Any], bool]]],
+    styles: dict[str, tuple[Any, Callable[[Any], bool]]] = ALL, where: str = "best",
 ) -> None:  # fmt: skip
     """The gain of every arm against a setting; one line for each world and each choice of arms."""
-    for at, (_, world, colour) in enumerate(_each(written)):
-        for label, (style, chosen) in styles.items():
+    for _, world, colour in _each(written):
+        for style, chosen in styles.values():
             arms = sorted(filter(chosen, world["questions"][question]), key=x)
-            if arms:
-                _line(ax, [x(a) for a in arms], [a[gain] for a in arms], 100, colour, style,
-                      label if at == 0 else None)  # fmt: skip
+            _line(ax, [x(a) for a in arms], [a[gain] for a in arms], 100, colour, style)
     if len(styles) > 1:
-        ax.legend(fontsize=8.5, frameon=False)
-
-
-ALL: dict[str, tuple[Any, Callable[[Any], bool]]] = {"all": ("-", lambda arm: True)}
+        _key(ax, {label: style for label, (style, _) in styles.items()}, where)
 
 
 def _temperature(written: dict[str, Any], panels: Sequence[Axes]) -> None:
-    ax = panels[0]
-    for at, (_, world, colour) in enumerate(_each(written)):
-        x = [t["tau"] for t in world["temperatures"]]
-        for key, style, label in (
-            ("saturation", "-", "positives without gradient"),
-            ("error", DASHED, "|smooth AP - AP|"),
-        ):
-            values = [t[key] for t in world["temperatures"]]
-            _line(ax, x, values, 100, colour, style, None if at else label)
-    ax.set_xscale("log")
-    ax.legend(fontsize=8.5, frameon=False)
-    ax.set_title(f"saturation and error, {written['protocol']['ranked']} rows ranked", fontsize=10)
-    tidy(ax, "tau / spread of the scores", "% and points")
+    styles = {"saturation": "-", "error": DASHED}
+    for _, world, colour in _each(written):
+        found = world["temperatures"]
+        for key, style in styles.items():
+            _line(panels[0], [t["tau"] for t in found], [t[key] for t in found], 100, colour, style)
+    ranked = written["protocol"]["ranked"]
+    texts = (f"positives without gradient, {ranked} rows, %", "|smooth AP - AP|, points")
+    _key(panels[0], dict(zip(texts, styles.values(), strict=True)), "upper center")
+    panels[0].set_title("saturation and error at the end of cross-entropy", fontsize=10)
+    tidy(panels[0], "tau / spread of the scores", "")
     _lines(panels[1], written, "tau", "ap_gain", lambda a: a["tau"], {
         "spread at the switch": ("-", lambda a: a["unit"] == "frozen"),
         "spread of the pool": (DASHED, lambda a: a["unit"] == "spread"),
-    })  # fmt: skip
-    panels[1].set_xscale("log")
+    }, "upper left")  # fmt: skip
     panels[1].set_title("AP after training, by temperature", fontsize=10)
     tidy(panels[1], "tau / spread of the scores", "AP gain, points")
+    for ax in panels[:2]:
+        _logarithmic(ax.xaxis)
     _modes(written, panels[2])
 
 
@@ -161,38 +169,38 @@ def _modes(written: dict[str, Any], ax: Axes) -> None:
 
 
 def _queue(written: dict[str, Any], panels: Sequence[Axes]) -> None:
-    ax = panels[0]
-    for at, (_, world, colour) in enumerate(_each(written)):
-        x = [p["positives"] for p in world["pools"]]
-        for key, style, label in (("sd", "-", "sd"), ("bias", DASHED, "bias")):
-            values = [
-                {
-                    "mean": p[key]["mean"] / p["ap"],
-                    "interval": [v / p["ap"] for v in p[key]["interval"]],
-                }
-                for p in world["pools"]
-            ]
-            _line(ax, x, values, 100, colour, style, None if at else label)
-    ax.set_xscale("log")
-    ax.legend(fontsize=8.5, frameon=False)
-    ax.set_title("smooth AP of a random pool against that of all rows", fontsize=10)
-    tidy(ax, "positives in the pool", "% of the AP of all rows")
+    styles = {"sd": "-", "bias": DASHED}
+    for _, world, colour in _each(written):
+        found = world["pools"]
+        for key, style in styles.items():
+            shares = [
+                {"mean": p[key]["mean"] / p["ap"],
+                 "interval": [max(v / p["ap"], FLOOR) for v in p[key]["interval"]]}
+                for p in found
+            ]  # fmt: skip
+            _line(panels[0], [p["positives"] for p in found], shares, 100, colour, style)
+    _key(panels[0], styles)
+    panels[0].set_title("smooth AP of a random pool around that of all rows", fontsize=10)
+    tidy(panels[0], "positives in the pool", "% of the value of all rows")
+    _logarithmic(panels[0].yaxis)
+    panels[0].set_ylim(bottom=100 * FLOOR)
     batch, quantile = (written["protocol"][key] for key in ("batch", "quantile"))
-    _lines(panels[1], written, "queue", "ap_gain", lambda a: a["queue"] + batch, ALL)
+    _lines(panels[1], written, "queue", "ap_gain", lambda a: a["queue"] + batch)
     panels[1].set_title(f"AP after training, by pool (batches of {batch})", fontsize=10)
     tidy(panels[1], "rows of queue and batch", "AP gain, points")
     _lines(panels[2], written, "queue of recall", "recall_gain",
-           lambda a: (a["queue"] + batch) * quantile, ALL)  # fmt: skip
-    panels[2].set_title(f"recall in the top {100 * quantile:g} % after training", fontsize=10)
-    tidy(panels[2], "rows of queue and batch x quantile", "recall gain, points")
-    for ax in panels[1:]:
-        ax.set_xscale("log")
+           lambda a: (a["queue"] + batch) * quantile)  # fmt: skip
+    panels[2].set_title(f"recall in the top {100 * quantile:g} %, by pool", fontsize=10)
+    tidy(panels[2], "rows of queue and batch, in units of 1 / quantile", "recall gain, points")
+    for ax in panels:
+        _logarithmic(ax.xaxis)
 
 
 def _schedule(written: dict[str, Any], panels: Sequence[Axes]) -> None:
     _lines(panels[0], written, "warmup", "ap_gain", lambda a: 100 * a["warmup"], {
-        "no blend": ("-", lambda a: not a["blend"]),
-        "20 % blend": (DASHED, lambda a: a["blend"] > 0),
+        "spread at the switch": ("-", lambda a: a["unit"] == "frozen" and not a["blend"]),
+        "the same, 20 % blend": (DOTTED, lambda a: a["blend"] > 0),
+        "spread of the pool": (DASHED, lambda a: a["unit"] == "spread"),
     })  # fmt: skip
     panels[0].set_title("AP after training, by warmup", fontsize=10)
     tidy(panels[0], "% of the steps in warmup", "AP gain, points")
@@ -200,6 +208,6 @@ def _schedule(written: dict[str, Any], panels: Sequence[Axes]) -> None:
         (panels[1], "weight", "ap_gain", "AP"),
         (panels[2], "weight of recall", "recall_gain", "recall"),
     ):
-        _lines(ax, written, question, gain, lambda a: a["main"], ALL)
+        _lines(ax, written, question, gain, lambda a: a["main"])
         ax.set_title(f"{what} after training with its loss, by its weight", fontsize=10)
         tidy(ax, "weight of the ranking loss, the rest cross-entropy", f"{what} gain, points")
