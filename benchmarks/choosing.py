@@ -37,7 +37,7 @@ from .choosing_runs import (
 )  # fmt: skip
 from .metric_figures import interval, paired
 
-FULL = Budget(seeds=12, steps=1000, batch=128, rows=20_000, held_out=40_000, pools=40, every=1)
+FULL = Budget(seeds=10, steps=1000, batch=128, rows=20_000, held_out=40_000, pools=40, every=1)
 QUICK = Budget(seeds=2, steps=6, batch=64, rows=2000, held_out=2000, pools=6, every=4)
 
 TINY_TAUS = (1e-4, 3e-4, 1e-3, 3e-3)  # read off, not trained with
@@ -48,7 +48,7 @@ WEIGHTS = (0.1, 0.25, 0.5, 0.75, 1.0)
 POOLS = (128, 256, 512, 1024, 2048, 4096, 8192)
 RANKED = 2048  # rows of the pool whose saturation is shown
 ANCHORED = 0.5  # weight of the recall loss where the queue is varied
-USUAL = {"ap": Arm(), "recall": Arm("recall", main=ANCHORED)}  # what other arms are held against
+USUAL = Arm(), Arm("recall", main=ANCHORED)  # what other arms are held against
 
 
 def questions(every: int) -> dict[str, list[Arm]]:
@@ -72,14 +72,22 @@ def questions(every: int) -> dict[str, list[Arm]]:
             for share in warmups
         ],
         "weight": [Arm("ap", main=weight) for weight in weights],
-        "weight of recall": [Arm("recall", main=weight) for weight in weights],
+        "weight at the top": [
+            Arm(loss, unit=unit, main=weight)
+            for loss, unit in (
+                ("recall", "frozen"),
+                ("trapezoid", "spread"),
+                ("pairwise", "spread"),
+            )
+            for weight in weights
+        ],
     }
 
 
 def record(arm: Arm, found: Outcome, control: Outcome, usual: Outcome) -> dict[str, Any]:
     """An arm with all its seeds, and what it gains over cross-entropy and over the usual arm."""
     ap, recall = found.ap.tolist(), found.recall.tolist()
-    judged = "recall" if arm.loss == "recall" else "ap"
+    judged = "ap" if arm.loss == "ap" else "recall"
     written = arm._asdict() | {
         "ap": ap, "recall": recall,
         "ap_gain": paired(ap, control.ap.tolist()),
@@ -87,7 +95,7 @@ def record(arm: Arm, found: Outcome, control: Outcome, usual: Outcome) -> dict[s
         "over_usual": paired(getattr(found, judged).tolist(), getattr(usual, judged).tolist()),
     }  # fmt: skip
     if arm.queue:
-        for name in ("saturation", "drift", "stale"):
+        for name in ("saturation", "drift", "stale") if arm.loss == "ap" else ("drift",):
             written[name] = interval(getattr(found, name).tolist())
     return written
 
@@ -137,7 +145,7 @@ def pools(scores: Tensor, y: Tensor, sizes: Sequence[int], draws: int) -> list[d
 def answer(data: Data, world: Any, budget: Budget) -> dict[str, Any]:
     """All questions about one world."""
     asked = questions(budget.every)
-    arms = [CONTROL, *USUAL.values(), *(arm for arms in asked.values() for arm in arms)]
+    arms = [CONTROL, *USUAL, *(arm for arms in asked.values() for arm in arms)]
     found = dict(zip(arms, train(world, arms, data), strict=True))
     control = found[CONTROL]
     return {
@@ -149,7 +157,7 @@ def answer(data: Data, world: Any, budget: Budget) -> dict[str, Any]:
         "temperatures": temperatures(control.scores, data.y, (*TINY_TAUS, *TAUS)[:: budget.every]),
         "pools": pools(control.scores, data.y, POOLS[:: budget.every], budget.pools),
         "questions": {
-            name: [record(arm, found[arm], control, found[USUAL[arm.loss]]) for arm in arms]
+            name: [record(arm, found[arm], control, found[USUAL[arm.loss != "ap"]]) for arm in arms]
             for name, arms in asked.items()
         },
     }

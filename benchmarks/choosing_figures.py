@@ -204,10 +204,12 @@ def _schedule(written: dict[str, Any], panels: Sequence[Axes]) -> None:
     })  # fmt: skip
     panels[0].set_title("AP after training, by warmup", fontsize=10)
     tidy(panels[0], "% of the steps in warmup", "AP gain, points")
-    for ax, question, gain, what in (
-        (panels[1], "weight", "ap_gain", "AP"),
-        (panels[2], "weight of recall", "recall_gain", "recall"),
-    ):
-        _lines(ax, written, question, gain, lambda a: a["main"])
-        ax.set_title(f"{what} after training with its loss, by its weight", fontsize=10)
-        tidy(ax, "weight of the ranking loss, the rest cross-entropy", f"{what} gain, points")
+    _lines(panels[1], written, "weight", "ap_gain", lambda a: a["main"])
+    _lines(panels[2], written, "weight at the top", "recall_gain", lambda a: a["main"], {
+        "recall": ("-", lambda a: a["loss"] == "recall"),
+        "partial AUC, trapezoid": (DOTTED, lambda a: a["loss"] == "trapezoid"),
+        "partial AUC, pairwise": (DASHED, lambda a: a["loss"] == "pairwise"),
+    })  # fmt: skip
+    for ax, loss, metric in ((panels[1], "AP", "AP"), (panels[2], "losses of the top", "recall")):
+        ax.set_title(f"{metric} by the weight of {loss}", fontsize=10)
+        tidy(ax, "weight of the ranking loss, the rest cross-entropy", f"{metric} gain, points")

@@ -14,7 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits as bce_loss
 import proxy_losses as P
 
 INPUTS = 8
-QUANTILE = 0.005  # of the recall that is trained for and reported
+QUANTILE = 0.005  # of the recall and the partial AUC that are trained for
 
 
 class World(NamedTuple):
@@ -29,7 +29,7 @@ class World(NamedTuple):
 class Arm(NamedTuple):
     """How one model is trained. Shares are of all steps; tau is in spreads of the scores."""
 
-    loss: Literal["ap", "recall"] = "ap"
+    loss: Literal["ap", "recall", "trapezoid", "pairwise"] = "ap"  # the last two: partial AUC
     tau: float = 0.25
     unit: Literal["frozen", "spread", "decay"] = "frozen"  # of the scores at the switch, or now
     queue: int = 2048  # rows
@@ -201,15 +201,16 @@ def _train(world: World, arms: list[Arm], data: Data) -> list[Outcome]:
 
 def _rank(arm: Arm) -> Callable[..., tuple[Tensor, P.QueueState | None]]:
     """The loss of every model with its own queue and tau."""
-    loss: Callable[..., Any] = P.smooth_ap_loss
-    if arm.loss == "recall":
-        loss = partial(P.recall_at_quantile_loss, quantile=QUANTILE)
-    each = 0 if arm.queue else None
     unit = "spread" if arm.unit == "spread" else "score"
+    if arm.loss == "ap":
+        loss: Callable[..., Any] = partial(P.smooth_ap_loss, tau_unit=unit)
+    elif arm.loss == "recall":
+        loss = partial(P.recall_at_quantile_loss, quantile=QUANTILE, tau_unit=unit)
+    else:  # its temperature always is in units of a spread
+        loss = partial(P.partial_auc_loss, beta=QUANTILE, surrogate=arm.loss)
+    each = 0 if arm.queue else None
     call: Callable[..., tuple[Tensor, P.QueueState | None]] = torch.func.vmap(
-        lambda logits, targets, queue, tau: loss(logits, targets, queue, tau, tau_unit=unit),
-        in_dims=(0, 0, each, 0),
-        out_dims=(0, each),
+        loss, in_dims=(0, 0, each, 0), out_dims=(0, each)
     )
     return call
 

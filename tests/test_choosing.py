@@ -53,6 +53,7 @@ def test_quick_run(tmp_path, capsys):
                 gain = sum(record["ap"]) / budget.seeds - found["control"]["ap"]["mean"]
                 assert record["ap_gain"]["mean"] == pytest.approx(gain)
                 assert ("drift" in record) == (arm.queue > 0)
+                assert ("stale" in record) == (arm.queue > 0 and arm.loss == "ap")
                 if arm.loss == "ap":
                     over = [a - b for a, b in zip(record["ap"], usual["ap"], strict=True)]
                     assert record["over_usual"]["mean"] == pytest.approx(sum(over) / len(over))
@@ -76,7 +77,7 @@ def alone(world, arm, data, seed):
     schedule = P.Schedule(switch, round(arm.blend * steps), final_main_weight=arm.main)
     optimizer = torch.optim.Adam(weights, world.rate)
     queue = P.init_queue(arm.queue, 1) if arm.queue else None
-    spread = 1.0
+    spread, unit = 1.0, "spread" if arm.unit == "spread" else "score"
     for step, rows in enumerate(data.batches[seed]):
         scores, pos = net(x[rows]), y[rows]
         loss = bce_loss(scores, pos.float())
@@ -87,9 +88,11 @@ def alone(world, arm, data, seed):
             if arm.unit == "decay":
                 done = (step - switch) / (steps - switch)
                 tau = tau * choosing_runs.DECAY ** (0.5 - done)
-            ranking = P.smooth_ap_loss if arm.loss == "ap" else P.recall_at_quantile_loss
-            unit = "spread" if arm.unit == "spread" else "score"
-            ranked, queue = ranking(scores[:, None], pos.long(), queue, tau, tau_unit=unit)
+            ranking, options = {
+                "ap": (P.smooth_ap_loss, {"tau_unit": unit}),
+                "recall": (P.recall_at_quantile_loss, {"tau_unit": unit}),
+            }.get(arm.loss, (P.partial_auc_loss, {"surrogate": arm.loss}))
+            ranked, queue = ranking(scores[:, None], pos.long(), queue, tau, **options)
             weight = P.blend_weight(step, schedule).float()
             if weight > 0:
                 loss = (1 - weight) * loss + weight * ranked
@@ -111,6 +114,8 @@ ARMS = (
     Arm(queue=128, unit="spread", main=0.5),
     Arm(queue=128, keep=True),
     Arm("recall", queue=0, tau=0.5),
+    Arm("pairwise", queue=128, unit="spread", main=0.75),
+    Arm("trapezoid", queue=128, unit="spread"),
 )
 
 
@@ -143,16 +148,21 @@ def test_exact_metrics():
     assert choosing_runs.recall_at_top(scores, y) == 0.5  # the top 2 of 4 positives
 
 
+def lists():
+    """Two of 900 rows, every 30th a positive."""
+    draw = torch.Generator().manual_seed(0)
+    return torch.randn(2, 900, generator=draw), torch.arange(900).expand(2, -1) % 30 == 0
+
+
 def test_a_small_temperature_has_no_error():
-    scores, y = torch.randn(2, 900), torch.arange(900).expand(2, -1) % 30 == 0
-    small, large = choosing.temperatures(scores, y, (1e-5, 4.0))
+    small, large = choosing.temperatures(*lists(), (1e-6, 4.0))
     assert small["error"]["mean"] < 1e-3 < large["error"]["mean"]
+    # Rows are about 1e-3 apart, so hardly any lie within 10 tau of another.
     assert small["saturation"]["mean"] > 0.9 > large["saturation"]["mean"] == 0
 
 
 def test_pools_are_about_the_list():
-    scores, y = torch.randn(2, 900), torch.arange(900).expand(2, -1) % 30 == 0
-    small, large = choosing.pools(scores, y, (90, 450, 600), 60)  # 600 is over half of the rows
+    small, large = choosing.pools(*lists(), (90, 450, 600), 60)  # 600 is over half of the rows
     assert small["positives"] == pytest.approx(3.0, abs=0.5)
     assert large["sd"]["mean"] < small["sd"]["mean"]
     assert abs(large["bias"]["mean"]) < large["sd"]["mean"]
