@@ -58,7 +58,8 @@ def describe(cls: Any) -> None:
         cls.__new__.__annotations__ = typing.get_type_hints(cls)
         comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(cls), re.M))
         for field in cls._fields:
-            getattr(cls, field).__doc__ = comments.get(field)
+            text = comments.get(field, "")
+            getattr(cls, field).__doc__ = text.replace(">", r"\>")  # else a quotation
 
 
 def render(modules: Sequence[ModuleType], out: Path) -> None:

@@ -163,6 +163,7 @@ def test_exceptions_are_needed(pages):
 def test_fields_have_a_text(pages):
     assert "Alias for field number" not in pages["proxy_losses"]
     html = sections(pages["proxy_losses"])["QueueState"]
+    assert "&gt;= 0, steps before the switch" in pages["proxy_losses"]
     for field in proxy_losses.QueueState._fields:
         own = html.split(f'<div id="QueueState.{field}" ')[1].split("<div id=")[0]
         assert re.search(r'class="docstring"><p>\[', own), field
@@ -179,6 +180,8 @@ def test_references_lead_somewhere(pages):
 def test_links_are_made(pages):
     html = sections(pages["proxy_losses"])["smooth_ap_loss"]
     assert '<a href="#smooth_ap">' in html
+    html = sections(pages["proxy_losses"])["SmoothAPLoss"]
+    assert '<a href="proxy_losses/nn.html#RankingLoss.forward">' in html
     link = '<a href="../../proxy_losses.html#LossWarmupWrapper">'
     assert link in pages["proxy_losses.integrations.lightning"]
 

@@ -16,6 +16,9 @@ from ._batch import check_class_ids
 class SmoothAPLoss(RankingLoss):
     r"""1 - Smooth-AP (Brown et al., ECCV 2020), one-vs-rest, over the batch and a memory queue.
 
+    Called with logits [N, C] and targets, see `proxy_losses.nn.RankingLoss.forward`; formula and
+    limits are those of `smooth_ap`.
+
     Args:
         num_classes: C; 1 for binary, with targets in {0, 1}.
         queue_size: past rows kept, 0 for none.
@@ -77,6 +80,11 @@ class SmoothAPLoss(RankingLoss):
 
 class RecallAtQuantileLoss(RankingLoss):
     r"""1 - smooth recall in the top fraction of the scores, over the batch and a memory queue.
+
+    Called with logits [N, C] and targets, see `proxy_losses.nn.RankingLoss.forward`; formula and
+    limits are those of `recall_at_quantile`. Only positives get a gradient, so nothing holds the
+    other scores down: train with a share of cross-entropy, as with final_main_weight=0.75 of
+    `LossWarmupWrapper`.
 
     Args:
         num_classes: C; 1 for binary, with targets in {0, 1}.
@@ -149,7 +157,10 @@ class RecallAtQuantileLoss(RankingLoss):
 class PAUCAtBudgetLoss(RankingLoss):
     r"""1 - partial AUC over a band of false-positive rates, over the batch and a memory queue.
 
-    Every class has its own band and temperature, read off its iid negatives; see `partial_auc`.
+    Called with logits [N, C] and targets, see `proxy_losses.nn.RankingLoss.forward`. Every class
+    has its own band and temperature, read off its iid negatives; see `partial_auc`. With the
+    trapezoid only positives get a gradient, so nothing holds the other scores down: train with a
+    share of cross-entropy, as with final_main_weight=0.75 of `LossWarmupWrapper`.
 
     Args:
         num_classes: C; 1 for binary, with targets in {0, 1}.
