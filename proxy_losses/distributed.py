@@ -109,6 +109,7 @@ def _unpack(packed: Tensor, like: list[Tensor]) -> list[Tensor]:
     columns = packed.split([_row_bytes(x) for x in like], 1)
     shapes = [(packed.shape[0], *x.shape[1:]) for x in like]
     return [c.clone(memory_format=torch.contiguous_format).view(x.dtype).view(shape)
+            if c.numel() else x.new_empty(shape)
             for c, x, shape in zip(columns, like, shapes, strict=True)]  # fmt: skip
 
 
