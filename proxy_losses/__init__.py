@@ -40,7 +40,7 @@ from .nn import (
     SoftmaxFocalLoss,
 )
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 __all__ = [
     "GroupLists",

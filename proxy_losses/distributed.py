@@ -100,8 +100,8 @@ def _row_bytes(x: Tensor) -> int:
 def _gather(tensors: list[Tensor], name: str) -> Tensor:
     """[all rows, bytes of a row of all tensors], in rank order."""
     rows = tensors[0].shape[0]
-    flat = [x.detach().contiguous().view(rows, math.prod(x.shape[1:])) for x in tensors]
     counts = gather_counts(rows, tensors[0].device, name)
+    flat = [x.detach().contiguous().view(rows, math.prod(x.shape[1:])) for x in tensors]
     return gather_known(torch.cat([x.view(torch.uint8) for x in flat], 1), counts, name)
 
 
@@ -109,6 +109,7 @@ def _unpack(packed: Tensor, like: list[Tensor]) -> list[Tensor]:
     columns = packed.split([_row_bytes(x) for x in like], 1)
     shapes = [(packed.shape[0], *x.shape[1:]) for x in like]
     return [c.clone(memory_format=torch.contiguous_format).view(x.dtype).view(shape)
+            if c.numel() else x.new_empty(shape)
             for c, x, shape in zip(columns, like, shapes, strict=True)]  # fmt: skip
 
 
@@ -137,8 +138,7 @@ for _name, (_function, _fake) in _OPS.items():
 
 
 def _op(name: str) -> Callable[..., Any]:
-    found: Callable[..., Any] = getattr(torch.ops.proxy_losses, name)
-    return found
+    return getattr(torch.ops.proxy_losses, name)  # type: ignore[no-any-return]
 
 
 def _in_graph(function: type[torch.autograd.Function]) -> Callable[..., Any]:

@@ -128,7 +128,8 @@ def unsound_columns(call: dict[str, Any], limit: float) -> tuple[list[bool], boo
     ids = targets.tolist() if targets.dim() == 2 else [[t] for t in targets.tolist()]
     counts = [row != [PAD] for row in ids]
     columns = [False] * logits.shape[1]
-    keep = bool(ids)  # padding is stored too
+    # Padding is stored too, but a batch of padding alone is in no query.
+    keep = any(counts) or (bool(ids) and "groups" not in call)
     weight = call.get("sample_weight")
     for k, row in enumerate(logits.tolist()):
         if counts[k]:
