@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from numbers import Integral
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ._checks import check_int, check_positive, check_temperature
+
+Clock = Literal["step", "epoch"]
 
 
 class Schedule(NamedTuple):
@@ -29,6 +31,22 @@ class Schedule(NamedTuple):
     temp_end: float | Tensor = 0.005  # > 0
     temp_decay_steps: int | Tensor = 10_000  # > 0, steps from temp_start to temp_end
     final_main_weight: float | Tensor = 1.0  # in (0, 1], weight of the main loss after the blend
+
+
+class ScheduleState(NamedTuple):
+    """Where a run is. Every field is a 0-d int64 tensor, so states stack, save and compare.
+
+    Save ``state._asdict()``, as with `QueueState`.
+
+    Example:
+        >>> state = init_schedule(Schedule(warmup_steps=2))
+        >>> ScheduleState(**state._asdict()) == state
+        True
+    """
+
+    epoch: Tensor  # [] int64, last epoch started
+    step: Tensor  # [] int64, last step started
+    switch_step: Tensor  # [] int64, step of the first main-phase batch; -1 before it
 
 
 def check_schedule(sched: Schedule) -> None:

@@ -20,7 +20,7 @@ FLOORS = {
     "_select": 0.7,
     "_ranks": 1,
     "_schedule": 1,
-    "_clock": 1.5,
+    "_progress": 1.5,
     "_pointwise": 1,
     "_queue": 1,
     "_smooth_ap": 2,

@@ -13,8 +13,7 @@ from .._schedule import in_warmup
 from .._smooth_ap import smooth_ap, smooth_ap_counts
 
 if TYPE_CHECKING:
-    from .._clock import Clock, ScheduleState
-    from .._schedule import Schedule
+    from .._schedule import Clock, Schedule, ScheduleState
     from ._queue import MemoryQueue
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._clock import Clock, ScheduleState
+from .._schedule import Clock, ScheduleState
 from ._base import RankingLoss
 from ._saved import refuse, schedule_problems
 

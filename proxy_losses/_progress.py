@@ -1,31 +1,11 @@
-"""The state of an epoch clock: where in its schedule a run is, and when the switch came."""
+"""An epoch clock: how the state of a schedule moves on, and what it says."""
 
 from __future__ import annotations
-
-from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ._schedule import Schedule, as_clock, blend_weight, in_warmup, temp_at
-
-Clock = Literal["step", "epoch"]
-
-
-class ScheduleState(NamedTuple):
-    """Where a run is. Every field is a 0-d int64 tensor, so states stack, save and compare.
-
-    Save ``state._asdict()``, as with `QueueState`.
-
-    Example:
-        >>> state = init_schedule(Schedule(warmup_steps=2))
-        >>> ScheduleState(**state._asdict()) == state
-        True
-    """
-
-    epoch: Tensor  # [] int64, last epoch started
-    step: Tensor  # [] int64, last step started
-    switch_step: Tensor  # [] int64, step of the first main-phase batch; -1 before it
+from ._schedule import Clock, Schedule, ScheduleState, as_clock, blend_weight, in_warmup, temp_at
 
 
 def init_schedule(sched: Schedule, *, device: torch.device | None = None) -> ScheduleState:
