@@ -46,7 +46,7 @@ def partial_auc(
     The value is normalised by beta - alpha, and does not change when all scores are shifted or
     scaled. As tau -> 0 pairwise becomes the area of tie-free scores: with alpha 0 and beta times
     the number of negatives whole, ``roc_auc_score(max_fpr=beta)`` before it is standardised, over
-    beta.
+    beta: ``beta / 2 + (2 * S - 1) * (1 - beta / 2)`` of the standardised S.
 
     Args:
         scores: [..., M] floating; lists on the last axis, leading axes are a batch. Half
