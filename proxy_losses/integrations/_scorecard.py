@@ -11,7 +11,9 @@ import torch
 from sklearn.feature_selection import RFE
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+from sklearn.utils.validation import _check_sample_weight
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from .. import sigmoid_sums, smooth_ap
 
@@ -108,6 +110,18 @@ def _pairs_at_the_top(
     return 1.0 - (weight * above).sum() / torch.where(total > 0, total, 1.0)
 
 
+def weighted_rows(x: Floats, y: Bools, weight: Any, name: str) -> Rows:
+    """Rows without those of weight 0; both classes must be left."""
+    if weight is not None:
+        weight = _check_sample_weight(weight, x, dtype=np.float64, ensure_non_negative=True)
+        kept = weight > 0
+        x, y, weight = x[kept], y[kept], weight[kept]
+    if not y.any() or y.all():
+        where = "" if weight is None else f" among those of {name} above 0"
+        raise ValueError(f"expected rows of two classes{where}, got one class or none")
+    return Rows(x, y, weight)
+
+
 def hold_out(y: Bools, fraction: float, rng: np.random.RandomState) -> Bools:
     """Rows for validation: of each class this fraction, at least one and never all."""
     held = np.zeros(len(y), dtype=bool)
@@ -164,30 +178,35 @@ def ascend(
     steps: int,
     patience: int | None,
     tol: float,
-    bar: Any = None,
+    verbose: int = 0,
 ) -> tuple[Linear, int, int]:
     """The best validated point on the way of Adam from ``start``, its step, and the steps made.
 
-    The start is eligible. The intercept stays: a ranking does not depend on it.
+    Scores start with standard deviation 1, whatever the penalty left of it. The start is
+    eligible. The intercept stays: a ranking does not depend on it.
     """
+    spread = float(start.of(train.x).std())
+    if not spread > 0 or steps == 0:
+        return start, 0, 0
+    best = start._replace(coef=start.coef / spread, intercept=start.intercept / spread)
     x = torch.from_numpy(train.x)
-    coef = torch.tensor(start.coef, requires_grad=True)
-    optimizer = torch.optim.Adam([coef], lr=rate)
-    best, best_step, step = start, 0, 0
-    while step < steps and (patience is None or step - best_step < patience):
-        step += 1
-        optimizer.zero_grad()
-        loss(x @ coef + start.intercept).backward()
-        optimizer.step()
-        if bar is not None:
+    coef = torch.tensor(best.coef, requires_grad=True)
+    optimizer = torch.optim.Adam([coef], lr=rate / len(coef) ** 0.5)
+    best_step = step = 0
+    with tqdm(total=steps, desc="LinearRanker", disable=not verbose) as bar:
+        while step < steps and (patience is None or step - best_step < patience):
+            step += 1
+            optimizer.zero_grad()
+            loss(x @ coef + best.intercept).backward()
+            optimizer.step()
             bar.update()
-        if step % EVERY == 0 or step == steps:
-            now = Linear(coef.detach().numpy().copy(), start.intercept, 0.0)
+            if step % EVERY and step < steps:
+                continue
+            now = best._replace(coef=coef.detach().numpy().copy())
             now = now._replace(score=score(now.of(held.x), held.y, held.weight))
             if now.score > best.score + tol:
                 best, best_step = now, step
-            if bar is not None:
-                bar.set_postfix(validation=f"{now.score:.4f}", best=f"{best.score:.4f}")
+            bar.set_postfix(validation=f"{now.score:.4f}", best=f"{best.score:.4f}")
     return best, best_step, step
 
 

@@ -11,14 +11,12 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit
 from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_array, check_consistent_length, check_random_state, column_or_1d
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.multiclass import type_of_target
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
-from tqdm.auto import tqdm
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from . import _scorecard as card
 
@@ -185,7 +183,18 @@ class LinearRanker(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         score = card.exact(self.metric, self.quantile, self.fpr)
         start, self.C_ = card.warm_start(train, held, self._checked_cs(), score)
-        best, self.best_iter_, self.n_iter_ = self._ascend(start, train, held, score)
+        best, self.best_iter_, self.n_iter_ = card.ascend(
+            start,
+            train,
+            held,
+            card.soft_loss(self.metric, train, self.tau, self.quantile, self.fpr),
+            score,
+            rate=self.learning_rate,
+            steps=self.max_iter,
+            patience=self.n_iter_no_change,
+            tol=self.tol,
+            verbose=self.verbose,
+        )
         result = card.calibrate(best, held)
         if result is None:  # too few rows to tell
             result, self.best_iter_ = card.calibrate(start, held) or start, 0
@@ -212,7 +221,7 @@ class LinearRanker(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict_proba(self, X: Any) -> Array:
         """Probabilities [rows, 2], Platt-scaled on the held-out rows; two parameters, no more."""
-        positive = expit(self.decision_function(X))
+        positive = np.exp(-np.logaddexp(0.0, -self.decision_function(X)))
         return np.stack([1.0 - positive, positive], axis=1)
 
     def scorecard(self) -> list[ScorecardRow]:
@@ -242,7 +251,7 @@ class LinearRanker(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(
                 f"Only binary classification is supported. The type of the target is {kind}."
             )
-        rows = self._rows(X, y, weight, "sample_weight")
+        rows = card.weighted_rows(X, y == self.classes_[-1], weight, "sample_weight")
         if X_val is None:
             if y_val is not None or weight_val is not None:
                 raise ValueError("y_val and sample_weight_val need X_val, which is None")
@@ -257,19 +266,8 @@ class LinearRanker(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         strange = np.setdiff1d(y_val, self.classes_)
         if len(strange):
             raise ValueError(f"expected y_val of the classes of y, got {strange[0]!r} too")
-        return rows, self._rows(X_val, y_val, weight_val, "sample_weight_val")
-
-    def _rows(self, X: Array, y: Array, weight: Any, name: str) -> card.Rows:
-        """Rows without those of weight 0; both classes must be left."""
-        positive = y == self.classes_[-1]
-        if weight is not None:
-            weight = _check_sample_weight(weight, X, dtype=np.float64, ensure_non_negative=True)
-            kept = weight > 0
-            X, positive, weight = X[kept], positive[kept], weight[kept]
-        if len(self.classes_) < 2 or not positive.any() or positive.all():
-            where = "" if weight is None else f" among the rows of {name} above 0"
-            raise ValueError(f"expected rows of two classes{where}, got one class")
-        return card.Rows(X, positive, weight)
+        positive = y_val == self.classes_[-1]
+        return rows, card.weighted_rows(X_val, positive, weight_val, "sample_weight_val")
 
     def _select(self, train: card.Rows) -> npt.NDArray[np.bool_]:
         if self.n_features is None:
@@ -286,30 +284,6 @@ class LinearRanker(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if Cs.ndim != 1 or not (Cs > 0).all():
             raise ValueError(f"expected Cs to be a list of numbers above 0, got {self.Cs!r}")
         return [float(C) for C in Cs]
-
-    def _ascend(
-        self, start: card.Linear, train: card.Rows, held: card.Rows, score: card.Score
-    ) -> tuple[card.Linear, int, int]:
-        """`_scorecard.ascend` with scores of standard deviation 1, whatever the penalty left."""
-        spread = float(start.of(train.x).std())
-        if not spread > 0 or self.max_iter == 0:
-            return start, 0, 0
-        unit = start._replace(coef=start.coef / spread, intercept=start.intercept / spread)
-        loss = card.soft_loss(self.metric, train, self.tau, self.quantile, self.fpr)
-        rate = self.learning_rate / len(start.coef) ** 0.5
-        with tqdm(total=self.max_iter, desc="LinearRanker", disable=not self.verbose) as bar:
-            return card.ascend(
-                unit,
-                train,
-                held,
-                loss,
-                score,
-                rate=rate,
-                steps=self.max_iter,
-                patience=self.n_iter_no_change,
-                tol=self.tol,
-                bar=bar,
-            )
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
