@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import stats
+from sklearn.preprocessing import StandardScaler
 
 from proxy_losses.demo._sources import load_table
 from proxy_losses.demo._tables import Part, Split, Table, split_table
@@ -42,8 +43,15 @@ METRICS = card.METRICS
 QUANTILE = FPR = 0.005
 
 
-def rows(part: Part, columns: card.Bools) -> card.Rows:
-    return card.Rows(part.features.astype(np.float64)[:, columns], part.labels == 1, None)
+def scaled_rows(split: Split) -> tuple[card.Rows, card.Rows, card.Rows]:
+    """Training, validation and test rows, in the scale that the estimator will choose itself."""
+    scaler = StandardScaler().fit(split.train.features.astype(np.float64))
+
+    def rows(part: Part) -> card.Rows:
+        features = scaler.transform(part.features.astype(np.float64))
+        return card.Rows(features, part.labels == 1, None)
+
+    return rows(split.train), rows(split.validation), rows(split.test)
 
 
 def continued(
@@ -71,27 +79,23 @@ def continued(
 
 def one_split(split: Split, count: int | None) -> dict[str, Any]:
     """Test metrics of the arms."""
-    everything = np.ones(split.train.features.shape[1], dtype=bool)
-    train, held = rows(split.train, everything), rows(split.validation, everything)
+    parts = train, held, test = scaled_rows(split)
     begin = time.process_time()
-    model = LinearRanker("ap", n_features=count, random_state=0)
+    model = LinearRanker("ap", n_features=count)
     model.fit(train.x, train.y, X_val=held.x, y_val=held.y)
     seconds = time.process_time() - begin
+    ranked = model.decision_function(test.x)
 
-    train, held, test = (rows(part, model.support_) for part in split[:3])
-    score = card.exact("ap", QUANTILE, FPR)
-    start, _ = card.warm_start(train, held, model.Cs, score)
+    train, held, test = (part._replace(x=part.x[:, model.support_]) for part in parts)
+    start, _ = card.warm_start(train, held, model.Cs, card.exact("ap", QUANTILE, FPR))
     settings = {
         "rate": model.learning_rate, "steps": model.max_iter,
         "patience": model.n_iter_no_change, "tol": model.tol,
     }  # fmt: skip
     control = continued(start, train, held, settings)
-    every_test = rows(split.test, everything)
     scores = {
-        "logistic": start.of(test.x),
-        "continued": control.of(test.x),
-        "ranker": model.decision_function(every_test.x),
-    }
+        "logistic": start.of(test.x), "continued": control.of(test.x), "ranker": ranked,
+    }  # fmt: skip
     return {
         "improved": model.improved_, "best_iter": model.best_iter_, "fit_cpu_s": round(seconds, 2),
         "test": {

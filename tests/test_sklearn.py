@@ -306,9 +306,9 @@ def test_bad_data():
         model.fit(X, np.zeros(100))
     with pytest.raises(ValueError, match="among those of sample_weight above 0, got one class"):
         model.fit(X, y, 1 - y)
-    with pytest.raises(ValueError, match="at least 2 rows of each class.* 1 of the positive"):
+    with pytest.raises(ValueError, match=r"at least 2 rows of each class.* 1 of the positive"):
         model.fit(X, np.arange(100) == 3)
-    with pytest.raises(ValueError, match="at least 2 rows of each class.* 1 of the negative"):
+    with pytest.raises(ValueError, match=r"at least 2 rows of each class.* 1 of the negative"):
         model.fit(X, np.arange(100) != 3)
     with pytest.raises(ValueError, match="X_val needs y_val"):
         model.fit(X, y, X_val=X)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.feature_selection import RFE
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, orthogonal_mp
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from sklearn.utils.validation import _check_sample_weight
 from torch import Tensor
@@ -21,7 +21,6 @@ METRICS = ("ap", "recall", "pauc")
 EVERY = 10  # steps from one validation to the next
 RTOL = 1e-6  # of the soft metrics
 _MOST_FOR_NEWTON = 500  # features; its Hessian is their square
-_COARSE = 4  # features are dropped a tenth at a time down to this multiple of those wanted
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -143,17 +142,19 @@ def _logistic(C: float, features: int) -> LogisticRegression:
 
 
 def select(rows: Rows, count: int) -> Bools:
-    """Recursive elimination by the coefficients of a logistic regression of scaled features."""
-    features = rows.x.shape[1]
-    kept = np.arange(features)
-    for wanted, step in ((_COARSE * count, 0.1), (count, 1)):
-        if len(kept) > wanted:
-            search = RFE(_logistic(1.0, len(kept)), n_features_to_select=wanted, step=step)
-            search.fit(rows.x[:, kept], rows.y, sample_weight=rows.weight)
-            kept = kept[search.support_]
-    support = np.zeros(features, dtype=bool)
-    support[kept] = True
-    return support
+    """Orthogonal matching pursuit of the labels by scaled features; [columns], True for picked.
+
+    Fewer than ``count`` where the others are linear combinations of those.
+    """
+    root = np.sqrt(np.ones(len(rows.y)) if rows.weight is None else rows.weight)
+    target = rows.y - np.average(rows.y, weights=rows.weight)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Orthogonal matching pursuit ended", RuntimeWarning)
+        coef = orthogonal_mp(
+            rows.x * root[:, None], target * root, n_nonzero_coefs=count, copy_X=False
+        )
+    picked: Bools = coef != 0
+    return picked
 
 
 def warm_start(train: Rows, held: Rows, Cs: Sequence[float], score: Score) -> tuple[Linear, float]:
@@ -207,7 +208,7 @@ def ascend(
             if now.score > best.score + tol:
                 best, best_step = now, step
             bar.set_postfix(validation=f"{now.score:.4f}", best=f"{best.score:.4f}")
-    return best, best_step, step
+    return best if best_step else start, best_step, step
 
 
 def calibrate(linear: Linear, held: Rows) -> Linear | None:

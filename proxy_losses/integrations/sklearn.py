@@ -40,8 +40,8 @@ class LinearRanker(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     coefficients on rows that nobody will look at. `fit`
 
     1. holds out `validation_fraction` of each class, and scales the features;
-    2. picks `n_features` of them, if asked to, by recursive elimination (`sklearn`'s RFE) with
-       the coefficients of a logistic regression of the scaled features;
+    2. picks `n_features` of them, if asked to, by orthogonal matching pursuit: one by one that
+       which correlates most with what a linear fit of the labels on the others leaves;
     3. fits logistic regressions for all `Cs`, and keeps the one whose held-out metric is best;
     4. from there runs Adam on ``1 - soft metric`` of all training rows at once, and keeps the step
        whose held-out metric is best, the logistic regression included: where no step is better,
@@ -56,7 +56,8 @@ class LinearRanker(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             "pauc", area under the ROC curve up to the false-positive rate `fpr`.
         quantile: the top fraction, in (0, 0.5]: 0.005 is the top 0.5 %. For "recall" only.
         fpr: false-positive rate, in (0, 1). For "pauc" only.
-        n_features: how many features get a weight; None means all.
+        n_features: how many features get a weight, fewer where the rest adds nothing; None means
+            all.
         tau: temperature in standard deviations of the training scores of step 3; it stays as it is
             then.
         Cs: inverse strengths of the L2 penalty in step 3.
@@ -265,7 +266,7 @@ class LinearRanker(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_consistent_length(X_val, y_val)
         strange = np.setdiff1d(y_val, self.classes_)
         if len(strange):
-            raise ValueError(f"expected y_val of the classes of y, got {strange[0]!r} too")
+            raise ValueError(f"expected y_val of the classes of y, got {strange[0]} too")
         positive = y_val == self.classes_[-1]
         return rows, card.weighted_rows(X_val, positive, weight_val, "sample_weight_val")
 
