@@ -5,9 +5,8 @@ import pickle
 
 import numpy as np
 import pytest
-import torch
 from sklearn.base import clone
-from sklearn.metrics import average_precision_score, recall_score, roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
@@ -154,65 +153,6 @@ def test_picks_features_and_reports_them_in_their_own_units():
     alone = fitted(frame[["f0", "f1"]], y, max_iter=50)
     np.testing.assert_allclose(alone.coef_[0], model.coef_[0, :2], rtol=1e-6)
     assert fitted(frame.to_numpy(), y, n_features=1, max_iter=0).scorecard()[0].feature[0] == "x"
-
-
-@pytest.mark.parametrize("metric", card.METRICS)
-def test_a_weight_is_a_number_of_rows(metric):
-    """The soft metric of weighted rows is that of the rows repeated, negatives too."""
-    rng = np.random.default_rng(0)
-    scores, y = rng.normal(size=60), rng.random(60) < 0.3
-    # Copies are tied with each other. Half a rank each is their soft rank, so as tau -> 0 only the
-    # ap of positives differs; theirs stay single.
-    count = np.where(y & (metric == "ap"), 1, rng.integers(1, 5, size=60))
-    weighted = card.soft_loss(
-        metric, card.Rows(scores[:, None], y, count.astype(float)), 0.1, 0.1, 0.1
-    )
-    repeated = card.soft_loss(
-        metric,
-        card.Rows(np.repeat(scores, count)[:, None], np.repeat(y, count), None),
-        0.1,
-        0.1,
-        0.1,
-    )
-    # rtol 1e-6 of the sums; the band ends inside a run of copies, which is in it as a whole
-    several = torch.from_numpy(np.repeat(scores, count))
-    assert weighted(torch.from_numpy(scores)).item() == pytest.approx(
-        repeated(several).item(), abs=1e-5 if metric == "ap" else 0.05
-    )
-
-
-@pytest.mark.parametrize("metric", card.METRICS)
-def test_soft_losses_become_the_metric(metric):
-    """At a small tau: ap exactly; the pairs in the top exactly those of the ROC curve's corner."""
-    rng = np.random.default_rng(0)
-    y = np.arange(400) % 4 == 0  # 300 negatives, 30 of them in the corner
-    scores = rng.permutation(400) / 400 + 0.3 * y + 1e-4 * rng.random(400)
-    loss = card.soft_loss(metric, card.Rows(scores[:, None], y, None), 1e-7, 0.05, 0.1)
-    value = 1 - loss(torch.from_numpy(scores)).item()
-    if metric == "ap":
-        expected = average_precision_score(y, scores)
-    elif metric == "pauc":
-        bound = np.sort(scores[~y])[-30]
-        expected = np.mean(scores[y][:, None] > scores[~y & (scores >= bound)])
-    else:
-        top = np.sort(scores)[-40]  # twice the quantile
-        expected = np.mean(scores[y][:, None] > scores[~y & (scores >= top)])
-    assert value == pytest.approx(expected, abs=1e-5)
-
-
-def test_exact_metrics():
-    rng = np.random.default_rng(0)
-    scores, y = rng.normal(size=1000), rng.random(1000) < 0.1
-    top = scores >= np.sort(scores)[-50]
-    assert card.exact("recall", 0.05, 0.1)(scores, y, None) == pytest.approx(recall_score(y, top))
-    # One tied score: the top 5 % holds 5 % of the positives.
-    assert card.exact("recall", 0.05, 0.1)(np.zeros(1000), y, None) == pytest.approx(0.05)
-    count = rng.integers(1, 4, size=1000)
-    for metric in card.METRICS:
-        score = card.exact(metric, 0.05, 0.1)
-        assert score(scores, y, count.astype(float)) == pytest.approx(
-            score(np.repeat(scores, count), np.repeat(y, count), None)
-        )
 
 
 def test_sample_weight():
