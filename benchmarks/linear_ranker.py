@@ -208,15 +208,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                 for name, t in data.items()
             },
         },
-        "results": {count: {name: [] for name in data} for count in COUNTS}, "compared": {},
+        "results": {label: {} for label in COUNTS}, "compared": {},
     }  # fmt: skip
     for name, table in data.items():
         for seed in range(args.seeds):
             split = split_table(table, seed)
             for label, count in COUNTS.items():
                 if count is None or count < table.features.shape[1]:
-                    written["results"][label][name].append(one_split(split, count))
+                    found = written["results"][label].setdefault(name, [])
+                    found.append(one_split(split, count))
             print(f"{name} {seed}: {time.process_time():.0f} s", file=sys.stderr, flush=True)
+    written["results"] = {label: found for label, found in written["results"].items() if found}
     for label, found in written["results"].items():
         written["compared"][label] = {
             control: {metric: compare(found, control, metric) for metric in METRICS}

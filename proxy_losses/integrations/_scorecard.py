@@ -99,7 +99,7 @@ def _pairs_at_the_top(
     scores: Tensor, pos: Tensor, weight: Tensor, among: Tensor, top: float, tau: float
 ) -> Tensor:
     """Soft share of the pairs of a positive and a negative in the top of ``among`` in order."""
-    order = scores.detach().argsort(descending=True)
+    order = scores.detach().argsort(descending=True, stable=True)
     share = (weight * among)[order]
     share = (share.cumsum(0) - share) / share.sum()
     in_top = torch.zeros_like(pos).scatter(0, order, share < top) & ~pos
