@@ -1,14 +1,14 @@
-"""Linear scorecards fitted for average precision, against logistic regression given the same.
+"""Linear scorecards fitted for a ranking metric, against logistic regression given the same.
 
 ``python -m benchmarks.linear_ranker --data DIR`` reads every binary table DIR/*.npz with few
-positives (X [rows, features], y in {0, 1}), and writes ``results/linear_ranker.json``. All arms of
-a split share rows, features, start and what selects them, the average precision of the validation
-rows:
+positives (X [rows, features], y in {0, 1}), and writes ``results/linear_ranker.json``, after each
+split too. All arms of a split share rows, features, start and what selects them, the metric on the
+validation rows, which is that the ranker is fitted for:
 
 - logistic: of several penalties the best;
 - continued: from there as many steps of the same optimiser on the logistic loss, of the three
   weights of the positives 1, 10 and 0.1 the best: what more steps and more candidates are worth;
-- ranker: `LinearRanker(metric="ap")`.
+- ranker: `LinearRanker`.
 
 The unit of the test is the table; a table's figure is the mean over its splits.
 """
@@ -31,31 +31,37 @@ from sklearn.preprocessing import StandardScaler
 from proxy_losses.demo._sources import load_table
 from proxy_losses.demo._tables import Part, Split, Table, split_table
 from proxy_losses.integrations import _scorecard as card
+from proxy_losses.integrations._rows import Rows
 from proxy_losses.integrations.sklearn import LinearRanker
 
 from . import harness, report
 
 RAREST, COMMONEST = 1e-4, 0.1  # share of positives of a table that is used
-COUNTS: dict[str, int | None] = {"5 features": 5, "all features": None}
+# name -> metric and features of the arms
+FIELDS: dict[str, tuple[str, int | None]] = {
+    "ap, 5 features": ("ap", 5),
+    "ap, all features": ("ap", None),
+    "pauc, 5 features": ("pauc", 5),
+}
 ARMS = ("logistic", "continued", "ranker")
 POS_WEIGHTS = (1.0, 10.0, 0.1)
 METRICS = card.METRICS
 QUANTILE = FPR = 0.005
 
 
-def scaled_rows(split: Split) -> tuple[card.Rows, card.Rows, card.Rows]:
+def scaled_rows(split: Split) -> tuple[Rows, Rows, Rows]:
     """Training, validation and test rows, in the scale that the estimator will choose itself."""
     scaler = StandardScaler().fit(split.train.features.astype(np.float64))
 
-    def rows(part: Part) -> card.Rows:
+    def rows(part: Part) -> Rows:
         features = scaler.transform(part.features.astype(np.float64))
-        return card.Rows(features, part.labels == 1, None)
+        return Rows(features, part.labels == 1, None)
 
     return rows(split.train), rows(split.validation), rows(split.test)
 
 
 def continued(
-    start: card.Linear, train: card.Rows, held: card.Rows, settings: dict[str, Any]
+    start: card.Linear, train: Rows, held: Rows, score: card.Score, settings: dict[str, Any]
 ) -> card.Linear:
     """The best of three logistic losses, minimised from the tuned one; with an intercept."""
     spread = float(start.of(train.x).std())
@@ -71,28 +77,29 @@ def continued(
                 spread * scores, target, pos_weight=weight
             )
 
-        return card.ascend(start, train, held, loss, card.exact("ap", QUANTILE, FPR), **settings)[0]
+        return card.ascend(start, train, held, loss, score, **settings)[0]
 
     best = max((end(weight) for weight in POS_WEIGHTS), key=lambda linear: linear.score)
     return card.Linear(best.coef[:-1], best.intercept, best.score)  # the order is the same
 
 
-def one_split(split: Split, count: int | None) -> dict[str, Any]:
+def one_split(split: Split, metric: str, count: int | None) -> dict[str, Any]:
     """Test metrics of the arms."""
     parts = train, held, test = scaled_rows(split)
     begin = time.process_time()
-    model = LinearRanker("ap", n_features=count)
+    model = LinearRanker(metric, n_features=count, quantile=QUANTILE, fpr=FPR)
     model.fit(train.x, train.y, X_val=held.x, y_val=held.y)
     seconds = time.process_time() - begin
     ranked = model.decision_function(test.x)
 
     train, held, test = (part._replace(x=part.x[:, model.support_]) for part in parts)
-    start, _ = card.warm_start(train, held, model.Cs, card.exact("ap", QUANTILE, FPR))
+    score = card.exact(metric, QUANTILE, FPR)
+    start, _ = card.warm_start(train, held, model.Cs, score)
     settings = {
         "rate": model.learning_rate, "steps": model.max_iter,
         "patience": model.n_iter_no_change, "tol": model.tol,
     }  # fmt: skip
-    control = continued(start, train, held, settings)
+    control = continued(start, train, held, score, settings)
     scores = {
         "logistic": start.of(test.x), "continued": control.of(test.x), "ranker": ranked,
     }  # fmt: skip
@@ -100,8 +107,7 @@ def one_split(split: Split, count: int | None) -> dict[str, Any]:
         "improved": model.improved_, "best_iter": model.best_iter_, "fit_cpu_s": round(seconds, 2),
         "test": {
             arm: {
-                metric: card.exact(metric, QUANTILE, FPR)(values, test.y, None)
-                for metric in METRICS
+                name: card.exact(name, QUANTILE, FPR)(values, test.y, None) for name in METRICS
             }
             for arm, values in scores.items()
         },
@@ -142,14 +148,15 @@ def compare(found: dict[str, list[dict[str, Any]]], control: str, metric: str) -
 
 
 def show(written: dict[str, Any]) -> str:
-    """AP x 100 by table, and the differences."""
+    """The metric x 100 that the ranker is fitted for by table, and the differences."""
     lines = []
-    for count, found in written["results"].items():
-        compared = {c: written["compared"][count][c]["ap"] for c in ARMS[:-1]}
-        header = [f"{count}, AP x 100", *ARMS, "- logistic", "- continued", "improved"]
+    for field, found in written["results"].items():
+        metric = FIELDS[field][0]
+        compared = {c: written["compared"][field][c][metric] for c in ARMS[:-1]}
+        header = [f"{field}, {metric} x 100", *ARMS, "- logistic", "- continued", "improved"]
         body = []
         for name, splits in found.items():
-            means = [100 * np.mean([s["test"][arm]["ap"] for s in splits]) for arm in ARMS]
+            means = [100 * np.mean([s["test"][arm][metric] for s in splits]) for arm in ARMS]
             gains = [_gain(compared[control]["tables"][name]) for control in ARMS[:-1]]
             improved = f"{sum(s['improved'] for s in splits)}/{len(splits)}"
             body.append([name, *(f"{m:.1f}" for m in means), *gains, improved])
@@ -201,33 +208,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         "protocol": {
             "split": "60/20/20 by class, copies of a row on one side, standardised, clipped at 10",
             "seeds": args.seeds, "selected_by": "validation AP", "pos_weights": POS_WEIGHTS,
-            "ranker": LinearRanker("ap").get_params(), "quantile": QUANTILE, "fpr": FPR,
+            "ranker": LinearRanker().get_params(), "quantile": QUANTILE, "fpr": FPR,
             "tables": {
                 name: {"rows": t.features.shape[0], "features": t.features.shape[1],
                        "positives": int((t.labels == 1).sum())}
                 for name, t in data.items()
             },
         },
-        "results": {label: {} for label in COUNTS}, "compared": {},
+        "results": {field: {} for field in FIELDS}, "compared": {},
     }  # fmt: skip
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     for name, table in data.items():
         for seed in range(args.seeds):
             split = split_table(table, seed)
-            for label, count in COUNTS.items():
+            for field, (metric, count) in FIELDS.items():
                 if count is None or count < table.features.shape[1]:
-                    found = written["results"][label].setdefault(name, [])
-                    found.append(one_split(split, count))
+                    found = written["results"][field].setdefault(name, [])
+                    found.append(one_split(split, metric, count))
+            args.out.write_text(json.dumps(written, indent=1) + "\n")
             print(f"{name} {seed}: {time.process_time():.0f} s", file=sys.stderr, flush=True)
-    written["results"] = {label: found for label, found in written["results"].items() if found}
-    for label, found in written["results"].items():
-        written["compared"][label] = {
+    written["results"] = {field: found for field, found in written["results"].items() if found}
+    for field, found in written["results"].items():
+        written["compared"][field] = {
             control: {metric: compare(found, control, metric) for metric in METRICS}
             for control in ARMS[:-1]
         }
     written["cpu_s"] = round(time.process_time(), 1)
-    print(show(written))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(written, indent=1) + "\n")
+    print(show(written))
     return 0
 
 

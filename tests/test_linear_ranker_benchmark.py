@@ -33,7 +33,7 @@ def test_from_tables_to_the_report(tmp_path, capsys):
     assert str(tmp_path) not in text
     written = json.loads(text)
     assert set(written["protocol"]["tables"]) == {"narrow", "wide"}
-    assert set(written["results"]["5 features"]) == {"wide"}
+    assert set(written["results"]["pauc, 5 features"]) == {"wide"}
     for found in written["results"].values():
         for splits in found.values():
             assert len(splits) == 2

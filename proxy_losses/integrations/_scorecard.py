@@ -7,38 +7,23 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from sklearn.linear_model import LogisticRegression, orthogonal_mp
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
-from sklearn.utils.validation import _check_sample_weight
+from sklearn.utils import check_array
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from .. import sigmoid_sums, smooth_ap
+from ._rows import Bools, Floats, Rows
 
 METRICS = ("ap", "recall", "pauc")
 EVERY = 10  # steps from one validation to the next
 RTOL = 1e-6  # of the soft metrics
 _MOST_FOR_NEWTON = 500  # features; its Hessian is their square
 
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
 Score = Callable[[Floats, Bools, Floats | None], float]
 Loss = Callable[[Tensor], Tensor]
-
-
-class Rows(NamedTuple):
-    """Part of a table."""
-
-    x: Floats  # [rows, columns]
-    y: Bools  # [rows], True for positives
-    weight: Floats | None  # [rows]
-
-    def take(self, index: npt.NDArray[np.int64]) -> Rows:
-        return Rows(
-            self.x[index], self.y[index], None if self.weight is None else self.weight[index]
-        )
 
 
 class Linear(NamedTuple):
@@ -51,6 +36,12 @@ class Linear(NamedTuple):
     def of(self, x: Floats) -> Floats:
         scores: Floats = x @ self.coef + self.intercept
         return scores
+
+
+def moments(values: Floats, weight: Floats | None) -> tuple[float, float]:
+    """Mean and standard deviation."""
+    mean = float(np.average(values, weights=weight))
+    return mean, float(np.average((values - mean) ** 2, weights=weight)) ** 0.5
 
 
 def exact(metric: str, quantile: float, fpr: float) -> Score:
@@ -87,7 +78,10 @@ def soft_loss(metric: str, rows: Rows, tau: float, quantile: float, fpr: float) 
 
 
 def _weighted_ap(scores: Tensor, pos: Tensor, weight: Tensor, tau: float) -> Tensor:
-    """Smooth-AP of a list in which each row stands for ``weight`` rows, negatives too."""
+    """Smooth-AP of a list in which each row stands for ``weight`` equal ones, negatives too.
+
+    Equal positives all have the rank of the last of them, as in scikit-learn's AP.
+    """
     both = torch.stack([weight, weight * pos])
     rank, among = sigmoid_sums(scores, both, pos, tau, rtol=RTOL)
     at_own = weight / 2.0  # the sum holds half of a row's own weight
@@ -109,43 +103,31 @@ def _pairs_at_the_top(
     return 1.0 - (weight * above).sum() / torch.where(total > 0, total, 1.0)
 
 
-def weighted_rows(x: Floats, y: Bools, weight: Any, name: str) -> Rows:
-    """Rows without those of weight 0; both classes must be left."""
-    if weight is not None:
-        weight = _check_sample_weight(weight, x, dtype=np.float64, ensure_non_negative=True)
-        kept = weight > 0
-        x, y, weight = x[kept], y[kept], weight[kept]
-    if not y.any() or y.all():
-        where = "" if weight is None else f" among those of {name} above 0"
-        raise ValueError(f"expected rows of two classes{where}, got one class or none")
-    return Rows(x, y, weight)
-
-
-def hold_out(y: Bools, fraction: float, rng: np.random.RandomState) -> Bools:
-    """Rows for validation: of each class this fraction, at least one and never all."""
-    held = np.zeros(len(y), dtype=bool)
-    for label in (False, True):
-        members = rng.permutation(np.flatnonzero(y == label))
-        if len(members) < 2:
-            raise ValueError(
-                f"expected at least 2 rows of each class, to hold one out for validation, got "
-                f"{len(members)} of the {'positive' if label else 'negative'} class"
-            )
-        count = min(max(round(fraction * len(members)), 1), len(members) - 1)
-        held[members[:count]] = True
-    return held
-
-
 def _logistic(C: float, features: int) -> LogisticRegression:
     solver = "newton-cholesky" if features <= _MOST_FOR_NEWTON else "lbfgs"
     return LogisticRegression(C=C, solver=solver, max_iter=1000)
 
 
-def select(rows: Rows, count: int) -> Bools:
+def checked_cs(Cs: Any) -> list[float]:
+    """The penalties as numbers, if they are some."""
+    values = check_array(Cs, ensure_2d=False, dtype=np.float64, input_name="Cs")
+    if values.ndim != 1 or not (values > 0).all():
+        raise ValueError(f"expected Cs to be a list of numbers above 0, got {Cs!r}")
+    return [float(C) for C in values]
+
+
+def select(rows: Rows, count: int | None) -> Bools:
     """Orthogonal matching pursuit of the labels by scaled features; [columns], True for picked.
 
-    Fewer than ``count`` where the others are linear combinations of those.
+    Fewer than ``count`` where the others are linear combinations of those; all for None.
     """
+    features = rows.x.shape[1]
+    if count is None:
+        return np.ones(features, dtype=bool)
+    if count > features:
+        raise ValueError(
+            f"expected n_features of at most the {features} features of X, got {count}"
+        )
     root = np.sqrt(np.ones(len(rows.y)) if rows.weight is None else rows.weight)
     target = rows.y - np.average(rows.y, weights=rows.weight)
     with warnings.catch_warnings():
@@ -153,7 +135,7 @@ def select(rows: Rows, count: int) -> Bools:
         coef = orthogonal_mp(
             rows.x * root[:, None], target * root, n_nonzero_coefs=count, copy_X=False
         )
-    picked: Bools = coef != 0
+    picked: Bools = coef.reshape(-1) != 0  # of one column it comes without dimensions
     return picked
 
 
@@ -186,7 +168,7 @@ def ascend(
     Scores start with standard deviation 1, whatever the penalty left of it. The start is
     eligible. The intercept stays: a ranking does not depend on it.
     """
-    spread = float(start.of(train.x).std())
+    spread = moments(start.of(train.x), train.weight)[1]
     if not spread > 0 or steps == 0:
         return start, 0, 0
     best = start._replace(coef=start.coef / spread, intercept=start.intercept / spread)
@@ -214,7 +196,7 @@ def ascend(
 def calibrate(linear: Linear, held: Rows) -> Linear | None:
     """Scores as log-odds on the held-out rows; None where these contradict the scores."""
     scores = linear.of(held.x)
-    middle, spread = float(scores.mean()), float(scores.std())
+    middle, spread = moments(scores, held.weight)
     if not spread > 0:
         return None
     # A weak prior keeps the slope finite where the rows are separable.

@@ -1,7 +1,4 @@
-"""A linear scorecard fitted for a ranking metric, as a scikit-learn classifier.
-
-Needs ``pip install "proxy-losses[sklearn]"``.
-"""
+"""A linear scorecard fitted for a ranking metric, as a scikit-learn classifier."""
 
 from __future__ import annotations
 
@@ -11,14 +8,22 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
-from sklearn.preprocessing import StandardScaler
-from sklearn.utils import check_array, check_consistent_length, check_random_state, column_or_1d
-from sklearn.utils._param_validation import Interval, StrOptions
-from sklearn.utils.multiclass import type_of_target
-from sklearn.utils.validation import check_is_fitted, validate_data
 
-from . import _scorecard as card
+try:
+    from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.utils import check_random_state
+    from sklearn.utils._param_validation import Interval, StrOptions
+    from sklearn.utils.multiclass import type_of_target
+    from sklearn.utils.validation import check_is_fitted, validate_data
+
+    from . import _scorecard as card
+except ImportError as error:
+    raise ImportError(
+        "proxy_losses.integrations.sklearn needs scikit-learn >= 1.6 and tqdm: "
+        "pip install 'proxy-losses[sklearn]'"
+    ) from error
+from ._rows import Rows, hold_out, merged, positives, weighted_rows
 
 __all__ = ["LinearRanker", "ScorecardRow"]
 
@@ -33,13 +38,14 @@ class ScorecardRow(NamedTuple):
     effect: float  # log-odds per standard deviation of the feature
 
 
-class LinearRanker(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class LinearRanker(ClassifierMixin, BaseEstimator):
     r"""Linear classifier whose coefficients maximise a metric of the top of the ranking.
 
     For scorecards on few features and rare positives, where a logistic regression spends its few
     coefficients on rows that nobody will look at. `fit`
 
-    1. holds out `validation_fraction` of each class, and scales the features;
+    1. holds out `validation_fraction` of each class, copies of a row together, and scales the
+       features;
     2. picks `n_features` of them, if asked to, by orthogonal matching pursuit: one by one that
        which correlates most with what a linear fit of the labels on the others leaves;
     3. fits logistic regressions for all `Cs`, and keeps the one whose held-out metric is best;
@@ -48,12 +54,15 @@ class LinearRanker(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
        that is the result, and `improved_` is False;
     5. rescales the scores to log-odds on the held-out rows (Platt), which changes no ranking.
 
-    ``decision_function`` is the score to rank by. ``predict`` is score > 0, that is probability
+    `decision_function` is the score to rank by, and `score` the metric. `predict` is probability
     above 1/2, which among rare positives is often nothing: for a budget take the top scores.
+    There is no `class_weight`: only the ratios of weights within a class reach a ranking's top;
+    `sample_weight` is how many rows each stands for. The order of the rows does not matter.
 
     Args:
         metric: "ap", average precision; "recall", recall in the top `quantile` of the rows; or
-            "pauc", area under the ROC curve up to the false-positive rate `fpr`.
+            "pauc", area under the ROC curve up to the false-positive rate `fpr`, as
+            `roc_auc_score(max_fpr=fpr)` scales it: 0.5 for chance.
         quantile: the top fraction, in (0, 0.5]: 0.005 is the top 0.5 %. For "recall" only.
         fpr: false-positive rate, in (0, 1). For "pauc" only.
         n_features: how many features get a weight, fewer where the rest adds nothing; None means
@@ -67,7 +76,7 @@ class LinearRanker(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         n_iter_no_change: stop after so many steps without a better held-out metric (it is looked
             at every 10 steps); None never stops early.
         tol: by how much the held-out metric must grow to count as better.
-        validation_fraction: share of the rows held out, in (0, 1). Not used with `X_val`.
+        validation_fraction: share of each class held out, in (0, 1). Not used with `X_val`.
         random_state: seed of the held-out rows: an int, a RandomState or None.
         verbose: above 0 shows a progress bar.
 
@@ -81,7 +90,7 @@ class LinearRanker(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         baseline_score_: held-out metric of the logistic regression.
         validation_score_: held-out metric of the result. It was selected by it: measure on others.
         C_: the C picked.
-        n_iter_: steps made.
+        n_iter_: steps of Adam made.
         best_iter_: step kept, 0 for the logistic regression.
         n_features_in_: number of features.
         feature_names_in_: their names, where X has any.
@@ -163,8 +172,8 @@ class LinearRanker(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             X: [rows, features] finite numbers.
             y: [rows], two classes.
             sample_weight: [rows] >= 0, how many rows each stands for, negatives too.
-            X_val: [rows, features] to validate on, such as later months, or to keep the rows of
-                one person on one side; None holds out rows of X.
+            X_val: [rows, features] to validate on, such as later months, or other people; None
+                holds out rows of X. A Pipeline transforms it if its `transform_input` says so.
             y_val: [rows], given with X_val.
             sample_weight_val: [rows], for X_val.
 
@@ -172,18 +181,22 @@ class LinearRanker(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             The estimator.
 
         Raises:
-            ValueError: bad parameters or data, not exactly two classes, too few rows of one.
+            ValueError: bad parameters or data, not exactly two classes.
+
+        Warns:
+            UserWarning: a class has too few distinct rows to hold some out.
         """
-        train, held = self._parts(X, y, sample_weight, X_val, y_val, sample_weight_val)
+        parts = self._parts(X, y, sample_weight, X_val, y_val, sample_weight_val)
+        train, held = (merged(rows) for rows in parts)
         scaler = StandardScaler().fit(train.x, sample_weight=train.weight)
         train = train._replace(x=scaler.transform(train.x))
         held = held._replace(x=scaler.transform(held.x))
         self.scale_ = scaler.scale_
-        self.support_ = self._select(train)
+        self.support_ = card.select(train, self.n_features)
         train, held = (rows._replace(x=rows.x[:, self.support_]) for rows in (train, held))
 
-        score = card.exact(self.metric, self.quantile, self.fpr)
-        start, self.C_ = card.warm_start(train, held, self._checked_cs(), score)
+        score = self._metric()
+        start, self.C_ = card.warm_start(train, held, card.checked_cs(self.Cs), score)
         best, self.best_iter_, self.n_iter_ = card.ascend(
             start,
             train,
@@ -225,6 +238,13 @@ class LinearRanker(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         positive = np.exp(-np.logaddexp(0.0, -self.decision_function(X)))
         return np.stack([1.0 - positive, positive], axis=1)
 
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """The metric, not its soft form, of the ranking of X by `decision_function`."""
+        scores = self.decision_function(X)
+        positive = positives(y, self.classes_, scores, "y")
+        rows = weighted_rows(scores[:, None], positive, sample_weight, "sample_weight")
+        return self._metric()(rows.x[:, 0], rows.y, rows.weight)
+
     def scorecard(self) -> list[ScorecardRow]:
         """The features picked, the one of the largest effect first; add `intercept_`."""
         check_is_fitted(self)
@@ -239,9 +259,12 @@ class LinearRanker(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         ]
         return sorted(rows, key=lambda row: -abs(row.effect))
 
+    def _metric(self) -> card.Score:
+        return card.exact(self.metric, self.quantile, self.fpr)
+
     def _parts(
         self, X: Any, y: Any, weight: Any, X_val: Any, y_val: Any, weight_val: Any
-    ) -> tuple[card.Rows, card.Rows]:
+    ) -> tuple[Rows, Rows]:
         """Rows to learn from and rows to validate on."""
         X, y = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
         kind = type_of_target(y, input_name="y", raise_unknown=True)
@@ -252,39 +275,17 @@ class LinearRanker(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(
                 f"Only binary classification is supported. The type of the target is {kind}."
             )
-        rows = card.weighted_rows(X, y == self.classes_[-1], weight, "sample_weight")
+        rows = weighted_rows(X, y == self.classes_[-1], weight, "sample_weight")
         if X_val is None:
             if y_val is not None or weight_val is not None:
                 raise ValueError("y_val and sample_weight_val need X_val, which is None")
             rng = check_random_state(self.random_state)
-            held = card.hold_out(rows.y, self.validation_fraction, rng)
-            return rows.take(np.flatnonzero(~held)), rows.take(np.flatnonzero(held))
+            return hold_out(rows, self.validation_fraction, rng)
         if y_val is None:
             raise ValueError("X_val needs y_val, which is None")
         X_val = validate_data(self, X_val, reset=False, dtype=np.float64)
-        y_val = column_or_1d(y_val, warn=True)
-        check_consistent_length(X_val, y_val)
-        strange = np.setdiff1d(y_val, self.classes_)
-        if len(strange):
-            raise ValueError(f"expected y_val of the classes of y, got {strange[0]} too")
-        positive = y_val == self.classes_[-1]
-        return rows, card.weighted_rows(X_val, positive, weight_val, "sample_weight_val")
-
-    def _select(self, train: card.Rows) -> npt.NDArray[np.bool_]:
-        if self.n_features is None:
-            return np.ones(self.n_features_in_, dtype=bool)
-        if self.n_features > self.n_features_in_:
-            raise ValueError(
-                f"expected n_features of at most the {self.n_features_in_} features of X, got "
-                f"{self.n_features}"
-            )
-        return card.select(train, self.n_features)
-
-    def _checked_cs(self) -> list[float]:
-        Cs = check_array(self.Cs, ensure_2d=False, dtype=np.float64, input_name="Cs")
-        if Cs.ndim != 1 or not (Cs > 0).all():
-            raise ValueError(f"expected Cs to be a list of numbers above 0, got {self.Cs!r}")
-        return [float(C) for C in Cs]
+        positive = positives(y_val, self.classes_, X_val, "y_val")
+        return rows, weighted_rows(X_val, positive, weight_val, "sample_weight_val")
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
