@@ -18,6 +18,7 @@ ANGLES = (0, 15, 30, 45, 60, 75, 90)  # degrees
 MODELS = (Capacity("linear"), Capacity("16 hidden", hidden=16))
 ROWS = {"train": 8000, "val": 8000, "test": 20_000}
 RATE = 0.03
+DIGITS = tuple(range(10))
 EMBEDDING = 32  # units
 PROBE = {"train": 12, "val": 8}  # positives, among about 600 and 200 negatives
 
@@ -51,7 +52,7 @@ def stacked(parts: Sequence[Sequence[tuple[Array, Array]]]) -> Stack:
 
 
 def contested_tops(seeds: Sequence[int], budget: Budget) -> dict[str, Any]:
-    """angle -> model -> arm -> test AP [seeds]."""
+    """Angle -> model -> arm -> test AP [seeds]."""
     found = {}
     for angle in ANGLES:
         parts = [
@@ -95,10 +96,10 @@ def embedded(digit: int, seed: int) -> list[tuple[Array, Array]]:
     return [(hidden[part], label[part] == digit) for part in rows]
 
 
-def probes(seeds: Sequence[int], budget: Budget, digits: Sequence[int] = range(10)) -> Any:
-    """digit -> arm -> test AP [seeds] of linear probes."""
+def probes(seeds: Sequence[int], budget: Budget) -> dict[str, Any]:
+    """Digit -> arm -> test AP [seeds] of linear probes."""
     found = {}
-    for digit in digits:
+    for digit in DIGITS:
         drawn = [embedded(digit, seed) for seed in seeds]
         shortest = [min(len(split[k][0]) for split in drawn) for k in range(3)]
         # The digit's images come first but in the test part, which is shuffled.

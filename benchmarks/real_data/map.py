@@ -68,7 +68,7 @@ def summary(differences: dict[str, Sequence[float]]) -> dict[str, Any]:
 
 
 def cells(found: dict[str, Any]) -> dict[str, Any]:
-    """size -> capacity -> summary, None where too few tables took part."""
+    """Size -> capacity -> summary, None where too few tables took part."""
     return {
         size: {
             c.name: None if len(found[size].get(c.name, {})) < LEAST_TABLES else {
@@ -84,7 +84,7 @@ def cells(found: dict[str, Any]) -> dict[str, Any]:
 def run(
     tables: Sequence[Table], seeds: Sequence[int], budget: Budget, keep: Any = lambda found: None
 ) -> dict[str, Any]:
-    """size -> capacity -> table -> arm -> test AP [seeds]."""
+    """Size -> capacity -> table -> arm -> test AP [seeds]."""
     found: dict[str, Any] = {size: {} for size in SIZES}
     for table in tables:
         for size, count in SIZES.items():

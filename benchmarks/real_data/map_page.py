@@ -45,7 +45,7 @@ def _heat(figure: Any, axes: Any, cells: dict[str, Any]) -> None:
         for j, name in enumerate(names):
             cell = cells[size][name]
             if cell is None:
-                axes.text(j, i, "too few\npositives", ha="center", va="center", color=GREY, size=8)
+                axes.text(j, i, "too few\ntables", ha="center", va="center", color=GREY, size=8)
                 continue
             cell = cell[CONTROL]
             means[i, j] = cell["mean"]
@@ -59,7 +59,7 @@ def _heat(figure: Any, axes: Any, cells: dict[str, Any]) -> None:
                 color=INK, size=7,
             )  # fmt: skip
     finite = means[np.isfinite(means)]
-    limit = max(1.0, float(np.abs(finite).max())) if finite.size else 1.0
+    limit = max(1.0, 1.4 * float(np.abs(finite).max())) if finite.size else 1.0
     image = axes.imshow(means, cmap="PRGn", vmin=-limit, vmax=limit, aspect="auto")
     axes.set_xticks(range(len(names)), [name.replace(", ", ",\n") for name in names])
     axes.set_yticks(range(len(sizes)), sizes)
@@ -117,11 +117,9 @@ def table(rows: list[list[str]]) -> list[str]:
 def _shown(cell: dict[str, Any] | None, control: str) -> str:
     if cell is None:
         return ""
-    c = cell[control]
-    bounds = (
-        "" if c["t95"] is None else f" [{c['mean'] - c['t95']:+.1f}, {c['mean'] + c['t95']:+.1f}]"
-    )
-    return f"{c['mean']:+.2f}{bounds}, {c['up']}/{c['down']}"
+    mean, half, up, down = (cell[control][key] for key in ("mean", "t95", "up", "down"))
+    bounds = "" if half is None else f" [{mean - half:+.1f}, {mean + half:+.1f}]"
+    return f"{mean:+.2f}{bounds}, {up}/{down}"
 
 
 def _by_model(found: dict[str, Any]) -> list[list[str]]:
@@ -181,13 +179,13 @@ def text(written: dict[str, Any]) -> str:
         "![map](../results/real_data_map.png)",
         "",
         "A model is trained with BCE to its best validated checkpoint. From there it makes "
-        f"{budget['steps']} steps over all training rows, with BCE or with Smooth-AP, from the same "
-        "start, with the same two rates, and the start and every tenth step are candidates of the "
-        f"same validation AP. Linear models start from a logistic regression whose penalty is picked "
-        "by validation. Identical rows are on one side of a split; "
-        f"{protocol['seeds']} splits per table, no setting was tuned on them. The unit is the "
-        f"table: a table takes part in a cell with {protocol['least_positives']} positives to train "
-        f"on, a cell with {protocol['least_tables']} tables.",
+        f"{budget['steps']} steps over all training rows, with BCE or with Smooth-AP, from the "
+        "same start with the same two rates; the start and every tenth step are candidates of the "
+        "same validation AP. Linear models start from a logistic regression whose penalty is "
+        "picked by validation. Identical rows are on one side of a split; there are "
+        f"{protocol['seeds']} splits per table, and no setting was tuned on this map. The unit is "
+        f"the table: one takes part in a cell if it has {protocol['least_positives']} positives to "
+        f"train on, and a cell needs {protocol['least_tables']} tables.",
         "",
         "## Smooth-AP - BCE continued, test AP points",
         "",
@@ -195,8 +193,8 @@ def text(written: dict[str, Any]) -> str:
         "",
         *grid(CONTROL),
         "",
-        f"Cells whose interval leaves 0 out: {'; '.join(clear) or 'none'}. Of {filled} cells one in "
-        "twenty does so by chance.",
+        f"Cells whose interval leaves 0 out: {'; '.join(clear) or 'none'}. Of {filled} cells one "
+        "in twenty does so by chance.",
         "",
         "## Smooth-AP - the BCE start",
         "",
@@ -217,8 +215,8 @@ def text(written: dict[str, Any]) -> str:
         "",
         "## Linear probes of a rare class",
         "",
-        "A network is trained on nine digits; its hidden units embed all; the tenth has 12 training "
-        "images among about 600. Smooth-AP - BCE continued: "
+        "A network is trained on nine digits; its hidden units embed all; the tenth has 12 "
+        "training images among about 600. Smooth-AP - BCE continued: "
         f"{mean:+.2f} ± {error:.2f} over the ten digits, {sum(p > 0 for p in probes)} up, "
         f"{sum(p < 0 for p in probes)} down.",
         "",

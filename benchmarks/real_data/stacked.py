@@ -1,4 +1,4 @@
-"""BCE, and from there full-batch steps of BCE or of Smooth-AP, for the networks of all seeds at once.
+"""BCE, and from there full-batch steps of BCE or of Smooth-AP, for all seeds at once.
 
 Every tensor has a seed axis in front. Nothing mixes the seeds, so that the gradient of the sum of
 their losses is that of each, and Adam, which works entry by entry, trains each as if it were alone.
@@ -131,9 +131,8 @@ def network(stack: Stack, hidden: int, budget: Budget) -> Found:
         for group in optimizer.param_groups:
             group["lr"] = budget.base_rate * (1 - step / budget.base_steps)
         optimizer.zero_grad()
-        bce(stack.train.y[pick, index])(
-            scores(weights, stack.train.x[pick, index])
-        ).sum().backward()
+        loss = bce(stack.train.y[pick, index])
+        loss(scores(weights, stack.train.x[pick, index])).sum().backward()
         optimizer.step()
         if step % budget.base_every == 0:
             best = keep_better(best, weights, stack.val)
