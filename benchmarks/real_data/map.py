@@ -47,7 +47,7 @@ def rows_of(table: Table, size: int | None) -> int | None:
     train = split(table, 0).train
     have = min(len(train), MOST_ROWS)
     rows = have if size is None else size
-    if rows > have or rows * table.y[train].mean() < LEAST_POSITIVES:
+    if rows > have or round(rows * table.y[train].mean()) < LEAST_POSITIVES:
         return None
     return rows
 
