@@ -223,6 +223,7 @@ def test_progress(capsys):
         ({"tau": 0.0}, "'tau' parameter"),
         ({"Cs": 1.0}, "'Cs' parameter|Cs to be a list"),
         ({"Cs": [1.0, 0.0]}, "Cs to be a list of numbers above 0"),
+        ({"Cs": []}, "Cs to be a list of numbers above 0"),
         ({"learning_rate": 0}, "'learning_rate' parameter"),
         ({"max_iter": -1}, "'max_iter' parameter"),
         ({"n_iter_no_change": 0}, "'n_iter_no_change' parameter"),

@@ -110,8 +110,10 @@ def _logistic(C: float, features: int) -> LogisticRegression:
 
 def checked_cs(Cs: Any) -> list[float]:
     """The penalties as numbers, if they are some."""
-    values = check_array(Cs, ensure_2d=False, dtype=np.float64, input_name="Cs")
-    if values.ndim != 1 or not (values > 0).all():
+    values = check_array(
+        Cs, ensure_2d=False, ensure_min_samples=0, dtype=np.float64, input_name="Cs"
+    )
+    if values.ndim != 1 or not len(values) or not (values > 0).all():
         raise ValueError(f"expected Cs to be a list of numbers above 0, got {Cs!r}")
     return [float(C) for C in values]
 

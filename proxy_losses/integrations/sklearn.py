@@ -56,8 +56,8 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
 
     `decision_function` is the score to rank by, and `score` the metric. `predict` is probability
     above 1/2, which among rare positives is often nothing: for a budget take the top scores.
-    There is no `class_weight`: only the ratios of weights within a class reach a ranking's top;
-    `sample_weight` is how many rows each stands for. The order of the rows does not matter.
+    There is no `class_weight`: the metric says what a rare positive is worth. `sample_weight` is
+    how many rows each stands for. The order of the rows does not matter.
 
     Args:
         metric: "ap", average precision; "recall", recall in the top `quantile` of the rows; or
@@ -170,7 +170,8 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
 
         Args:
             X: [rows, features] finite numbers.
-            y: [rows], two classes.
+            y: [rows], two classes, of which the one that sorts second is the positive: pass
+                ``y == "bad"`` to be sure.
             sample_weight: [rows] >= 0, how many rows each stands for, negatives too.
             X_val: [rows, features] to validate on, such as later months, or other people; None
                 holds out rows of X. A Pipeline transforms it if its `transform_input` says so.
