@@ -17,6 +17,7 @@ from proxy_losses.integrations import _scorecard as card
 from proxy_losses.integrations.sklearn import LinearRanker
 
 from .absent import import_without
+from .scorecards import contested, fitted, same_for_both
 
 
 def _id(value) -> str:
@@ -38,32 +39,6 @@ def test_a_table_of_one_feature():
     model = fitted(X[:, :1], y, n_features=1)
     assert model.coef_.shape == (1, 1)
     assert model.coef_[0, 0] > 0
-
-
-def contested(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Column 0 tells more positives, but its top is full of negatives; that of 1 is clean."""
-    rng = np.random.default_rng(seed)
-    y = rng.random(rows) < 0.04
-    X = rng.normal(size=(rows, 4))
-    clean = y & (rng.random(rows) < 0.4)
-    X[y & ~clean, 0] += 2
-    X[clean, 1] += 4
-    decoy = ~y & (rng.random(rows) < 0.02)
-    X[decoy] += [4, 1, 0, 0]
-    return X, y.astype(int)
-
-
-def same_for_both(rows: int = 1200) -> tuple[np.ndarray, np.ndarray]:
-    """Two normal classes of one covariance: the logistic model is the truth."""
-    rng = np.random.default_rng(0)
-    y = (rng.random(rows) < 0.1).astype(int)
-    return rng.normal(size=(rows, 3)) + y[:, None] * [2.0, 1.0, 0.0], y
-
-
-def fitted(X, y, metric="ap", **options) -> LinearRanker:
-    return LinearRanker(
-        metric, **{"quantile": 0.02, "fpr": 0.02, "random_state": 0, **options}
-    ).fit(X, y)
 
 
 @pytest.mark.parametrize("metric", card.METRICS)
@@ -210,53 +185,6 @@ def test_progress(capsys):
     assert "LinearRanker" in shown
     assert "10/10" in shown
     assert "validation=0." in shown
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"metric": "auc"}, "'metric' parameter"),
-        ({"quantile": 0.0}, "'quantile' parameter"),
-        ({"fpr": 1.0}, "'fpr' parameter"),
-        ({"n_features": 0}, "'n_features' parameter"),
-        ({"n_features": 4}, "n_features of at most the 3 features"),
-        ({"tau": 0.0}, "'tau' parameter"),
-        ({"Cs": 1.0}, "'Cs' parameter|Cs to be a list"),
-        ({"Cs": [1.0, 0.0]}, "Cs to be a list of numbers above 0"),
-        ({"Cs": []}, "Cs to be a list of numbers above 0"),
-        ({"learning_rate": 0}, "'learning_rate' parameter"),
-        ({"max_iter": -1}, "'max_iter' parameter"),
-        ({"n_iter_no_change": 0}, "'n_iter_no_change' parameter"),
-        ({"tol": -1.0}, "'tol' parameter"),
-        ({"validation_fraction": 1.0}, "'validation_fraction' parameter"),
-        ({"verbose": -1}, "'verbose' parameter"),
-    ],
-)
-def test_bad_parameters(options, message):
-    X, y = same_for_both(100)
-    with pytest.raises(ValueError, match=message):
-        fitted(X, y, **options)
-
-
-def test_bad_data():
-    X, y = same_for_both(100)
-    model = LinearRanker()
-    with pytest.raises(ValueError, match="Only binary classification is supported"):
-        model.fit(X, np.arange(100) % 3)
-    with pytest.raises(ValueError, match="Unknown label type: continuous"):
-        model.fit(X, X[:, 0])
-    with pytest.raises(ValueError, match="two classes, got one class"):
-        model.fit(X, np.zeros(100))
-    with pytest.raises(ValueError, match="among those of sample_weight above 0, got one class"):
-        model.fit(X, y, 1 - y)
-    with pytest.raises(ValueError, match="X_val needs y_val"):
-        model.fit(X, y, X_val=X)
-    with pytest.raises(ValueError, match="need X_val"):
-        model.fit(X, y, y_val=y)
-    with pytest.raises(ValueError, match="y_val of the classes 0 and 1, got 2 too"):
-        model.fit(X, y, X_val=X, y_val=y + 1)
-    with pytest.raises(ValueError, match="among those of sample_weight_val above 0"):
-        model.fit(X, y, X_val=X, y_val=y, sample_weight_val=y)
 
 
 def test_many_features_take_the_other_solver(monkeypatch):
