@@ -1,1 +1,1 @@
-"""Callbacks for training frameworks; each file needs its own extra."""
+"""Adapters to other libraries; each file needs its own extra."""

@@ -1,0 +1,243 @@
+"""Linear scorecards fitted for a ranking metric, against logistic regression given the same.
+
+``python -m benchmarks.linear_ranker --data DIR`` reads every binary table DIR/*.npz with few
+positives (X [rows, features], y in {0, 1}), and writes ``results/linear_ranker.json``, after each
+split too. All arms of a split share rows, features, start and what selects them, the metric on the
+validation rows, which is that the ranker is fitted for:
+
+- logistic: of several penalties the best;
+- continued: from there as many steps of the same optimiser on the logistic loss, of the three
+  weights of the positives 1, 10 and 0.1 the best: what more steps and more candidates are worth;
+- ranker: `LinearRanker`.
+
+The unit of the test is the table; a table's figure is the mean over its splits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+from sklearn.preprocessing import StandardScaler
+
+from proxy_losses.demo._sources import load_table
+from proxy_losses.demo._tables import Part, Split, Table, split_table
+from proxy_losses.integrations import _scorecard as card
+from proxy_losses.integrations._rows import Rows
+from proxy_losses.integrations.sklearn import LinearRanker
+
+from . import harness, report
+
+RAREST, COMMONEST = 1e-4, 0.1  # share of positives of a table that is used
+# name -> metric and features of the arms
+FIELDS: dict[str, tuple[str, int | None]] = {
+    "ap, 5 features": ("ap", 5),
+    "ap, all features": ("ap", None),
+    "pauc, 5 features": ("pauc", 5),
+}
+ARMS = ("logistic", "continued", "ranker")
+POS_WEIGHTS = (1.0, 10.0, 0.1)
+METRICS = card.METRICS
+QUANTILE = FPR = 0.005
+
+
+def scaled_rows(split: Split) -> tuple[Rows, Rows, Rows]:
+    """Training, validation and test rows, in the scale that the estimator will choose itself."""
+    scaler = StandardScaler().fit(split.train.features.astype(np.float64))
+
+    def rows(part: Part) -> Rows:
+        features = scaler.transform(part.features.astype(np.float64))
+        return Rows(features, part.labels == 1, None)
+
+    return rows(split.train), rows(split.validation), rows(split.test)
+
+
+def continued(
+    start: card.Linear, train: Rows, held: Rows, score: card.Score, settings: dict[str, Any]
+) -> card.Linear:
+    """The best of three logistic losses, minimised from the tuned one; with an intercept."""
+    spread = float(start.of(train.x).std())
+    target = torch.from_numpy(train.y.astype(np.float64))
+    train, held = (r._replace(x=np.column_stack([r.x, np.ones(len(r.x))])) for r in (train, held))
+    start = start._replace(coef=np.append(start.coef, 0.0))
+
+    def end(pos_weight: float) -> card.Linear:
+        weight = torch.tensor(pos_weight, dtype=torch.float64)
+
+        def loss(scores: torch.Tensor) -> torch.Tensor:  # of scores of spread 1 at the start
+            return torch.nn.functional.binary_cross_entropy_with_logits(
+                spread * scores, target, pos_weight=weight
+            )
+
+        return card.ascend(start, train, held, loss, score, **settings)[0]
+
+    best = max((end(weight) for weight in POS_WEIGHTS), key=lambda linear: linear.score)
+    return card.Linear(best.coef[:-1], best.intercept, best.score)  # the order is the same
+
+
+def one_split(split: Split, metric: str, count: int | None) -> dict[str, Any]:
+    """Test metrics of the arms."""
+    parts = train, held, test = scaled_rows(split)
+    begin = time.process_time()
+    model = LinearRanker(metric, n_features=count, quantile=QUANTILE, fpr=FPR)
+    model.fit(train.x, train.y, X_val=held.x, y_val=held.y)
+    seconds = time.process_time() - begin
+    ranked = model.decision_function(test.x)
+
+    train, held, test = (part._replace(x=part.x[:, model.support_]) for part in parts)
+    score = card.exact(metric, QUANTILE, FPR)
+    start, _ = card.warm_start(train, held, model.Cs, score)
+    settings = {
+        "rate": model.learning_rate, "steps": model.max_iter,
+        "patience": model.n_iter_no_change, "tol": model.tol,
+    }  # fmt: skip
+    control = continued(start, train, held, score, settings)
+    scores = {
+        "logistic": start.of(test.x), "continued": control.of(test.x), "ranker": ranked,
+    }  # fmt: skip
+    return {
+        "improved": model.improved_, "best_iter": model.best_iter_, "fit_cpu_s": round(seconds, 2),
+        "test": {
+            arm: {
+                name: card.exact(name, QUANTILE, FPR)(values, test.y, None) for name in METRICS
+            }
+            for arm, values in scores.items()
+        },
+    }  # fmt: skip
+
+
+def interval(differences: Sequence[float]) -> dict[str, Any]:
+    """Mean and 95 % interval of Student's t; null bounds for fewer than two."""
+    values = np.array(differences)
+    half = None
+    if len(values) > 1:
+        quantile = stats.t.ppf(0.975, len(values) - 1)
+        half = float(quantile * values.std(ddof=1) / len(values) ** 0.5)
+    mean = float(values.mean())
+    bounds = (None, None) if half is None else (mean - half, mean + half)
+    return {"mean": mean, "low": bounds[0], "high": bounds[1]}
+
+
+def compare(found: dict[str, list[dict[str, Any]]], control: str, metric: str) -> dict[str, Any]:
+    """The ranker less a control, x 100: by table over splits, and over tables."""
+    by_table = {
+        name: interval(
+            [100 * (s["test"]["ranker"][metric] - s["test"][control][metric]) for s in splits]
+        )
+        for name, splits in found.items()
+    }
+    means = [table["mean"] for table in by_table.values()]
+    wins = sum(t["low"] is not None and t["low"] > 0 for t in by_table.values())
+    losses = sum(t["high"] is not None and t["high"] < 0 for t in by_table.values())
+    return {
+        "tables": by_table,
+        "overall": interval(means),
+        "up": sum(m > 0 for m in means), "down": sum(m < 0 for m in means),
+        # a win or a loss: the interval over the splits, which share rows, leaves 0 out
+        "wins": wins, "ties": len(means) - wins - losses, "losses": losses,
+        "wilcoxon_p": float(stats.wilcoxon(means).pvalue) if any(means) else 1.0,
+    }  # fmt: skip
+
+
+def show(written: dict[str, Any]) -> str:
+    """The metric x 100 that the ranker is fitted for by table, and the differences."""
+    lines = []
+    for field, found in written["results"].items():
+        metric = FIELDS[field][0]
+        compared = {c: written["compared"][field][c][metric] for c in ARMS[:-1]}
+        header = [f"{field}, {metric} x 100", *ARMS, "- logistic", "- continued", "improved"]
+        body = []
+        for name, splits in found.items():
+            means = [100 * np.mean([s["test"][arm][metric] for s in splits]) for arm in ARMS]
+            gains = [_gain(compared[control]["tables"][name]) for control in ARMS[:-1]]
+            improved = f"{sum(s['improved'] for s in splits)}/{len(splits)}"
+            body.append([name, *(f"{m:.1f}" for m in means), *gains, improved])
+        total = [_gain(compared[control]["overall"]) for control in ARMS[:-1]]
+        body.append(["mean", "", "", "", *total, ""])
+        for label, keys in (("up/down", ("up", "down")), ("w/t/l", ("wins", "ties", "losses"))):
+            cells = ["/".join(str(compared[c][k]) for k in keys) for c in ARMS[:-1]]
+            body.append([label, "", "", "", *cells, ""])
+        p = [f"p {compared[control]['wilcoxon_p']:.3g}" for control in ARMS[:-1]]
+        lines += [*report.align([header, *body, ["Wilcoxon", "", "", "", *p, ""]]), ""]
+    return "\n".join(lines)
+
+
+def _gain(found: dict[str, Any]) -> str:
+    if found["low"] is None:
+        return f"{found['mean']:+.2f}"
+    return f"{found['mean']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
+
+
+def tables(folder: Path) -> dict[str, Table]:
+    """The tables there whose positives are few."""
+    found = {}
+    for path in sorted(folder.glob("*.npz")):
+        table = load_table(str(path), target=None, multiclass=False, pos_rate=None, seed=0)
+        if RAREST <= (table.labels == 1).mean() <= COMMONEST:
+            found[path.stem] = table
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="a folder of .npz tables")
+    parser.add_argument("--seeds", type=int, default=10, help="splits of each table")
+    parser.add_argument(
+        "--out", type=Path, default=report.ROOT / report.RESULTS / "linear_ranker.json"
+    )
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    data = tables(args.data)
+    if not data:
+        parser.error(f"no table with {RAREST:g} to {COMMONEST:g} positives in {args.data}")
+
+    commit, dirty = report.checkout()
+    written: dict[str, Any] = {
+        "suite": "linear_ranker", "about": __doc__.splitlines()[0],
+        "date": report.now(), "commit": commit, "dirty": dirty,
+        "versions": report.versions() | {"sklearn": harness.peer("sklearn")[1]},
+        "machine": report.machine(1),
+        "protocol": {
+            "split": "60/20/20 by class, copies of a row on one side, standardised, clipped at 10",
+            "seeds": args.seeds, "selected_by": "validation AP", "pos_weights": POS_WEIGHTS,
+            "ranker": LinearRanker().get_params(), "quantile": QUANTILE, "fpr": FPR,
+            "tables": {
+                name: {"rows": t.features.shape[0], "features": t.features.shape[1],
+                       "positives": int((t.labels == 1).sum())}
+                for name, t in data.items()
+            },
+        },
+        "results": {field: {} for field in FIELDS}, "compared": {},
+    }  # fmt: skip
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    for name, table in data.items():
+        for seed in range(args.seeds):
+            split = split_table(table, seed)
+            for field, (metric, count) in FIELDS.items():
+                if count is None or count < table.features.shape[1]:
+                    found = written["results"][field].setdefault(name, [])
+                    found.append(one_split(split, metric, count))
+            args.out.write_text(json.dumps(written, indent=1) + "\n")
+            print(f"{name} {seed}: {time.process_time():.0f} s", file=sys.stderr, flush=True)
+    written["results"] = {field: found for field, found in written["results"].items() if found}
+    for field, found in written["results"].items():
+        written["compared"][field] = {
+            control: {metric: compare(found, control, metric) for metric in METRICS}
+            for control in ARMS[:-1]
+        }
+    written["cpu_s"] = round(time.process_time(), 1)
+    args.out.write_text(json.dumps(written, indent=1) + "\n")
+    print(show(written))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

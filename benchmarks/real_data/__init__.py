@@ -1,0 +1,1 @@
+"""Does a ranking loss beat BCE on real imbalanced tables? See README.md beside this file."""

@@ -1,0 +1,294 @@
+"""A linear scorecard fitted for a ranking metric, as a scikit-learn classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+try:
+    from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
+    from sklearn.preprocessing import StandardScaler
+    from sklearn.utils import check_random_state
+    from sklearn.utils._param_validation import Interval, StrOptions
+    from sklearn.utils.multiclass import type_of_target
+    from sklearn.utils.validation import check_is_fitted, validate_data
+
+    from . import _scorecard as card
+except ImportError as error:
+    raise ImportError(
+        "proxy_losses.integrations.sklearn needs scikit-learn >= 1.6 and tqdm: "
+        "pip install 'proxy-losses[sklearn]'"
+    ) from error
+from ._rows import Rows, hold_out, merged, positives, weighted_rows
+
+__all__ = ["LinearRanker", "ScorecardRow"]
+
+Array = npt.NDArray[Any]
+
+
+class ScorecardRow(NamedTuple):
+    """One line of `LinearRanker.scorecard`."""
+
+    feature: str
+    weight: float  # log-odds per unit of the feature
+    effect: float  # log-odds per standard deviation of the feature
+
+
+class LinearRanker(ClassifierMixin, BaseEstimator):
+    r"""Linear classifier whose coefficients maximise a metric of the top of the ranking.
+
+    For scorecards on few features and rare positives, where a logistic regression spends its few
+    coefficients on rows that nobody will look at. `fit`
+
+    1. holds out `validation_fraction` of each class, copies of a row together, and scales the
+       features;
+    2. picks `n_features` of them, if asked to, by orthogonal matching pursuit: one by one that
+       which correlates most with what a linear fit of the labels on the others leaves;
+    3. fits logistic regressions for all `Cs`, and keeps the one whose held-out metric is best;
+    4. from there runs Adam on ``1 - soft metric`` of all training rows at once, and keeps the step
+       whose held-out metric is best, the logistic regression included: where no step is better,
+       that is the result, and `improved_` is False;
+    5. rescales the scores to log-odds on the held-out rows (Platt), which changes no ranking.
+
+    `decision_function` is the score to rank by, and `score` the metric. `predict` is probability
+    above 1/2, which among rare positives is often nothing: for a budget take the top scores.
+    There is no ``class_weight``: the metric says what a rare positive is worth. `sample_weight` is
+    how many rows each stands for. The order of the rows does not matter.
+
+    Args:
+        metric: "ap", average precision; "recall", recall in the top `quantile` of the rows; or
+            "pauc", area under the ROC curve up to the false-positive rate `fpr`, as
+            `roc_auc_score(max_fpr=fpr)` scales it: 0.5 for chance.
+        quantile: the top fraction, in (0, 0.5]: 0.005 is the top 0.5 %. For "recall" only.
+        fpr: false-positive rate, in (0, 1). For "pauc" only.
+        n_features: how many features get a weight, fewer where the rest adds nothing; None means
+            all.
+        tau: temperature in standard deviations of the training scores of step 3; it stays as it is
+            then.
+        Cs: inverse strengths of the L2 penalty in step 3.
+        learning_rate: of Adam, in standard deviations of the scores: coefficients of k scaled
+            features move up to learning_rate / sqrt(k) a step.
+        max_iter: most steps of Adam; 0 leaves the logistic regression.
+        n_iter_no_change: stop after so many steps without a better held-out metric (it is looked
+            at every 10 steps); None never stops early.
+        tol: by how much the held-out metric must grow to count as better.
+        validation_fraction: share of each class held out, in (0, 1). Not used with `X_val`.
+        random_state: seed of the held-out rows: an int, a RandomState or None.
+        verbose: above 0 shows a progress bar.
+
+    Attributes:
+        coef_: [1, features] weights in the features' own units, 0 for features not picked.
+        intercept_: [1].
+        classes_: [2]; the second, in sorted order, is the positive class.
+        support_: [features] bool, the features picked.
+        scale_: [features] standard deviations on the training rows.
+        improved_: whether the ranking metric's solution was kept.
+        baseline_score_: held-out metric of the logistic regression.
+        validation_score_: held-out metric of the result. It was selected by it: measure on others.
+        C_: the C picked.
+        n_iter_: steps of Adam made.
+        best_iter_: step kept, 0 for the logistic regression.
+        n_features_in_: number of features.
+        feature_names_in_: their names, where X has any.
+
+    Example:
+        >>> from sklearn.datasets import make_classification
+        >>> X, y = make_classification(3000, weights=[0.97], random_state=0)
+        >>> model = LinearRanker(metric="ap", n_features=3, random_state=0).fit(X, y)
+        >>> len(model.scorecard())
+        3
+        >>> model.validation_score_ >= model.baseline_score_
+        True
+
+    Reference: Brown et al., "Smooth-AP: Smoothing the Path Towards Large-Scale Image Retrieval",
+    ECCV 2020, arXiv:2007.12163; Platt, "Probabilistic Outputs for Support Vector Machines", 1999.
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "metric": [StrOptions(set(card.METRICS))],
+        "quantile": [Interval(Real, 0, 0.5, closed="right")],
+        "fpr": [Interval(Real, 0, 1, closed="neither")],
+        "n_features": [Interval(Integral, 1, None, closed="left"), None],
+        "tau": [Interval(Real, 0, None, closed="neither")],
+        "Cs": ["array-like"],
+        "learning_rate": [Interval(Real, 0, None, closed="neither")],
+        "max_iter": [Interval(Integral, 0, None, closed="left")],
+        "n_iter_no_change": [Interval(Integral, 1, None, closed="left"), None],
+        "tol": [Interval(Real, 0, None, closed="left")],
+        "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "random_state": ["random_state"],
+        "verbose": ["verbose"],
+    }
+
+    def __init__(
+        self,
+        metric: str = "ap",
+        *,
+        quantile: float = 0.005,
+        fpr: float = 0.005,
+        n_features: int | None = None,
+        tau: float = 0.1,
+        Cs: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0),
+        learning_rate: float = 0.1,
+        max_iter: int = 300,
+        n_iter_no_change: int | None = 100,
+        tol: float = 0.0,
+        validation_fraction: float = 0.2,
+        random_state: Any = None,
+        verbose: int = 0,
+    ) -> None:
+        self.metric = metric
+        self.quantile = quantile
+        self.fpr = fpr
+        self.n_features = n_features
+        self.tau = tau
+        self.Cs = Cs
+        self.learning_rate = learning_rate
+        self.max_iter = max_iter
+        self.n_iter_no_change = n_iter_no_change
+        self.tol = tol
+        self.validation_fraction = validation_fraction
+        self.random_state = random_state
+        self.verbose = verbose
+
+    @_fit_context(prefer_skip_nested_validation=True)  # type: ignore[untyped-decorator]
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any = None,
+        *,
+        X_val: Any = None,
+        y_val: Any = None,
+        sample_weight_val: Any = None,
+    ) -> LinearRanker:
+        """Fit the scorecard.
+
+        Args:
+            X: [rows, features] finite numbers.
+            y: [rows], two classes, of which the one that sorts second is the positive: pass
+                ``y == "bad"`` to be sure.
+            sample_weight: [rows] >= 0, how many rows each stands for, negatives too.
+            X_val: [rows, features] to validate on, such as later months, or other people; None
+                holds out rows of X. A Pipeline transforms it if its ``transform_input`` says so.
+            y_val: [rows], given with X_val.
+            sample_weight_val: [rows], for X_val.
+
+        Returns:
+            The estimator.
+
+        Raises:
+            ValueError: bad parameters or data, not exactly two classes.
+
+        Warns:
+            UserWarning: a class has too few distinct rows to hold some out.
+        """
+        parts = self._parts(X, y, sample_weight, X_val, y_val, sample_weight_val)
+        train, held = (merged(rows) for rows in parts)
+        scaler = StandardScaler().fit(train.x, sample_weight=train.weight)
+        train = train._replace(x=scaler.transform(train.x))
+        held = held._replace(x=scaler.transform(held.x))
+        self.scale_ = scaler.scale_
+        self.support_ = card.select(train, self.n_features)
+        train, held = (rows._replace(x=rows.x[:, self.support_]) for rows in (train, held))
+
+        score = self._metric()
+        start, self.C_ = card.warm_start(train, held, card.checked_cs(self.Cs), score)
+        best, self.best_iter_, self.n_iter_ = card.ascend(
+            start,
+            train,
+            held,
+            card.soft_loss(self.metric, train, self.tau, self.quantile, self.fpr),
+            score,
+            rate=self.learning_rate,
+            steps=self.max_iter,
+            patience=self.n_iter_no_change,
+            tol=self.tol,
+            verbose=self.verbose,
+        )
+        result = card.calibrate(best, held)
+        if result is None:  # too few rows to tell
+            result, self.best_iter_ = card.calibrate(start, held) or start, 0
+        self.improved_ = self.best_iter_ > 0
+        self.baseline_score_, self.validation_score_ = start.score, result.score
+
+        self.coef_ = np.zeros((1, self.n_features_in_))
+        self.coef_[0, self.support_] = result.coef / scaler.scale_[self.support_]
+        self.intercept_ = np.array([result.intercept - float(self.coef_[0] @ scaler.mean_)])
+        return self
+
+    def decision_function(self, X: Any) -> Array:
+        """Scores [rows], larger for the positive class; log-odds."""
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, dtype=np.float64)
+        scores: Array = X @ self.coef_[0] + self.intercept_[0]
+        return scores
+
+    def predict(self, X: Any) -> Array:
+        """Classes [rows]: the second one where the score is above 0."""
+        above = self.decision_function(X) > 0
+        labels: Array = self.classes_[above.astype(np.intp)]
+        return labels
+
+    def predict_proba(self, X: Any) -> Array:
+        """Probabilities [rows, 2], Platt-scaled on the held-out rows; two parameters, no more."""
+        positive = np.exp(-np.logaddexp(0.0, -self.decision_function(X)))
+        return np.stack([1.0 - positive, positive], axis=1)
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """The metric, not its soft form, of the ranking of X by `decision_function`."""
+        scores = self.decision_function(X)
+        positive = positives(y, self.classes_, scores, "y")
+        rows = weighted_rows(scores[:, None], positive, sample_weight, "sample_weight")
+        return self._metric()(rows.x[:, 0], rows.y, rows.weight)
+
+    def scorecard(self) -> list[ScorecardRow]:
+        """The features picked, the one of the largest effect first; add `intercept_`."""
+        check_is_fitted(self)
+        names = getattr(self, "feature_names_in_", None)
+        rows = [
+            ScorecardRow(
+                f"x{index}" if names is None else str(names[index]),
+                float(self.coef_[0, index]),
+                float(self.coef_[0, index] * self.scale_[index]),
+            )
+            for index in np.flatnonzero(self.support_)
+        ]
+        return sorted(rows, key=lambda row: -abs(row.effect))
+
+    def _metric(self) -> card.Score:
+        return card.exact(self.metric, self.quantile, self.fpr)
+
+    def _parts(
+        self, X: Any, y: Any, weight: Any, X_val: Any, y_val: Any, weight_val: Any
+    ) -> tuple[Rows, Rows]:
+        """Rows to learn from and rows to validate on."""
+        X, y = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
+        kind = type_of_target(y, input_name="y", raise_unknown=True)
+        if kind not in ("binary", "multiclass"):
+            raise ValueError(f"Unknown label type: {kind}. Expected two classes.")
+        self.classes_ = np.unique(y)
+        if len(self.classes_) > 2:
+            raise ValueError(
+                f"Only binary classification is supported. The type of the target is {kind}."
+            )
+        rows = weighted_rows(X, y == self.classes_[-1], weight, "sample_weight")
+        if X_val is None:
+            if y_val is not None or weight_val is not None:
+                raise ValueError("y_val and sample_weight_val need X_val, which is None")
+            rng = check_random_state(self.random_state)
+            return hold_out(rows, self.validation_fraction, rng)
+        if y_val is None:
+            raise ValueError("X_val needs y_val, which is None")
+        X_val = validate_data(self, X_val, reset=False, dtype=np.float64)
+        positive = positives(y_val, self.classes_, X_val, "y_val")
+        return rows, weighted_rows(X_val, positive, weight_val, "sample_weight_val")
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_class = False
+        return tags

@@ -1,0 +1,55 @@
+"""The scorecard estimator says what it expected and what it got."""
+
+import numpy as np
+import pytest
+
+from proxy_losses.integrations.sklearn import LinearRanker
+
+from .scorecards import fitted, same_for_both
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"metric": "auc"}, "'metric' parameter"),
+        ({"quantile": 0.0}, "'quantile' parameter"),
+        ({"fpr": 1.0}, "'fpr' parameter"),
+        ({"n_features": 0}, "'n_features' parameter"),
+        ({"n_features": 4}, "n_features of at most the 3 features"),
+        ({"tau": 0.0}, "'tau' parameter"),
+        ({"Cs": 1.0}, "'Cs' parameter|Cs to be a list"),
+        ({"Cs": [1.0, 0.0]}, "Cs to be a list of numbers above 0"),
+        ({"Cs": []}, "Cs to be a list of numbers above 0"),
+        ({"learning_rate": 0}, "'learning_rate' parameter"),
+        ({"max_iter": -1}, "'max_iter' parameter"),
+        ({"n_iter_no_change": 0}, "'n_iter_no_change' parameter"),
+        ({"tol": -1.0}, "'tol' parameter"),
+        ({"validation_fraction": 1.0}, "'validation_fraction' parameter"),
+        ({"verbose": -1}, "'verbose' parameter"),
+    ],
+)
+def test_bad_parameters(options, message):
+    X, y = same_for_both(100)
+    with pytest.raises(ValueError, match=message):
+        fitted(X, y, **options)
+
+
+def test_bad_data():
+    X, y = same_for_both(100)
+    model = LinearRanker()
+    with pytest.raises(ValueError, match="Only binary classification is supported"):
+        model.fit(X, np.arange(100) % 3)
+    with pytest.raises(ValueError, match="Unknown label type: continuous"):
+        model.fit(X, X[:, 0])
+    with pytest.raises(ValueError, match="two classes, got one class"):
+        model.fit(X, np.zeros(100))
+    with pytest.raises(ValueError, match="among those of sample_weight above 0, got one class"):
+        model.fit(X, y, 1 - y)
+    with pytest.raises(ValueError, match="X_val needs y_val"):
+        model.fit(X, y, X_val=X)
+    with pytest.raises(ValueError, match="need X_val"):
+        model.fit(X, y, y_val=y)
+    with pytest.raises(ValueError, match="y_val of the classes 0 and 1, got 2 too"):
+        model.fit(X, y, X_val=X, y_val=y + 1)
+    with pytest.raises(ValueError, match="among those of sample_weight_val above 0"):
+        model.fit(X, y, X_val=X, y_val=y, sample_weight_val=y)
