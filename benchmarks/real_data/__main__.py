@@ -1,8 +1,9 @@
 """Runs the benchmark, or rewrites its page.
 
 ``python -m benchmarks.real_data --data FOLDER`` (npz files with X and y) or ``--data openml``
-trains, prints and writes ``results/real_data.json``, its plot and the page; ``--report`` writes
-plot and page from that file again.
+trains, prints and writes ``results/real_data.json``, its plot and the page. ``--report`` writes
+plot and page from that file again, ``--times`` with the seconds per epoch measured anew. Runs on
+different tables, at the same time perhaps, become one file with ``--join``.
 """
 
 from __future__ import annotations
@@ -81,20 +82,21 @@ def describe(table: Table, stacked: Stack) -> dict[str, Any]:
 def protocol(
     arms: Sequence[Arm], tables: int, seeds: Sequence[int], budget: Budget
 ) -> dict[str, Any]:
+    """All that was decided before the run."""
     tried = {
         model: {arm.name: arm.configurations(model) for arm in (BASE, *arms)} for model in WIDTHS
     }
     per_table = sum(len(c) for of_model in tried.values() for c in of_model.values())
     per_table += len(boosting.CONFIGURATIONS)
-    return {
+    made: dict[str, Any] = {
         "models": WIDTHS, "rate_scale": SCALE, "budget": budget._asdict(), "seeds": [*seeds],
         "shares": SHARES, "clip": CLIP, "queue": QUEUE, "enriched": ENRICHED,
         "metrics": METRICS, "selected_by": "validation AP, the start of training included",
         "configurations": {**tried, boosting.NAME: list(boosting.CONFIGURATIONS)},
         "configurations_per_table": per_table,
-        "configurations_tried": per_table * tables,
-        "models_trained": per_table * tables * len(seeds),
     }  # fmt: skip
+    count(made, tables)
+    return made
 
 
 def run(args: argparse.Namespace, out: Path | None) -> dict[str, Any]:
@@ -130,13 +132,53 @@ def run(args: argparse.Namespace, out: Path | None) -> dict[str, Any]:
             written["cpu_s"] = round(time.process_time() - began)
             written["wall_s"] = round(time.monotonic() - wall)
             _write(written, out)
-    repeats = 3 if args.quick else harness.MIN_REPEATS
-    for model in WIDTHS:
-        written["epochs"][model] = timing.epochs(stacked, (BASE, *arms[1:]), model, budget, repeats)
-    written["epochs_table"] = table.name
     written["complete"] = True
+    time_epochs(written, table, args)
     _write(written, out)
     return written
+
+
+def time_epochs(written: dict[str, Any], table: Table, args: argparse.Namespace) -> None:
+    """Seconds per epoch of every arm that ran, on one table."""
+    budget, repeats = (QUICK, harness.MIN_REPEATS) if args.quick else (Budget(), 15)
+    stacked = stack(table, [0], budget.most_train_rows)
+    arms = (BASE, *(arm for arm in ARMS[1:] if arm.name not in written["absent"]))
+    commit, dirty = report.checkout()
+    written["epochs"] = {
+        "table": table.name, "commit": commit, "dirty": dirty, "date": report.now(),
+        "machine": report.machine(1), "repeats": repeats,
+        "models": {m: timing.epochs(stacked, arms, m, budget, repeats) for m in WIDTHS},
+    }  # fmt: skip
+
+
+def join(files: Sequence[Path]) -> dict[str, Any]:
+    """One file of several runs that differ in their tables alone; without times."""
+    parts = [json.loads(path.read_text()) for path in files]
+    whole: dict[str, Any] = parts[0] | {"runs": [], "tables": {}, "results": {}, "epochs": {}}
+    for path, part in zip(files, parts, strict=True):
+        for key in ("commit", "dirty", "versions", "absent", "quick"):
+            if part[key] != whole[key]:
+                raise SystemExit(f"{path.name} differs in {key}: {part[key]}, not {whole[key]}")
+        if part["protocol"]["seeds"] != whole["protocol"]["seeds"]:
+            raise SystemExit(f"{path.name} differs in its seeds")
+        if twice := whole["results"].keys() & part["results"]:
+            raise SystemExit(f"{path.name} has {', '.join(sorted(twice))} once more")
+        for key in ("tables", "results"):
+            whole[key] |= part[key]
+        own = {key: part[key] for key in ("date", "machine", "cpu_s", "wall_s")}
+        whole["runs"].append({"tables": [*part["results"]], **own})
+    whole["cpu_s"] = sum(part["cpu_s"] for part in parts)
+    whole["wall_s"] = max(part["wall_s"] for part in parts)
+    count(whole["protocol"], len(whole["results"]))
+    whole["complete"] = True
+    return whole
+
+
+def count(protocol: dict[str, Any], tables: int) -> None:
+    """How much was tried."""
+    tried = protocol["configurations_per_table"] * tables
+    protocol["configurations_tried"] = tried
+    protocol["models_trained"] = tried * len(protocol["seeds"])
 
 
 def _write(written: dict[str, Any], out: Path | None) -> None:
@@ -145,20 +187,44 @@ def _write(written: dict[str, Any], out: Path | None) -> None:
         out.write_text(json.dumps(written, indent=None, separators=(", ", ": ")) + "\n")
 
 
+def publish(written: dict[str, Any], out: Path | None) -> None:
+    """Print, and write the plot and the page."""
+    from . import figure, page
+
+    print(page.block(written))
+    if out is not None:
+        figure.draw(written, out.with_suffix(".png"))
+    if out == OUT:
+        page.PAGE.write_text(page.insert(page.PAGE.read_text(), written))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
+    """The command line."""
     options = argparse.ArgumentParser(prog="python -m benchmarks.real_data")
     options.add_argument("--data", help='a folder of npz files with X and y, or "openml"')
     options.add_argument("--seeds", type=int, default=10)
     options.add_argument("--quick", action="store_true", help="few steps, to see that it works")
     options.add_argument("--report", action="store_true", help="page and plot again, train nothing")
+    options.add_argument(
+        "--times", action="store_true", help="measure the times again; with --data"
+    )
+    options.add_argument("--join", nargs="+", type=Path, help="files of runs on different tables")
     options.add_argument("--out", type=Path, help="JSON file; without it, --quick writes none")
     args = options.parse_args(argv)
-    if not args.report and not args.data:
-        options.error("give --data FOLDER, --data openml or --report")
+    if not (args.report or args.join or args.data):
+        options.error("give --data FOLDER, --data openml, --report or --join")
+    if args.seeds < 2:
+        options.error("--seeds must be at least 2, for an interval")
     torch.set_num_threads(1)
     out = args.out or (None if args.quick else OUT)
-    if not args.report:
-        run(args, out)
+    if args.join or args.report or args.times:
+        written = join(args.join) if args.join else json.loads((out or OUT).read_text())
+        if args.times:
+            time_epochs(written, max(load(args.data), key=lambda table: table.x.size), args)
+        _write(written, out)
+    else:
+        written = run(args, out)
+    publish(written, out)
     return 0
 
 

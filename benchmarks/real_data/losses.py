@@ -103,31 +103,41 @@ def hard_negatives(setup: Setup) -> Loss:
     return loss
 
 
-def _queued(setup: Setup, fn: Callable[..., Any], tau: Tensor) -> Loss:
-    """A loss of ours over the batch and a queue, mapped over the networks."""
+def _queued(fn: Callable[..., Any], tau: Tensor) -> Loss:
+    """A loss of ours over the batch and a queue, mapped over the networks if there are several."""
     shape = tau.shape
-    empty = pl.init_queue(QUEUE, 1)
-    queue = pl.QueueState(*(field.expand(shape.numel(), *field.shape) for field in empty))
-    mapped = torch.func.vmap(lambda s, y, queue, tau: fn(s[:, None], y, queue, tau))
+    queue = pl.init_queue(QUEUE, 1, dtype=tau.dtype)
+
+    def step(s: Tensor, y: Tensor, queue: pl.QueueState, tau: Tensor) -> Any:
+        return fn(s[:, None], y, queue, tau)
+
+    mapped = torch.func.vmap(step)
+    if single := shape.numel() == 1:
+        tau = tau[0, 0]
+    else:
+        queue = pl.QueueState(*(field.expand(shape.numel(), *field.shape) for field in queue))
+        tau = tau.flatten()
 
     def loss(logits: Tensor, batch: Batch) -> Tensor:
         nonlocal queue
         y = batch.y[:, None].expand(logits.shape).flatten(0, 1).long()
-        losses, queue = mapped(logits.flatten(0, 1), y, queue, tau.flatten())
-        return losses.view(shape)
+        s = logits.flatten(0, 1)
+        losses, queue = step(s[0], y[0], queue, tau) if single else mapped(s, y, queue, tau)
+        out: Tensor = losses.view(shape)
+        return out
 
     return loss
 
 
 def queue_ap(setup: Setup) -> Loss:
-    return _queued(setup, pl.smooth_ap_loss, setup.tau)
+    return _queued(pl.smooth_ap_loss, setup.tau)
 
 
 def mixed_ap(setup: Setup) -> Loss:
     """For good: the value's share of `queue_ap`, the rest BCE."""
     values = torch.tensor(setup.values)
     tau = setup.tau_of(torch.full_like(values, MIX_TAU))
-    ranking = _queued(setup, pl.smooth_ap_loss, tau)
+    ranking = _queued(pl.smooth_ap_loss, tau)
 
     def loss(logits: Tensor, batch: Batch) -> Tensor:
         return values * ranking(logits, batch) + (1 - values) * _bce(logits, batch.y).mean(-1)
@@ -211,7 +221,7 @@ def libauc(setup: Setup) -> Loss:
     from libauc.losses import APLoss
 
     def call(module: Any, logits: Tensor, y: Tensor, rows: Tensor, step: int) -> Tensor:
-        out: Tensor = module(logits.sigmoid(), y.long(), rows)
+        out: Tensor = module(logits.float().sigmoid(), y.long(), rows)
         return out
 
     make = partial(APLoss, data_len=setup.y.shape[-1], device="cpu")
