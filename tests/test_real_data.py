@@ -133,10 +133,10 @@ def doubled(stack):
 
 def test_all_arms_share_start_steps_rates_and_number_of_configurations():
     for model in models.WIDTHS:
-        control = arms.CONTROL.configurations(model)
+        rates = [c["rate"] for c in arms.CONTROL.configurations(model)]
         for arm in arms.ARMS:
             tried = arm.configurations(model)
-            assert [c["rate"] for c in tried] == [c["rate"] for c in control]
+            assert [c["rate"] for c in tried] == rates
             assert len(arm.values) == len(tried) == len(arms.BASE.configurations(model))
     assert len(boosting.CONFIGURATIONS) == len(arms.RATES)
     seeds = [0, 1]
@@ -206,8 +206,8 @@ def test_resampled_interval_and_holm():
 def written(tmp_path_factory):
     """A quick run on two made-up tables without LibAUC."""
     folder = tmp_path_factory.mktemp("tables")
+    table = make(rows=600)
     for name in "ab":
-        table = make(rows=600)
         np.savez(folder / f"{name}.npz", X=table.x, y=table.y)
     out = folder / "deep" / "out.json"
     with pytest.MonkeyPatch.context() as patch:
@@ -248,10 +248,9 @@ def test_quick_run(written, capsys):
 
 def test_the_block_follows_the_numbers(written):
     changed = json.loads(json.dumps(written))
-    shift = 0.5
     for found in changed["results"].values():
         control = found["MLP"][arms.CONTROL.name]["ap"]
-        found["MLP"]["focal"]["ap"] = [value + shift for value in control]
+        found["MLP"]["focal"]["ap"] = [value + 0.5 for value in control]
     assert "| focal | +50.00 ± 0.00 | 2 / 0 | 0.50 | 2 / 0 / 0 |" in page.block(changed)
     text = page.insert(f"a\n{page.BEGIN}\nold\n{page.END}\nz\n", changed)
     assert text.startswith("a\n")
@@ -291,10 +290,6 @@ def test_the_page_is_that_of_the_file():
     assert not published["dirty"]
     assert not published["epochs"]["dirty"]
     assert len(published["protocol"]["seeds"]) >= 10
-    control = published["control"]
-    for found in published["results"].values():
-        for model in models.WIDTHS:
-            assert len(found[model][control]["ap"]) == len(published["protocol"]["seeds"])
 
 
 def test_the_command_line_asks_for_data(capsys):

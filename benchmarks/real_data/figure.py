@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+from matplotlib.lines import Line2D
 
 from ..rank_figures import BLUE, GREY, INK, ORANGE, new_figure, tidy
 from .stats import Written, arms_of, compare, overall
@@ -37,10 +40,13 @@ def draw(written: Written, path: Path) -> None:
         ax.set_title(model, fontsize=11, color=INK)
         tidy(ax, "test AP minus that of BCE continued, points", "")
     panels[0].invert_yaxis()
-    for marker, table in zip(MARKERS, tables, strict=False):
-        panels[-1].plot(
-            [], [], marker, color=INK, markerfacecolor="none", markersize=5, label=table
-        )
-    panels[-1].plot([], [], "o-", color=INK, linewidth=2.4, label="mean ± s.e. over tables")
-    figure.legend(loc="outside lower center", ncols=6, frameon=False, fontsize=9)
+    hollow = {"color": INK, "markerfacecolor": "none", "linestyle": "", "markersize": 5}
+    keys: dict[str, dict[str, Any]] = {
+        table: {"marker": m, **hollow} for m, table in zip(MARKERS, tables, strict=False)
+    }
+    for label, colour in (("ours", BLUE), ("others", ORANGE)):
+        style = {"color": colour, "marker": "o", "linewidth": 2.4}
+        keys[f"{label}: mean ± s.e. over tables"] = style
+    lines = [Line2D([], [], label=label, **style) for label, style in keys.items()]
+    figure.legend(handles=lines, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     figure.savefig(path)
