@@ -27,6 +27,7 @@ def block(written: Written) -> str:
     parts = [_run(written), _data(written)]
     for model in written["protocol"]["models"]:
         parts += [f"### {model}, against the control", _arms(written, model)]
+        parts.append(_plain(written, model))
         parts += [f"AP by table, {model}:", _tables(written, model)]
     if written["epochs"]:
         parts += ["### Time", _times(written)]
@@ -91,6 +92,19 @@ def _arms(written: Written, model: str) -> str:
             shown["recall"], shown["pauc"], kept,
         ])  # fmt: skip
     return _table(rows)
+
+
+def _plain(written: Written, model: str) -> str:
+    """What the wins and losses would be, were the splits independent."""
+    found = compare(written, model, "ap", 0.0)
+    shown = [name for name in found if name != written["boosting"]]
+    verdicts = [on_table.verdict for name in shown for on_table in found[name].values()]
+    counts = " / ".join(str(verdicts.count(v)) for v in ("win", "tie", "loss"))
+    return (
+        f"With a plain paired t-test over seeds, as if splits were independent, the {len(shown)} "
+        f"arms but boosting have {counts} wins / ties / losses in AP together, after the same "
+        "correction."
+    )
 
 
 def _tables(written: Written, model: str) -> str:

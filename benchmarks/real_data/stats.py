@@ -33,17 +33,18 @@ class Overall(NamedTuple):
     p: float  # Wilcoxon signed-rank over the tables
 
 
-def resampled(differences: Sequence[float]) -> tuple[float, float, float]:
+def resampled(differences: Sequence[float], overlap: float = OVERLAP) -> tuple[float, float, float]:
     """(mean, half of its 95 % interval, p) of paired differences over random splits.
 
     The corrected resampled t-test: splits of one table overlap, so that its variance of the mean
     is larger than that of independent runs by the share of test to training rows (Nadeau and
-    Bengio, "Inference for the generalization error", Machine Learning 2003).
+    Bengio, "Inference for the generalization error", Machine Learning 2003). With overlap 0 it is
+    the plain paired t-test.
     """
     n = len(differences)
     mean = sum(differences) / n
     variance = sum((d - mean) ** 2 for d in differences) / (n - 1)
-    error = math.sqrt((1 / n + OVERLAP) * variance)
+    error = math.sqrt((1 / n + overlap) * variance)
     if error == 0:
         return mean, 0.0, 1.0 if mean == 0 else 0.0
     p = 2 * float(stats.t.sf(abs(mean) / error, n - 1))
@@ -75,7 +76,9 @@ def arms_of(written: Written, model: str) -> list[str]:
     return [*(n for n in names if n != start), start, written["boosting"]]
 
 
-def compare(written: Written, model: str, metric: str) -> dict[str, dict[str, OnTable]]:
+def compare(
+    written: Written, model: str, metric: str, overlap: float = OVERLAP
+) -> dict[str, dict[str, OnTable]]:
     """Arm -> table -> its difference from the control of that model."""
     keys, found = [], []
     for arm in arms_of(written, model):
@@ -84,7 +87,7 @@ def compare(written: Written, model: str, metric: str) -> dict[str, dict[str, On
             control = runs(written, table, model, written["control"])[metric]
             apart = [100 * (a - b) for a, b in zip(mine, control, strict=True)]
             keys.append((arm, table))
-            found.append(resampled(apart))
+            found.append(resampled(apart, overlap))
     out: dict[str, dict[str, OnTable]] = {}
     rejected = holm([p for _, _, p in found])
     for (arm, table), (mean, half, p), sure in zip(keys, found, rejected, strict=True):
