@@ -53,6 +53,15 @@ def test_scorecards_are_as_measured():
     assert f"| mean over tables | | | | {cells} |" in page
 
 
+def test_gains_are_those_of_the_benchmark():
+    section = TEXT.split("## Does it help?")[1].split("\n## ")[0]
+    page = (ROOT / "benchmarks/real_data/README.md").read_text()
+    gains = re.findall(r"[+-][\d.]+ ± [\d.]+", section)
+    assert len(gains) >= 10
+    for gain in gains:
+        assert gain in page
+
+
 def interval(found: dict[str, float]) -> str:
     return f"{found['mean']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
 
