@@ -165,7 +165,7 @@ def _scale(x: Array) -> tuple[Array, Array]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # columns without a value
         mean, deviation = np.nanmean(x, 0, np.float64), np.nanstd(x, 0, np.float64)
-    return mean, np.where(deviation > 0, deviation, 1.0)
+    return np.asarray(mean), np.where(deviation > 0, deviation, 1.0)
 
 
 def _standard(x: Array, mean: Array, deviation: Array) -> Array:

@@ -1,0 +1,228 @@
+"""The losses, each for a whole stack of networks.
+
+Logits [seeds, configurations, rows] go in, one loss per network comes out. What a loss remembers
+it remembers for every network apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import proxy_losses as pl
+
+QUEUE = 2048  # rows, ours and the peer's
+MIX_TAU = 0.25
+
+
+class Setup(NamedTuple):
+    """What a loss may know before the first step."""
+
+    values: tuple[Any, ...]  # its own parameter, one per configuration
+    scores: Tensor  # [seeds, rows] of the training rows, from the weights that training starts at
+    y: Tensor  # [seeds, rows] bool
+    steps: int
+
+    @property
+    def tau(self) -> Tensor:
+        """[seeds, configurations]: the value in units of the spread at the start, frozen."""
+        return self.tau_of(torch.tensor(self.values))
+
+    def tau_of(self, values: Tensor) -> Tensor:
+        """[seeds, configurations]: values [configurations] times the spread."""
+        return pl.score_spread(self.scores)[:, None] * values
+
+
+class Batch(NamedTuple):
+    """The rows of a step."""
+
+    y: Tensor  # [seeds, rows] bool
+    rows: Tensor  # [seeds, rows] int64, numbers of training rows
+    step: int
+
+
+Loss = Callable[[Tensor, Batch], Tensor]
+Make = Callable[[Setup], Loss]
+
+
+def _bce(logits: Tensor, y: Tensor) -> Tensor:
+    """[seeds, configurations, rows]."""
+    target = y[:, None].expand(logits.shape).to(logits.dtype)
+    return F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+
+
+def bce(setup: Setup) -> Loss:
+    return lambda logits, batch: _bce(logits, batch.y).mean(-1)
+
+
+def weighted_bce(setup: Setup) -> Loss:
+    """Positives weigh (negatives / positives) ** value."""
+    positives = setup.y.sum(-1, keepdim=True)
+    odds = (setup.y.shape[-1] - positives) / positives
+    weight = odds ** torch.tensor(setup.values)  # [seeds, configurations]
+
+    def loss(logits: Tensor, batch: Batch) -> Tensor:
+        weights = torch.where(batch.y[:, None], weight[..., None], 1.0)
+        return (weights * _bce(logits, batch.y)).mean(-1)
+
+    return loss
+
+
+def focal(setup: Setup) -> Loss:
+    """The value is gamma; alpha is the default."""
+
+    def loss(logits: Tensor, batch: Batch) -> Tensor:
+        y = batch.y.to(logits.dtype)
+        each = (
+            pl.sigmoid_focal(logits[:, k], y, gamma=gamma, reduction="none").mean(-1)
+            for k, gamma in enumerate(setup.values)
+        )
+        return torch.stack([*each], 1)
+
+    return loss
+
+
+def hard_negatives(setup: Setup) -> Loss:
+    """BCE of the positives and of the value's share of the negatives, those of highest score."""
+
+    def loss(logits: Tensor, batch: Batch) -> Tensor:
+        each = []
+        for k, share in enumerate(setup.values):
+            row = logits[:, k]
+            kept = round(share * row.shape[-1])
+            hidden = row.detach().masked_fill(batch.y, -torch.inf)
+            keep = batch.y.scatter(-1, hidden.topk(kept).indices, True)
+            each.append((_bce(row[:, None], batch.y)[:, 0] * keep).sum(-1) / keep.sum(-1))
+        return torch.stack(each, 1)
+
+    return loss
+
+
+def _queued(fn: Callable[..., Any], tau: Tensor) -> Loss:
+    """A loss of ours over the batch and a queue, mapped over the networks if there are several."""
+    shape = tau.shape
+    queue = pl.init_queue(QUEUE, 1, dtype=tau.dtype)
+
+    def step(s: Tensor, y: Tensor, queue: pl.QueueState, tau: Tensor) -> Any:
+        return fn(s[:, None], y, queue, tau)
+
+    mapped = torch.func.vmap(step)
+    if single := shape.numel() == 1:
+        tau = tau[0, 0]
+    else:
+        queue = pl.QueueState(*(field.expand(shape.numel(), *field.shape) for field in queue))
+        tau = tau.flatten()
+
+    def loss(logits: Tensor, batch: Batch) -> Tensor:
+        nonlocal queue
+        y = batch.y[:, None].expand(logits.shape).flatten(0, 1).long()
+        s = logits.flatten(0, 1)
+        losses, queue = step(s[0], y[0], queue, tau) if single else mapped(s, y, queue, tau)
+        out: Tensor = losses.view(shape)
+        return out
+
+    return loss
+
+
+def queue_ap(setup: Setup) -> Loss:
+    return _queued(pl.smooth_ap_loss, setup.tau)
+
+
+def mixed_ap(setup: Setup) -> Loss:
+    """For good: the value's share of `queue_ap`, the rest BCE."""
+    values = torch.tensor(setup.values)
+    tau = setup.tau_of(torch.full_like(values, MIX_TAU))
+    ranking = _queued(pl.smooth_ap_loss, tau)
+
+    def loss(logits: Tensor, batch: Batch) -> Tensor:
+        return values * ranking(logits, batch) + (1 - values) * _bce(logits, batch.y).mean(-1)
+
+    return loss
+
+
+def _whole(setup: Setup, metric: Callable[..., Tensor], tau: Tensor) -> Loss:
+    """1 - metric over the last score of every training row, those of the batch live."""
+    lists = setup.scores[:, None].expand(*tau.shape, -1)
+    y = setup.y[:, None].expand(lists.shape)
+
+    def loss(logits: Tensor, batch: Batch) -> Tensor:
+        nonlocal lists
+        live = lists.scatter(-1, batch.rows[:, None].expand(logits.shape), logits)
+        lists = live.detach()
+        return 1 - metric(live, y, tau)
+
+    return loss
+
+
+def whole_ap(setup: Setup) -> Loss:
+    return _whole(setup, pl.smooth_ap, setup.tau)
+
+
+def whole_recall(setup: Setup) -> Loss:
+    return _whole(setup, pl.recall_at_quantile, setup.tau)
+
+
+def whole_pauc(setup: Setup) -> Loss:
+    """The value is in units of the interquartile range already."""
+    tau = torch.tensor(setup.values).expand(len(setup.scores), -1)
+    return _whole(setup, pl.partial_auc, tau)
+
+
+class _Bce(nn.Module):
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(logits[:, 0], targets.to(logits.dtype))
+
+
+def _each(modules: list[Any], call: Callable[..., Tensor]) -> Loss:
+    """A module per network, called in a loop."""
+
+    def loss(logits: Tensor, batch: Batch) -> Tensor:
+        rows = logits.unbind(0)
+        losses = [
+            call(modules[s * logits.shape[1] + k], row, batch.y[s], batch.rows[s], batch.step)
+            for s, row_of in enumerate(rows)
+            for k, row in enumerate(row_of.unbind(0))
+        ]
+        return torch.stack(losses).view(logits.shape[:2])
+
+    return loss
+
+
+def imbalanced_losses(setup: Setup) -> Loss:
+    """Its Smooth-AP in its wrapper; the value is its first and last temperature.
+
+    Its warmup is the BCE training before; it blends over an eighth of the steps, and the
+    temperature falls over two thirds.
+    """
+    from imbalanced_losses import LossWarmupWrapper, SmoothAPLoss
+
+    def wrapper(first: float, last: float) -> Any:
+        return LossWarmupWrapper(
+            _Bce(), SmoothAPLoss(num_classes=1, queue_size=QUEUE), warmup_steps=0,
+            blend_steps=setup.steps // 8, temp_start=first, temp_end=last,
+            temp_decay_steps=max(1, 2 * setup.steps // 3),
+        )  # fmt: skip
+
+    def call(module: Any, logits: Tensor, y: Tensor, rows: Tensor, step: int) -> Tensor:
+        module.on_train_batch_start(step)
+        out: Tensor = module(logits[:, None], y.long())
+        return out
+
+    return _each([wrapper(*value) for _ in setup.scores for value in setup.values], call)
+
+
+def libauc(setup: Setup) -> Loss:
+    """Its APLoss on probabilities; the value is gamma."""
+    from libauc.losses import APLoss
+
+    def call(module: Any, logits: Tensor, y: Tensor, rows: Tensor, step: int) -> Tensor:
+        out: Tensor = module(logits.float().sigmoid(), y.long(), rows)
+        return out
+
+    make = partial(APLoss, data_len=setup.y.shape[-1], device="cpu")
+    return _each([make(gamma=value) for _ in setup.scores for value in setup.values], call)

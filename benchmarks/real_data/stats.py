@@ -1,0 +1,116 @@
+"""What the numbers of all seeds and tables say about an arm against the control."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from scipy import stats
+
+LEVEL = 0.05
+OVERLAP = 0.2 / 0.6  # test rows over training rows of a split
+
+Written = dict[str, Any]
+
+
+class OnTable(NamedTuple):
+    """Arm - control on one table, in points (hundredths)."""
+
+    mean: float
+    half: float  # of the 95 % interval
+    p: float  # before correction
+    verdict: str  # win, tie or loss, after Holm's correction over arms and tables
+
+
+class Overall(NamedTuple):
+    """Arm - control over the tables, in points."""
+
+    mean: float  # of the tables' means
+    error: float  # its standard error
+    up: int  # tables above the control, by their mean
+    down: int
+    p: float  # Wilcoxon signed-rank over the tables
+
+
+def resampled(differences: Sequence[float]) -> tuple[float, float, float]:
+    """(mean, half of its 95 % interval, p) of paired differences over random splits.
+
+    The corrected resampled t-test: splits of one table overlap, so that its variance of the mean
+    is larger than that of independent runs by the share of test to training rows (Nadeau and
+    Bengio, "Inference for the generalization error", Machine Learning 2003).
+    """
+    n = len(differences)
+    mean = sum(differences) / n
+    variance = sum((d - mean) ** 2 for d in differences) / (n - 1)
+    error = math.sqrt((1 / n + OVERLAP) * variance)
+    if error == 0:
+        return mean, 0.0, 1.0 if mean == 0 else 0.0
+    p = 2 * float(stats.t.sf(abs(mean) / error, n - 1))
+    return mean, float(stats.t.ppf(1 - LEVEL / 2, n - 1)) * error, p
+
+
+def holm(p: Sequence[float]) -> list[bool]:
+    """Which hypotheses Holm's step-down procedure rejects."""
+    order = sorted(range(len(p)), key=lambda i: p[i])
+    rejected = [False] * len(p)
+    for rank, i in enumerate(order):
+        if p[i] > LEVEL / (len(p) - rank):
+            break
+        rejected[i] = True
+    return rejected
+
+
+def runs(written: Written, table: str, model: str, arm: str) -> dict[str, Any]:
+    """The record of an arm; gradient boosting has no other model."""
+    boosting = written["boosting"]
+    of_table = written["results"][table]
+    return dict(of_table[boosting][boosting] if arm == boosting else of_table[model][arm])
+
+
+def arms_of(written: Written, model: str) -> list[str]:
+    """All that are compared with the control: ours, others, the start and boosting."""
+    names = [n for n in next(iter(written["results"].values()))[model] if n != written["control"]]
+    start = written["base"]
+    return [*(n for n in names if n != start), start, written["boosting"]]
+
+
+def compare(written: Written, model: str, metric: str) -> dict[str, dict[str, OnTable]]:
+    """Arm -> table -> its difference from the control of that model."""
+    keys, found = [], []
+    for arm in arms_of(written, model):
+        for table in written["results"]:
+            mine = runs(written, table, model, arm)[metric]
+            control = runs(written, table, model, written["control"])[metric]
+            apart = [100 * (a - b) for a, b in zip(mine, control, strict=True)]
+            keys.append((arm, table))
+            found.append(resampled(apart))
+    out: dict[str, dict[str, OnTable]] = {}
+    rejected = holm([p for _, _, p in found])
+    for (arm, table), (mean, half, p), sure in zip(keys, found, rejected, strict=True):
+        verdict = ("win" if mean > 0 else "loss") if sure else "tie"
+        out.setdefault(arm, {})[table] = OnTable(mean, half, p, verdict)
+    return out
+
+
+def overall(on_tables: dict[str, OnTable]) -> Overall:
+    """The tables as equals."""
+    means = [t.mean for t in on_tables.values()]
+    n = len(means)
+    mean = sum(means) / n
+    spread = math.sqrt(sum((m - mean) ** 2 for m in means) / (n - 1)) if n > 1 else math.nan
+    p = float(stats.wilcoxon(means).pvalue) if any(means) else 1.0
+    up, down = sum(m > 0 for m in means), sum(m < 0 for m in means)
+    return Overall(mean, spread / math.sqrt(n), up, down, p)
+
+
+def record(on_tables: dict[str, OnTable]) -> str:
+    """Wins / ties / losses."""
+    verdicts = [t.verdict for t in on_tables.values()]
+    return " / ".join(str(verdicts.count(v)) for v in ("win", "tie", "loss"))
+
+
+def kept_start(written: Written, model: str, arm: str) -> float:
+    """The share of runs whose best checkpoint is the one they started from."""
+    steps = [s for t in written["results"] for s in runs(written, t, model, arm)["step"]]
+    return steps.count(0) / len(steps)
