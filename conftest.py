@@ -16,6 +16,9 @@ collect_ignore = [
     for file, packages in {
         "lightning": ("lightning", "pytorch_lightning"),
         "huggingface": ("transformers",),
+        "sklearn": ("sklearn",),
+        "_rows": ("sklearn",),
+        "_scorecard": ("sklearn",),
     }.items()
     if not any(map(find_spec, packages))
 ]

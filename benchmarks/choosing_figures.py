@@ -210,6 +210,9 @@ def _schedule(written: dict[str, Any], panels: Sequence[Axes]) -> None:
         "partial AUC, trapezoid": (DOTTED, lambda a: a["loss"] == "trapezoid"),
         "partial AUC, pairwise": (DASHED, lambda a: a["loss"] == "pairwise"),
     })  # fmt: skip
-    for ax, loss, metric in ((panels[1], "AP", "AP"), (panels[2], "losses of the top", "recall")):
-        ax.set_title(f"{metric} by the weight of {loss}", fontsize=10)
+    for ax, loss, metric in (
+        (panels[1], "AP loss", "AP"),
+        (panels[2], "losses of the top", "recall"),
+    ):
+        ax.set_title(f"{metric} by the weight of the {loss}", fontsize=10)
         tidy(ax, "weight of the ranking loss, the rest cross-entropy", f"{metric} gain, points")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -174,3 +175,23 @@ def test_published_figures_are_of_a_full_run():
     assert not written["dirty"]
     assert written["protocol"]["seeds"] >= 8
     assert written["cpu_s"] < 12 * 60
+
+
+def intervals(thing):
+    """All means with their intervals in a report, in points."""
+    if isinstance(thing, dict):
+        if {"mean", "interval"} <= set(thing):
+            yield tuple(f"{100 * v:.1f}" for v in (thing["mean"], *thing["interval"]))
+        thing = list(thing.values())
+    if isinstance(thing, list):
+        for part in thing:
+            yield from intervals(part)
+
+
+def test_figures_of_the_readme_are_measured():
+    known = set(intervals(json.loads((report.ROOT / report.RESULTS / "choosing.json").read_text())))
+    section = (report.ROOT / "README.md").read_text().split("## Choosing the temperature")[1]
+    number = r"(-?\d+\.\d)"
+    found = re.findall(rf"\+?{number} \[{number}, {number}\]", section.split("\n## ")[0])
+    assert len(found) > 30
+    assert set(found) <= known

@@ -56,7 +56,7 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
 
     `decision_function` is the score to rank by, and `score` the metric. `predict` is probability
     above 1/2, which among rare positives is often nothing: for a budget take the top scores.
-    There is no `class_weight`: the metric says what a rare positive is worth. `sample_weight` is
+    There is no ``class_weight``: the metric says what a rare positive is worth. `sample_weight` is
     how many rows each stands for. The order of the rows does not matter.
 
     Args:
@@ -174,7 +174,7 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
                 ``y == "bad"`` to be sure.
             sample_weight: [rows] >= 0, how many rows each stands for, negatives too.
             X_val: [rows, features] to validate on, such as later months, or other people; None
-                holds out rows of X. A Pipeline transforms it if its `transform_input` says so.
+                holds out rows of X. A Pipeline transforms it if its ``transform_input`` says so.
             y_val: [rows], given with X_val.
             sample_weight_val: [rows], for X_val.
 

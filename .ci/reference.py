@@ -1,4 +1,4 @@
-"""Renders the docstrings of all public modules: ``python -m docs.reference OUT``.
+"""Renders the docstrings of all public modules: ``python .ci/reference.py OUT``.
 
 A warning of pdoc is an error.
 """
@@ -21,7 +21,8 @@ import pdoc
 
 import proxy_losses
 
-OPTIONAL = {"lightning", "pytorch_lightning", "transformers"}  # an integration may lack its package
+# An integration may lack its package.
+OPTIONAL = {"lightning", "pytorch_lightning", "sklearn", "transformers"}
 
 
 def public_names(module: ModuleType) -> list[str]:
@@ -87,7 +88,7 @@ def finish(html: str, depth: int) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line."""
-    options = argparse.ArgumentParser(prog="python -m docs.reference")
+    options = argparse.ArgumentParser(prog="python .ci/reference.py")
     options.add_argument("out", type=Path, help="folder of the pages")
     args = options.parse_args(argv)
     modules = public_modules()
