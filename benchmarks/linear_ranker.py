@@ -10,7 +10,8 @@ validation rows, which is that the ranker is fitted for:
   weights of the positives 1, 10 and 0.1 the best: what more steps and more candidates are worth;
 - ranker: `LinearRanker`.
 
-The unit of the test is the table; a table's figure is the mean over its splits.
+The unit of the test is the table; a table's figure is the mean over its splits. Intervals over the
+splits of one table are those of the corrected resampled t-test, since splits share rows.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from proxy_losses.integrations._rows import Rows
 from proxy_losses.integrations.sklearn import LinearRanker
 
 from . import harness, report
+from .real_data.stats import resampled
 
 RAREST, COMMONEST = 1e-4, 0.1  # share of positives of a table that is used
 # name -> metric and features of the arms
@@ -114,14 +116,24 @@ def one_split(split: Split, metric: str, count: int | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def interval(differences: Sequence[float]) -> dict[str, Any]:
-    """Mean and 95 % interval of Student's t; null bounds for fewer than two."""
-    values = np.array(differences)
-    half = None
-    if len(values) > 1:
-        quantile = stats.t.ppf(0.975, len(values) - 1)
-        half = float(quantile * values.std(ddof=1) / len(values) ** 0.5)
-    mean = float(values.mean())
+def interval(values: Sequence[float]) -> dict[str, Any]:
+    """Mean over tables and its 95 % interval of Student's t; null bounds for fewer than two."""
+    found = np.array(values)
+    mean, half = float(found.mean()), None
+    if len(found) > 1:
+        quantile = stats.t.ppf(0.975, len(found) - 1)
+        half = float(quantile * found.std(ddof=1) / len(found) ** 0.5)
+    return _bounds(mean, half)
+
+
+def over_splits(differences: Sequence[float]) -> dict[str, Any]:
+    """The same over the splits of a table, wider since these share rows."""
+    if len(differences) < 2:
+        return _bounds(differences[0], None)
+    return _bounds(*resampled(differences)[:2])
+
+
+def _bounds(mean: float, half: float | None) -> dict[str, Any]:
     bounds = (None, None) if half is None else (mean - half, mean + half)
     return {"mean": mean, "low": bounds[0], "high": bounds[1]}
 
@@ -129,7 +141,7 @@ def interval(differences: Sequence[float]) -> dict[str, Any]:
 def compare(found: dict[str, list[dict[str, Any]]], control: str, metric: str) -> dict[str, Any]:
     """The ranker less a control, x 100: by table over splits, and over tables."""
     by_table = {
-        name: interval(
+        name: over_splits(
             [100 * (s["test"]["ranker"][metric] - s["test"][control][metric]) for s in splits]
         )
         for name, splits in found.items()
@@ -141,10 +153,21 @@ def compare(found: dict[str, list[dict[str, Any]]], control: str, metric: str) -
         "tables": by_table,
         "overall": interval(means),
         "up": sum(m > 0 for m in means), "down": sum(m < 0 for m in means),
-        # a win or a loss: the interval over the splits, which share rows, leaves 0 out
+        # a win or a loss: the interval over the splits leaves 0 out
         "wins": wins, "ties": len(means) - wins - losses, "losses": losses,
         "wilcoxon_p": float(stats.wilcoxon(means).pvalue) if any(means) else 1.0,
     }  # fmt: skip
+
+
+def compare_all(results: dict[str, Any]) -> dict[str, Any]:
+    """Field -> control -> metric -> comparison."""
+    return {
+        field: {
+            control: {metric: compare(found, control, metric) for metric in METRICS}
+            for control in ARMS[:-1]
+        }
+        for field, found in results.items()
+    }
 
 
 def show(written: dict[str, Any]) -> str:
@@ -228,11 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.out.write_text(json.dumps(written, indent=1) + "\n")
             print(f"{name} {seed}: {time.process_time():.0f} s", file=sys.stderr, flush=True)
     written["results"] = {field: found for field, found in written["results"].items() if found}
-    for field, found in written["results"].items():
-        written["compared"][field] = {
-            control: {metric: compare(found, control, metric) for metric in METRICS}
-            for control in ARMS[:-1]
-        }
+    written["compared"] = compare_all(written["results"])
     written["cpu_s"] = round(time.process_time(), 1)
     args.out.write_text(json.dumps(written, indent=1) + "\n")
     print(show(written))

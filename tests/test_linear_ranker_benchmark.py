@@ -61,10 +61,15 @@ def test_the_comparison():
         "down": [split(0.1, 0.3), split(0.1, 0.3)],
     }
     compared = linear_ranker.compare(found, "logistic", "ap")
-    # Of two differences, 2 and 4: t of one degree of freedom, 12.706, times sd / sqrt(2) = 1
+    # Of two differences, 2 and 4: t of one degree of freedom, 12.706, times sd = sqrt(2) times
+    # sqrt(1 / 2 + 1 / 3), a third being the test rows over the training rows
+    half = 12.706 * (2 * (1 / 2 + 1 / 3)) ** 0.5
     assert compared["tables"]["up"] == pytest.approx(
-        {"mean": 3.0, "low": 3 - 12.706, "high": 3 + 12.706}, abs=1e-3
+        {"mean": 3.0, "low": 3 - half, "high": 3 + half}, abs=1e-3
     )
+    # and over the tables of 3, 20 and -20, plainly: t of two degrees of freedom is 4.303
+    half = 4.303 * np.std([3, 20, -20], ddof=1) / 3**0.5
+    assert compared["overall"]["high"] == pytest.approx(1 + half, abs=0.01)
     assert (compared["up"], compared["down"]) == (2, 1)
     assert (compared["wins"], compared["ties"], compared["losses"]) == (1, 1, 1)
     assert compared["overall"]["mean"] == pytest.approx(1.0)

@@ -9,6 +9,7 @@ import torch
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
 
+from benchmarks import report
 from benchmarks.real_data import made, map_page
 from benchmarks.real_data import map as real_map
 from benchmarks.real_data.data import make_table, stack
@@ -146,3 +147,9 @@ def test_from_tables_to_the_page(tmp_path, monkeypatch, capsys):
     assert "| t3 | 2 hidden |" in page.read_text()
     assert map_page.text(json.loads(written)) == page.read_text()
     capsys.readouterr()
+
+
+def test_the_page_is_that_of_the_committed_results():
+    results = report.ROOT / report.RESULTS / "real_data_map.json"
+    page = report.ROOT / "benchmarks" / "real_data" / "MAP.md"
+    assert map_page.text(json.loads(results.read_text())) == page.read_text()

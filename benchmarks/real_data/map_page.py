@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from .stats import resampled
+
 INK, GREY, LINEAR, NETWORK = "#222222", "#777777", "#1b7837", "#762a83"
 CONTROL = "continued"
 
@@ -139,14 +141,14 @@ def _by_model(found: dict[str, Any]) -> list[list[str]]:
 def _by_table(written: dict[str, Any]) -> list[list[str]]:
     sizes = [size for size, row in written["found"].items() if row]
     rows = [["table", "capacity", *sizes]]
-    names = list(dict.fromkeys(n for size in sizes for n in written["found"][size]))
+    names = list(next(iter(written["cells"].values())))
     for name in written["tables"]:
         for capacity in names:
             cells = []
             for size in sizes:
                 arms = written["found"][size].get(capacity, {}).get(name)
-                mean, error = (0.0, 0.0) if arms is None else _mean_se(_gains(arms))
-                cells.append("" if arms is None else f"{mean:+.1f} ± {error:.1f}")
+                mean, half = (0.0, 0.0) if arms is None else resampled(_gains(arms))[:2]
+                cells.append("" if arms is None else f"{mean:+.1f} ± {half:.1f}")
             if any(cells):
                 rows.append([name, capacity, *cells])
     return rows
@@ -202,7 +204,8 @@ def text(written: dict[str, Any]) -> str:
         "",
         "## By table",
         "",
-        "Smooth-AP - BCE continued, mean ± standard error over splits, which share rows.",
+        "Smooth-AP - BCE continued, mean ± half of the 95 % interval over splits (corrected "
+        "resampled t-test, since splits share rows).",
         "",
         *table(_by_table(written)),
         "",
