@@ -169,6 +169,7 @@ def test_smooth_ap_records_skips_and_absence(monkeypatch):
     assert callable(large["proxy_losses"])
 
 
+@pytest.mark.slow
 def test_smooth_ap_peak_comes_from_a_fresh_process():
     case = quick().cases[0].name
     peak, reason = harness.child_peak(smooth_ap.MODULE, ["--quick"], case, smooth_ap.PLAIN_MM)

@@ -28,6 +28,7 @@ def world(request):
     return WORLDS[request.param]
 
 
+@pytest.mark.slow
 def test_quick_run(tmp_path, capsys):
     path = tmp_path / "deep" / "out.json"
     assert choosing.main(["--quick", "--out", str(path)]) == 0

@@ -22,6 +22,7 @@ def write(path, features: int, rate: float) -> None:
     np.savez(path, X=rng.normal(size=(600, features)) + y[:, None], y=y)
 
 
+@pytest.mark.slow
 def test_from_tables_to_the_report(tmp_path, capsys):
     write(tmp_path / "narrow.npz", 3, 0.05)
     write(tmp_path / "wide.npz", 7, 0.05)

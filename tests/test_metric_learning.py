@@ -21,6 +21,7 @@ def _keep_threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_quick_run(tmp_path, capsys):
     pytest.importorskip("pytorch_metric_learning")
     path = tmp_path / "deep" / "out.json"

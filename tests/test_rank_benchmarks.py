@@ -43,6 +43,7 @@ def tiny(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_every_target_is_in_the_report(tiny):
     written = json.loads(tiny.read_text())
     goals = [case["goal"] for case in written["cases"] if case["goal"]]
@@ -73,6 +74,7 @@ def test_every_target_is_in_the_report(tiny):
             assert entries["dense one-vs-rest"]["deviation"] < 1e-5
 
 
+@pytest.mark.slow
 def test_the_table_is_shown(tiny, capsys):
     print(report.show(json.loads(tiny.read_text())))
     shown = capsys.readouterr().out
@@ -80,6 +82,7 @@ def test_the_table_is_shown(tiny, capsys):
     assert "not measured" in shown
 
 
+@pytest.mark.slow
 def test_plot_from_the_file(tiny):
     assert ranks.main(["--plot", "--out", str(tiny)]) == 0
     assert tiny.with_suffix(".png").read_bytes().startswith(b"\x89PNG")

@@ -124,6 +124,7 @@ def test_cells_without_enough_positives_are_empty():
     )
 
 
+@pytest.mark.slow
 def test_from_tables_to_the_page(tmp_path, monkeypatch, capsys):
     for features in (3, 4, 5):
         t = table(features=features)
