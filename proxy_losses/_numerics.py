@@ -198,7 +198,8 @@ def spread_of(upper: Tensor, lower: Tensor, deviation: Tensor) -> Tensor:
 
 def saturated_share(slopes: Tensor, pos: Tensor, group: str = "") -> Tensor:
     """Share of positives [..., M] whose slope is under 1e-4 of the 1/4 that sigmoid has at 0."""
-    counts = torch.stack([(pos & (slopes < 1e-4 * 0.25)).sum(-1), pos.sum(-1)])
+    flat = pos & (slopes < 1e-4 * 0.25)
+    counts = torch.stack([flat.sum(-1), pos.expand(flat.shape).sum(-1)])
     gone, total = all_reduce(counts, "sum", group)
     share: Tensor = gone / total.clamp(min=1)
     return share

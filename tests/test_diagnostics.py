@@ -54,6 +54,18 @@ def test_saturation_is_the_share_of_flat_positives(name, m, seed, tau, rate):
     torch.testing.assert_close(got.double(), torch.tensor(want, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("name", SATURATION)
+def test_saturation_broadcasts_its_masks(name):
+    share, _ = SATURATION[name]
+    scores, pos = lists(3, 4, 12)
+    valid = torch.arange(12) % 5 > 0
+    got = share(scores, pos[0], TAU, valid_mask=valid)
+    whole = [x.expand(4, 12) for x in (pos[0], valid)]
+    assert torch.equal(got, share(scores, whole[0], TAU, valid_mask=whole[1]))
+    got = share(scores[0], pos, TAU, valid_mask=valid)
+    assert torch.equal(got, share(scores[0].expand(4, 12), pos, TAU, valid_mask=whole[1]))
+
+
 def test_rank_slopes():
     scores, pos = lists(4, 2, 30)
     valid = torch.arange(30) % 7 > 0
