@@ -7,8 +7,9 @@ Metrics are values in [0, 1], larger is better; losses are 1 - value.
 In shapes, M counts the rows of a list, N those of a batch, C classes; "..." are any leading axes.
 Examples take ``import torch`` and ``from proxy_losses import *`` for granted.
 
-Further modules: `proxy_losses.nn` (what the losses share), `proxy_losses.distributed`, and the
-callbacks of `proxy_losses.integrations.lightning` and `proxy_losses.integrations.huggingface`.
+Further modules: `proxy_losses.nn` (what the losses share), `proxy_losses.distributed`, the
+callbacks of `proxy_losses.integrations.lightning` and `proxy_losses.integrations.huggingface`, and
+the scorecards of `proxy_losses.integrations.sklearn`.
 """
 
 from ._focal import sigmoid_focal, softmax_focal
