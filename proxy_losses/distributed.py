@@ -51,19 +51,16 @@ def default_group() -> ProcessGroup:
 
 
 def _group(name: str) -> ProcessGroup:
-    c10d: Any = dist.distributed_c10d
-    group: ProcessGroup = c10d._resolve_process_group(name)  # what torch's own ops do
-    return group
+    return dist.distributed_c10d._resolve_process_group(name)  # type: ignore[attr-defined, arg-type]
 
 
 def rank_and_size(name: str) -> tuple[int, int]:
     """Of this process in the group with this name; (0, 1) for ""."""
-    return (_group(name).rank(), _group(name).size()) if name else (0, 1)
+    return (dist.get_rank(_group(name)), dist.get_world_size(_group(name))) if name else (0, 1)
 
 
 def _to_wire(x: Tensor) -> Tensor:
-    x = x.detach()  # not every backend carries bool
-    return x.to(torch.uint8) if x.dtype == torch.bool else x
+    return x.detach().to(torch.uint8 if x.dtype == torch.bool else x.dtype)  # bool is not carried
 
 
 def reduce_now(x: Tensor, how: str, name: str) -> Tensor:
@@ -79,30 +76,37 @@ def gather_known(x: Tensor, rows: Sequence[int], name: str) -> Tensor:
     wire = _to_wire(x)
     if wire.shape[0] < max(rows):
         wire = torch.cat([wire, wire.new_zeros(max(rows) - wire.shape[0], *wire.shape[1:])])
-    wire = wire.contiguous()
-    parts = [torch.empty_like(wire) for _ in rows]
-    dist.all_gather(parts, wire, _group(name))
+    parts = _of_all(wire.contiguous(), name)
     return torch.cat([p[:n] for p, n in zip(parts, rows, strict=True)]).to(x.dtype)
 
 
 def gather_counts(count: int, device: torch.device, name: str) -> list[int]:
     """One number of every rank; for use inside ops."""
-    own = torch.tensor([count], device=device)
-    counts = [torch.empty_like(own) for _ in range(rank_and_size(name)[1])]
-    dist.all_gather(counts, own, _group(name))
-    return [int(n) for n in torch.cat(counts).tolist()]
+    return [int(n) for n in torch.cat(_of_all(torch.tensor([count], device=device), name)).tolist()]
+
+
+def _of_all(own: Tensor, name: str) -> list[Tensor]:
+    parts = [torch.empty_like(own) for _ in range(rank_and_size(name)[1])]
+    group = _group(name)
+    dist.all_gather(parts, own, *(() if group == default_group() else (group,)))
+    return parts
 
 
 def _row_bytes(x: Tensor) -> int:
     return math.prod(x.shape[1:]) * x.element_size()
 
 
+def _as_bytes(x: Tensor) -> Tensor:
+    return x.detach().contiguous().view(x.shape[0], math.prod(x.shape[1:])).view(torch.uint8)
+
+
 def _gather(tensors: list[Tensor], name: str) -> Tensor:
     """[all rows, bytes of a row of all tensors], in rank order."""
-    rows = tensors[0].shape[0]
-    counts = gather_counts(rows, tensors[0].device, name)
-    flat = [x.detach().contiguous().view(rows, math.prod(x.shape[1:])) for x in tensors]
-    return gather_known(torch.cat([x.view(torch.uint8) for x in flat], 1), counts, name)
+    counts = gather_counts(tensors[0].shape[0], tensors[0].device, name)
+    x = tensors[0]
+    if len(tensors) > 1 or x.dtype not in (torch.float32, torch.float64, torch.int64):
+        x = torch.cat([_as_bytes(x) for x in tensors], 1)  # not every backend carries all dtypes
+    return _as_bytes(gather_known(x, counts, name))
 
 
 def _unpack(packed: Tensor, like: list[Tensor]) -> list[Tensor]:
@@ -146,8 +150,7 @@ def _in_graph(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     def apply(*args: Any) -> Any:
         return function.apply(*args)
 
-    found: Callable[..., Any] = torch.compiler.allow_in_graph(apply)
-    return found
+    return torch.compiler.allow_in_graph(apply)  # type: ignore[no-any-return]
 
 
 class _AllGather(torch.autograd.Function):
@@ -210,14 +213,12 @@ _gather_in_graph, _reduce_in_graph = _in_graph(_AllGather), _in_graph(_Reduce)
 
 def all_reduce(x: Tensor, how: str, name: str) -> Tensor:
     """Over the group with this name (`group_name`): "sum", "mean", "min" or "max"; no gradient."""
-    out: Tensor = _op("all_reduce")(x.detach(), how, name) if name else x.detach()
-    return out
+    return _op("all_reduce")(x.detach(), how, name) if name else x.detach()
 
 
 def all_reduce_with_grad(x: Tensor, name: str) -> Tensor:
     """Sum over the group with this name; the backward sums over the ranks, its true adjoint."""
-    out: Tensor = _reduce_in_graph(x, name, "sum", "sum") if name else x
-    return out
+    return _reduce_in_graph(x, name, "sum", "sum") if name else x
 
 
 def average_grad(x: Tensor, name: str) -> Tensor:
@@ -226,8 +227,7 @@ def average_grad(x: Tensor, name: str) -> Tensor:
     The parts of a loss that all ranks share add up to size times its gradient, as every rank
     back-propagates its own copy; so their mean is the whole gradient, alike on all ranks.
     """
-    out: Tensor = _reduce_in_graph(x, name, "", "mean") if name else x
-    return out
+    return _reduce_in_graph(x, name, "", "mean") if name else x
 
 
 def _checked_name(tensors: tuple[Tensor, ...], group: ProcessGroup | None) -> str:
