@@ -7,12 +7,10 @@ over cross-entropy for all of these steps, on held-out rows and with the last we
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -164,11 +162,7 @@ def answer(data: Data, world: Any, budget: Budget) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = argparse.ArgumentParser(prog="python -m benchmarks.choosing")
-    options.add_argument("--quick", action="store_true", help="few steps, to see that it works")
-    options.add_argument("--plot", action="store_true", help="draw the file, train nothing")
-    options.add_argument("--out", type=Path, help="JSON file; without it, --quick writes none")
-    args = options.parse_args(argv)
+    args = report.options("choosing").parse_args(argv)
     default = report.ROOT / report.RESULTS / "choosing.json"
     if args.plot:
         path = args.out or default
@@ -177,11 +171,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     budget = QUICK if args.quick else FULL
     start = time.process_time()
-    commit, dirty = report.checkout()
-    written: dict[str, Any] = {
-        "suite": "choosing", "about": __doc__.splitlines()[0], "quick": args.quick,
-        "date": report.now(), "commit": commit, "dirty": dirty, "versions": report.versions(),
-        "machine": report.machine(1),
+    written = report.heading("choosing", __doc__.splitlines()[0]) | {
+        "quick": args.quick,
         "protocol": {
             **budget._asdict(), "inputs": INPUTS, "quantile": QUANTILE, "optimizer": "Adam",
             "default": Arm()._asdict(), "control": CONTROL._asdict(), "decay": DECAY,

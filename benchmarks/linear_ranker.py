@@ -222,12 +222,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not data:
         parser.error(f"no table with {RAREST:g} to {COMMONEST:g} positives in {args.data}")
 
-    commit, dirty = report.checkout()
-    written: dict[str, Any] = {
-        "suite": "linear_ranker", "about": __doc__.splitlines()[0],
-        "date": report.now(), "commit": commit, "dirty": dirty,
-        "versions": report.versions() | {"sklearn": harness.peer("sklearn")[1]},
-        "machine": report.machine(1),
+    peers = {"sklearn": harness.peer("sklearn")[1]}
+    written = report.heading("linear_ranker", __doc__.splitlines()[0], peers) | {
         "protocol": {
             "split": "60/20/20 by class, copies of a row on one side, standardised, clipped at 10",
             "seeds": args.seeds, "selected_by": "validation AP", "pos_weights": POS_WEIGHTS,

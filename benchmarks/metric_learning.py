@@ -10,13 +10,11 @@ are embedded once, at the end.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -176,11 +174,7 @@ def answer(question: Question, budget: Budget) -> tuple[dict[str, Any], dict[str
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = argparse.ArgumentParser(prog="python -m benchmarks.metric_learning")
-    options.add_argument("--quick", action="store_true", help="few steps, to see that it works")
-    options.add_argument("--plot", action="store_true", help="draw the file, train nothing")
-    options.add_argument("--out", type=Path, help="JSON file; without it, --quick writes none")
-    args = options.parse_args(argv)
+    args = report.options("metric_learning").parse_args(argv)
     default = report.ROOT / report.RESULTS / "metric_learning.json"
     if args.plot:
         from . import metric_figures
@@ -195,12 +189,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     torch.set_num_threads(1)
     budget = QUICK if args.quick else FULL
-    commit, dirty = report.checkout()
-    written: dict[str, Any] = {
-        "suite": "metric_learning", "about": __doc__.splitlines()[0], "ours": OURS,
-        "quick": args.quick, "date": report.now(), "commit": commit, "dirty": dirty,
-        "versions": report.versions() | {p: harness.peer(p)[1] for p in (PEER, "sklearn")},
-        "machine": report.machine(1),
+    peers = {p: harness.peer(p)[1] for p in (PEER, "sklearn")}
+    written = report.heading("metric_learning", __doc__.splitlines()[0], peers) | {
+        "ours": OURS, "quick": args.quick,
         "protocol": {
             "data": "sklearn load_digits / 16, shifted by up to a pixel in training",
             "questions": {name: question._asdict() for name, question in QUESTIONS.items()},

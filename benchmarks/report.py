@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
@@ -14,6 +15,8 @@ import numpy
 import torch
 
 import proxy_losses
+
+Written = dict[str, Any]
 
 SCHEMA_VERSION = 2
 ROOT = Path(__file__).resolve().parents[1]
@@ -155,6 +158,24 @@ def checkout() -> tuple[str | None, bool | None]:
     """The commit, and whether the tree differs from it outside the results."""
     changes = git("status", "--porcelain", "--", ".", f":!{RESULTS}")
     return git("rev-parse", "HEAD"), None if changes is None else bool(changes)
+
+
+def heading(suite: str, about: str, peers: Mapping[str, str | None] | None = None) -> Written:
+    """What a suite without `Report` begins with: what ran, when, where and on what; one thread."""
+    commit, dirty = checkout()
+    return {
+        "suite": suite, "about": about, "date": now(), "commit": commit, "dirty": dirty,
+        "versions": {**versions(), **(peers or {})}, "machine": machine(1),
+    }  # fmt: skip
+
+
+def options(suite: str) -> argparse.ArgumentParser:
+    """The command line of a suite that trains, writes and draws."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{suite}")
+    parser.add_argument("--quick", action="store_true", help="few steps, to see that it works")
+    parser.add_argument("--plot", action="store_true", help="draw the file, train nothing")
+    parser.add_argument("--out", type=Path, help="JSON file; without it, --quick writes none")
+    return parser
 
 
 def show(report: Report) -> str:

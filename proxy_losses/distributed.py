@@ -86,8 +86,8 @@ def gather_counts(count: int, device: torch.device, name: str) -> list[int]:
 
 
 def _of_all(own: Tensor, name: str) -> list[Tensor]:
-    parts = [torch.empty_like(own) for _ in range(rank_and_size(name)[1])]
     group = _group(name)
+    parts = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
     dist.all_gather(parts, own, *(() if group == default_group() else (group,)))
     return parts
 

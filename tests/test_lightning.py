@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 import proxy_losses as P
 
 from .absent import import_without
+from .quiet import LIGHTNING
 
 pytest.importorskip("lightning", reason="needs proxy-losses[lightning]")
 import lightning.pytorch as pl
@@ -18,16 +19,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from proxy_losses.integrations.lightning import LossScheduleCallback
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
-    # Lightning's own use of what torch or Python deprecate, and its hints.
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec"),
-    pytest.mark.filterwarnings("ignore:.*litlogger"),
-    pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before"),
-    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
-]
+pytestmark = [*LIGHTNING, pytest.mark.filterwarnings("ignore:.*litlogger")]
 BATCHES = 4  # in an epoch
 
 

@@ -7,21 +7,15 @@ from torch.utils.data import DataLoader
 
 import proxy_losses as P
 
+from .quiet import LIGHTNING
+
 pytest.importorskip("lightning", reason="needs proxy-losses[lightning]")
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from proxy_losses.integrations.lightning import LossScheduleCallback
 
-pytestmark = [
-    pytest.mark.slow,  # each run starts two processes
-    pytest.mark.filterwarnings("ignore::lightning.fabric.utilities.warnings.PossibleUserWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec"),
-    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
-    pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before"),
-]
+pytestmark = [pytest.mark.slow, *LIGHTNING]  # each run starts two processes
 STEPS, STOP, WORLD = 12, 7, 2
 
 

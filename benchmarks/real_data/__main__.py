@@ -107,12 +107,10 @@ def run(args: argparse.Namespace, out: Path | None) -> dict[str, Any]:
     arms = [arm for arm in ARMS if arm.name not in absent]
     for name, reason in absent.items():
         print(f"left out: {name}: {reason}", file=sys.stderr)
-    commit, dirty = report.checkout()
     peers = {p: harness.peer(p)[1] for p in ("sklearn", "imbalanced_losses", "libauc")}
-    written: dict[str, Any] = {
-        "suite": "real_data", "about": "ranking losses against BCE on real imbalanced tables",
-        "quick": args.quick, "complete": False, "date": report.now(), "commit": commit,
-        "dirty": dirty, "versions": report.versions() | peers, "machine": report.machine(1),
+    about = "ranking losses against BCE on real imbalanced tables"
+    written = report.heading("real_data", about, peers) | {
+        "quick": args.quick, "complete": False,
         "base": BASE.name, "control": CONTROL.name, "boosting": boosting.NAME,
         "ours": [arm.name for arm in OURS], "absent": absent,
         "protocol": protocol(arms, len(tables), seeds, budget),

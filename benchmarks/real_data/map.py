@@ -120,11 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     tables = [t for t in load(args.data) if t.y.mean() <= COMMONEST]
     budget, seeds = Budget(), range(args.seeds)
-    commit, dirty = report.checkout()
-    written: dict[str, Any] = {
-        "suite": "real_data_map", "about": __doc__.splitlines()[0], "date": report.now(),
-        "commit": commit, "dirty": dirty, "versions": report.versions(),
-        "machine": report.machine(1),
+    written = report.heading("real_data_map", __doc__.splitlines()[0]) | {
         "protocol": {
             "seeds": args.seeds, "budget": budget._asdict(), "most_rows": MOST_ROWS,
             "least_positives": LEAST_POSITIVES, "least_tables": LEAST_TABLES,
