@@ -127,7 +127,7 @@ def pools(scores: Tensor, y: Tensor, sizes: Sequence[int], draws: int) -> list[d
         )
         some, pos = scores[:, rows], y[:, rows]
         value = P.smooth_ap(some, pos, tau[:, None].expand(some.shape[:2]))
-        counts = P.smooth_ap_counts(pos)
+        counts = P.smooth_ap_defined(pos)
         apart = torch.where(counts, value - whole[:, None], torch.nan)
         found.append({
             "rows": size,

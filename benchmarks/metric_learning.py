@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from proxy_losses import retrieval_lists, smooth_ap, smooth_ap_counts
+from proxy_losses import retrieval_lists, smooth_ap, smooth_ap_defined
 
 from . import harness, report
 from .digits import METRICS, QUESTIONS, Part, Question, evaluate, images, precision, shifted
@@ -70,7 +70,7 @@ def ours(tau: float) -> Loss:
     def loss(embeddings: Tensor, labels: Tensor) -> Tensor:
         lists = retrieval_lists(embeddings, labels)
         ap = smooth_ap(lists.scores, lists.pos_mask, tau, valid_mask=lists.valid_mask)
-        counts = smooth_ap_counts(lists.pos_mask, lists.valid_mask)
+        counts = smooth_ap_defined(lists.pos_mask, lists.valid_mask)
         return 1 - ap.sum() / counts.sum().clamp(min=1)
 
     return loss

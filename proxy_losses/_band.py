@@ -114,7 +114,7 @@ def partial_auc_and_stats(
     stats: bool = False,
     group: ProcessGroup | None = None,
 ) -> PartialAUC:
-    """`partial_auc`, `partial_auc_counts` and, if asked, the statistics of the band."""
+    """`partial_auc`, `partial_auc_defined` and, if asked, the statistics of the band."""
     check_band_options(band)
     check_rtol(rtol)
     check_lists(scores, pos_mask, valid_mask, sample_weight, iid_mask=iid_mask, live_mask=live_mask)

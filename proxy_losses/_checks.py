@@ -257,15 +257,15 @@ def check_rows(name: str, x: Tensor | None, n: int) -> None:
         raise ValueError(f"{name} must match logits dim-0: expected [{n}], got {list(x.shape)}")
 
 
-def check_groups(groups: Tensor | None, n: int) -> None:
-    """Raise unless groups is None or [N] integer query ids."""
-    check_rows("groups", groups, n)
-    if groups is not None and not _is_integer(groups):
-        fail_type("groups", "integer query ids", groups)
+def check_query_ids(query_ids: Tensor | None, n: int) -> None:
+    """Raise unless query_ids is None or [N] integer query ids."""
+    check_rows("query_ids", query_ids, n)
+    if query_ids is not None and not _is_integer(query_ids):
+        fail_type("query_ids", "integer query ids", query_ids)
 
 
 def check_row_extras(
-    n: int, sample_weight: Tensor | None, iid_mask: Tensor | None, groups: Tensor | None
+    n: int, sample_weight: Tensor | None, iid_mask: Tensor | None, query_ids: Tensor | None
 ) -> None:
     """Check what n rows may carry: floating weights, bool flags, integer query ids."""
     check_rows("sample_weight", sample_weight, n)
@@ -274,7 +274,7 @@ def check_row_extras(
     check_rows("iid_mask", iid_mask, n)
     if iid_mask is not None:
         check_bool("iid_mask", iid_mask)
-    check_groups(groups, n)
+    check_query_ids(query_ids, n)
 
 
 def check_list_shape(name: str, shape: tuple[int, int] | None) -> None:

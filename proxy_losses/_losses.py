@@ -22,8 +22,8 @@ def smooth_ap_loss(
     reduction: str = "mean",
     ignore_index: int = -100,
     sample_weight: Tensor | None = None,
-    groups: Tensor | None = None,
-    group_shape: tuple[int, int] | None = None,
+    query_ids: Tensor | None = None,
+    query_shape: tuple[int, int] | None = None,
 ) -> tuple[Tensor, QueueState | None]:
     """1 - `smooth_ap` of every class over the batch and the queue, and the new queue.
 
@@ -42,10 +42,10 @@ def smooth_ap_loss(
             a class has no positives, no negatives or no weight.
         ignore_index: class id of rows that do not count; they take slots in the queue.
         sample_weight: [N] floating >= 0, or None for 1; see `smooth_ap`.
-        groups: [N] integer query ids, or None. Each query is a list of its own, and the value of a
-            class is the mean over the queries that count. With a queue ids must mean the same
+        query_ids: [N] integer query ids, or None. Each query is a list of its own, and the value
+            of a class is the mean over the queries that count. With a queue ids must mean the same
             query from step to step; stored rows without one are left out.
-        group_shape: (queries, longest query), at least what the pool holds: needed with groups
+        query_shape: (queries, longest query), at least what the pool holds: needed with query_ids
             inside `torch.compile` and `torch.vmap`; the loss is NaN if it does not suffice. None
             reads it off the data.
 
@@ -63,10 +63,10 @@ def smooth_ap_loss(
         >>> loss.item(), queue.enqueued.item()
         (0.5, 3)
     """
-    options = _checked(reduction, tau_unit, group_shape)
+    options = _checked(reduction, tau_unit, query_shape)
     losses, queue = _step.step(
         lambda pool: _step.smooth_ap_classes(pool, tau, options),
-        Batch(logits, targets, sample_weight, None, groups),
+        Batch(logits, targets, sample_weight, None, query_ids),
         queue,
         ignore_index=ignore_index,
     )
@@ -85,8 +85,8 @@ def recall_at_quantile_loss(
     reduction: str = "mean",
     ignore_index: int = -100,
     sample_weight: Tensor | None = None,
-    groups: Tensor | None = None,
-    group_shape: tuple[int, int] | None = None,
+    query_ids: Tensor | None = None,
+    query_shape: tuple[int, int] | None = None,
 ) -> tuple[Tensor, QueueState | None]:
     """1 - `recall_at_quantile` of every class over the batch and the queue, and the new queue.
 
@@ -104,8 +104,8 @@ def recall_at_quantile_loss(
         reduction: "mean", "sum" or "none"; a class without positives does not count.
         ignore_index: class id of rows that do not count.
         sample_weight: [N] floating >= 0, or None for 1.
-        groups: as in `smooth_ap_loss`; the threshold is that of the query.
-        group_shape: as in `smooth_ap_loss`.
+        query_ids: as in `smooth_ap_loss`; the threshold is that of the query.
+        query_shape: as in `smooth_ap_loss`.
 
     Returns:
         (loss, new queue), as `smooth_ap_loss`.
@@ -120,12 +120,12 @@ def recall_at_quantile_loss(
         >>> loss.item()
         0.5
     """
-    options = _checked(reduction, tau_unit, group_shape)
+    options = _checked(reduction, tau_unit, query_shape)
     losses, queue = _step.step(
         lambda pool: _step.recall_classes(
             pool, tau, options, quantile=quantile, interpolation=interpolation
         ),
-        Batch(logits, targets, sample_weight, None, groups),
+        Batch(logits, targets, sample_weight, None, query_ids),
         queue,
         ignore_index=ignore_index,
     )
@@ -150,8 +150,8 @@ def partial_auc_loss(
     ignore_index: int = -100,
     sample_weight: Tensor | None = None,
     iid_mask: Tensor | None = None,
-    groups: Tensor | None = None,
-    group_shape: tuple[int, int] | None = None,
+    query_ids: Tensor | None = None,
+    query_shape: tuple[int, int] | None = None,
 ) -> tuple[Tensor, QueueState | None]:
     """1 - `partial_auc` of every class over the batch and the queue, and the new queue.
 
@@ -172,12 +172,12 @@ def partial_auc_loss(
         pos_numerator: "pool", or "live" for the positives of the batch alone.
         budget_basis: "fpr" or "population", see `partial_auc`.
         interpolation: as in `torch.quantile`.
-        reduction: "mean", "sum" or "none"; `partial_auc_counts` says which classes count.
+        reduction: "mean", "sum" or "none"; `partial_auc_defined` says which classes count.
         ignore_index: class id of rows that do not count.
         sample_weight: [N] floating >= 0, or None for 1.
         iid_mask: [N] bool, rows that may set the band, or None for all; stored with the rows.
-        groups: as in `smooth_ap_loss`; the band is that of the query.
-        group_shape: as in `smooth_ap_loss`.
+        query_ids: as in `smooth_ap_loss`; the band is that of the query.
+        query_shape: as in `smooth_ap_loss`.
 
     Returns:
         (loss, new queue), as `smooth_ap_loss`.
@@ -192,21 +192,21 @@ def partial_auc_loss(
         >>> loss.item()
         0.0
     """
-    options = _checked(reduction, "score", group_shape)
+    options = _checked(reduction, "score", query_shape)
     band = Band(
         alpha, beta, surrogate, n_knots, tau_scale, pos_numerator, budget_basis, interpolation
     )
     losses, queue = _step.step(
         lambda pool: _step.partial_auc_classes(pool, tau, options, band=band),
-        Batch(logits, targets, sample_weight, iid_mask, groups),
+        Batch(logits, targets, sample_weight, iid_mask, query_ids),
         queue,
         ignore_index=ignore_index,
     )
     return _step.reduce_classes(losses, reduction), queue
 
 
-def _checked(reduction: str, tau_unit: str, group_shape: tuple[int, int] | None) -> Options:
+def _checked(reduction: str, tau_unit: str, query_shape: tuple[int, int] | None) -> Options:
     check_choice("reduction", reduction, REDUCTIONS)
-    options = Options(False, group_shape, tau_unit)
+    options = Options(False, query_shape, tau_unit)
     _step.check_options(options)
     return options

@@ -76,7 +76,7 @@ def partial_auc(
     Returns:
         [...] in the dtype of scores (float32 for half input). 0 with zero gradient for a list
         without a positive in the numerator (of weight > 0), without iid negatives, with an empty
-        band (pairwise), or whose reference scores do not spread; `partial_auc_counts` tells
+        band (pairwise), or whose reference scores do not spread; `partial_auc_defined` tells
         which. A non-finite valid score gives NaN.
 
     Raises:
@@ -111,7 +111,7 @@ def partial_auc(
     return out.value
 
 
-def partial_auc_counts(
+def partial_auc_defined(
     scores: Tensor,
     pos_mask: Tensor,
     *,
@@ -157,7 +157,7 @@ def partial_auc_counts(
     Example:
         >>> tied = torch.zeros(5)  # no spread, no temperature
         >>> pos = torch.tensor([True, False, False, False, False])
-        >>> partial_auc_counts(tied, pos), partial_auc_counts(torch.arange(5.0), pos)
+        >>> partial_auc_defined(tied, pos), partial_auc_defined(torch.arange(5.0), pos)
         (tensor(False), tensor(True))
     """
     band = Band(alpha, beta, surrogate, 2, tau_scale, pos_numerator, budget_basis, interpolation)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_batch, check_row_extras, is_labels
-from ._queue import NO_GROUP, QueueState, check_queue, match_queue, queue_rows
+from ._queue import NO_QUERY, QueueState, check_queue, match_queue, queue_rows
 
 
 class Batch(NamedTuple):
@@ -18,7 +18,7 @@ class Batch(NamedTuple):
     targets: Tensor  # [N] class ids or [N, C] bool labels
     sample_weight: Tensor | None = None  # [N] floating, None for 1
     iid_mask: Tensor | None = None  # [N] bool, None for True
-    groups: Tensor | None = None  # [N] int64 query ids, None for one list of all
+    query_ids: Tensor | None = None  # [N] int64 query ids, None for one list of all
 
 
 class Pool(NamedTuple):
@@ -30,7 +30,7 @@ class Pool(NamedTuple):
     sample_weight: Tensor | None  # [M] floating, None for equal weights
     iid_mask: Tensor | None  # [M] bool, None for all
     live_mask: Tensor | None  # [M] bool, rows of the batch; None for all
-    groups: Tensor | None  # [M] int64 query ids, None for one list of all
+    query_ids: Tensor | None  # [M] int64 query ids, None for one list of all
 
 
 def _wide(targets: Tensor) -> Tensor:
@@ -54,18 +54,18 @@ def valid_rows(targets: Tensor, ignore_index: int) -> Tensor:
 
 def make_pool(batch: Batch, queue: QueueState | None, *, ignore_index: int = -100) -> Pool:
     """Live rows, then stored rows (in the live dtype, without gradient), as one list per class."""
-    logits, targets, sample_weight, iid_mask, groups = batch
+    logits, targets, sample_weight, iid_mask, query_ids = batch
     if queue is not None:
         check_queue(queue)
     check_batch(logits, targets, None if queue is None else queue.logits.shape[1])
     n, num_classes = logits.shape
-    check_row_extras(n, sample_weight, iid_mask, groups)
+    check_row_extras(n, sample_weight, iid_mask, query_ids)
     targets = _wide(targets)
     valid, live = valid_rows(targets, ignore_index), None
-    if groups is not None:
-        groups = groups.to(torch.int64)  # a narrower id could not tell NO_GROUP
+    if query_ids is not None:
+        query_ids = query_ids.to(torch.int64)  # a narrower id could not tell NO_QUERY
     if queue is not None:
-        queue = match_queue(queue, targets, groups)
+        queue = match_queue(queue, targets, query_ids)
         old_logits, old_targets, old_valid = queue_rows(queue)
         if sample_weight is None:
             sample_weight = torch.ones_like(valid, dtype=torch.float32)
@@ -76,13 +76,13 @@ def make_pool(batch: Batch, queue: QueueState | None, *, ignore_index: int = -10
         valid = torch.cat([valid, old_valid.to(valid)])
         sample_weight = torch.cat([sample_weight, queue.sample_weight.to(sample_weight)])
         iid_mask = torch.cat([iid_mask, queue.iid_mask.to(iid_mask)])
-        if groups is not None:
-            groups = torch.cat([groups, queue.groups.to(groups)])
+        if query_ids is not None:
+            query_ids = torch.cat([query_ids, queue.query_ids.to(query_ids)])
         live = torch.arange(valid.numel(), device=valid.device) < n
-    if groups is not None:
-        valid = valid & (groups != NO_GROUP)
+    if query_ids is not None:
+        valid = valid & (query_ids != NO_QUERY)
     return Pool(
-        logits.T, positives(targets, num_classes), valid, sample_weight, iid_mask, live, groups
+        logits.T, positives(targets, num_classes), valid, sample_weight, iid_mask, live, query_ids
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ._checks import check_batch, check_bool, check_int, check_row_extras, is_labels
 from ._numerics import size_known
 
-NO_GROUP = torch.iinfo(torch.int64).min  # query id of rows stored without one
+NO_QUERY = torch.iinfo(torch.int64).min  # query id of rows stored without one
 
 
 class QueueState(NamedTuple):
@@ -33,7 +33,7 @@ class QueueState(NamedTuple):
     iid_mask: Tensor  # [capacity] bool, True when none was given
     enqueued: Tensor  # [] int64, rows ever enqueued; rounded up to a turn by a batch >= capacity
     ignore_index: Tensor  # [] int64, class id of rows that do not count
-    groups: Tensor  # [capacity] int64 query ids, or [0] until a batch brings some
+    query_ids: Tensor  # [capacity] int64 query ids, or [0] until a batch brings some
 
 
 def init_queue(
@@ -85,7 +85,7 @@ def init_queue(
         iid_mask=torch.ones(capacity, dtype=torch.bool, device=device),
         enqueued=torch.zeros((), dtype=torch.int64, device=device),
         ignore_index=torch.full((), ignore_index, dtype=torch.int64, device=device),
-        groups=torch.zeros(0, dtype=torch.int64, device=device),
+        query_ids=torch.zeros(0, dtype=torch.int64, device=device),
     )
 
 
@@ -110,7 +110,7 @@ def reset_queue(queue: QueueState) -> QueueState:
         sample_weight=torch.ones_like(queue.sample_weight),
         iid_mask=torch.ones_like(queue.iid_mask),
         enqueued=torch.zeros_like(queue.enqueued),
-        groups=torch.full_like(queue.groups, NO_GROUP),
+        query_ids=torch.full_like(queue.query_ids, NO_QUERY),
     )
 
 
@@ -121,7 +121,7 @@ def enqueue(
     *,
     sample_weight: Tensor | None = None,
     iid_mask: Tensor | None = None,
-    groups: Tensor | None = None,
+    query_ids: Tensor | None = None,
     where: Tensor | None = None,
 ) -> QueueState:
     """Store a batch over the oldest rows; of a batch above capacity the last rows remain.
@@ -132,7 +132,7 @@ def enqueue(
         targets: [N] class ids, or [N, C] bool labels when C > 1.
         sample_weight: [N] floating or None for 1.
         iid_mask: [N] bool or None for True.
-        groups: [N] integer query ids or None; rows stored without one are in no query.
+        query_ids: [N] integer query ids or None; rows stored without one are in no query.
         where: [] bool or None; False stores nothing, as does a batch of 0 rows.
 
     Returns:
@@ -151,22 +151,23 @@ def enqueue(
     capacity, num_classes = queue.logits.shape
     check_batch(logits, targets, num_classes)
     n = logits.shape[0]
-    check_row_extras(n, sample_weight, iid_mask, groups)
+    check_row_extras(n, sample_weight, iid_mask, query_ids)
     if where is not None:
         check_bool("where", where)
         if where.dim():
             raise ValueError(f"where must be one bool for the whole batch, got {list(where.shape)}")
     if not size_known(n):
         return enqueue_unsized(
-            queue, logits, targets, sample_weight=sample_weight, iid_mask=iid_mask, groups=groups,
+            queue, logits, targets, sample_weight=sample_weight, iid_mask=iid_mask,
+            query_ids=query_ids,
             where=torch.ones_like(queue.enqueued, dtype=torch.bool) if where is None else where,
         )  # fmt: skip
     if is_labels(targets) and not is_labels(queue.targets) and (not n or _is_false(where)):
-        return QueueState(*(field.clone() for field in _with_groups(queue, groups)))
-    queue = match_queue(queue, targets, groups)
-    grouped = queue.groups.numel() > 0
-    if grouped and groups is None:
-        groups = queue.groups.new_full((n,), NO_GROUP)
+        return QueueState(*(field.clone() for field in _with_query_ids(queue, query_ids)))
+    queue = match_queue(queue, targets, query_ids)
+    grouped = queue.query_ids.numel() > 0
+    if grouped and query_ids is None:
+        query_ids = queue.query_ids.new_full((n,), NO_QUERY)
     if where is None:
         where = torch.ones_like(queue.enqueued, dtype=torch.bool)
     if n >= capacity:  # only the last rows survive; they start a new turn at slot 0
@@ -191,7 +192,7 @@ def enqueue(
         targets=put(queue.targets, targets),
         sample_weight=put(queue.sample_weight, sample_weight),
         iid_mask=put(queue.iid_mask, iid_mask),
-        groups=put(queue.groups, groups) if grouped else queue.groups,
+        query_ids=put(queue.query_ids, query_ids) if grouped else queue.query_ids,
         enqueued=torch.where(where, enqueued, queue.enqueued),
     )
 
@@ -203,14 +204,14 @@ def enqueue_unsized(
     *,
     sample_weight: Tensor | None,
     iid_mask: Tensor | None,
-    groups: Tensor | None,
+    query_ids: Tensor | None,
     where: Tensor,
 ) -> QueueState:
     """`enqueue` without a branch on the number of rows, which compiled gathers do not know.
 
     Every slot looks up its row, so all slots are written: `enqueue` is cheaper.
     """
-    queue = match_queue(queue, targets, groups)
+    queue = match_queue(queue, targets, query_ids)
     capacity, n = queue.logits.shape[0], logits.shape[0]
     end = queue.enqueued + n
     turn = end + (capacity - 1) - (end + capacity - 1) % capacity
@@ -227,14 +228,14 @@ def enqueue_unsized(
         rows = torch.cat([rows, field[:1]])  # a batch may be empty
         return torch.where(keep, rows.index_select(0, row.clamp(min=0)), field)
 
-    if queue.groups.numel() and groups is None:
-        groups = torch.full_like(logits[:, 0], NO_GROUP, dtype=torch.int64)
+    if queue.query_ids.numel() and query_ids is None:
+        query_ids = torch.full_like(logits[:, 0], NO_QUERY, dtype=torch.int64)
     return queue._replace(
         logits=put(queue.logits, logits),
         targets=put(queue.targets, targets),
         sample_weight=put(queue.sample_weight, sample_weight),
         iid_mask=put(queue.iid_mask, iid_mask),
-        groups=put(queue.groups, groups) if queue.groups.numel() else queue.groups,
+        query_ids=put(queue.query_ids, query_ids) if queue.query_ids.numel() else queue.query_ids,
         enqueued=torch.where(where, end, queue.enqueued),
     )
 
@@ -255,9 +256,9 @@ def _is_false(where: Tensor | None) -> bool:
         return False
 
 
-def match_queue(queue: QueueState, targets: Tensor, groups: Tensor | None) -> QueueState:
-    """The queue with room for these targets and groups; rows of the other kind are dropped."""
-    queue = _with_groups(queue, groups)
+def match_queue(queue: QueueState, targets: Tensor, query_ids: Tensor | None) -> QueueState:
+    """The queue with room for these targets and query_ids; rows of the other kind are dropped."""
+    queue = _with_query_ids(queue, query_ids)
     if is_labels(targets) == is_labels(queue.targets):
         return queue
     if is_labels(queue.targets):
@@ -269,11 +270,11 @@ def match_queue(queue: QueueState, targets: Tensor, groups: Tensor | None) -> Qu
     return empty._replace(targets=torch.zeros_like(queue.logits, dtype=torch.bool))
 
 
-def _with_groups(queue: QueueState, groups: Tensor | None) -> QueueState:
-    """The queue with room for groups, if there are any."""
-    if groups is None or queue.groups.numel():
+def _with_query_ids(queue: QueueState, query_ids: Tensor | None) -> QueueState:
+    """The queue with room for query_ids, if there are any."""
+    if query_ids is None or queue.query_ids.numel():
         return queue
-    return queue._replace(groups=torch.full_like(queue.iid_mask, NO_GROUP, dtype=torch.int64))
+    return queue._replace(query_ids=torch.full_like(queue.iid_mask, NO_QUERY, dtype=torch.int64))
 
 
 def queue_rows(queue: QueueState) -> tuple[Tensor, Tensor, Tensor]:

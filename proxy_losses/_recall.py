@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .distributed import ProcessGroup
 
 
-def recall_counts(
+def recall_defined(
     pos_mask: Tensor, valid_mask: Tensor | None = None, sample_weight: Tensor | None = None
 ) -> Tensor:
     """Which lists `recall_at_quantile` is defined for: those with a positive of weight > 0.
@@ -30,7 +30,7 @@ def recall_counts(
         [...] bool.
 
     Example:
-        >>> recall_counts(torch.tensor([[True, False], [False, False]]))
+        >>> recall_defined(torch.tensor([[True, False], [False, False]]))
         tensor([ True, False])
     """
     pos = pos_mask if valid_mask is None else pos_mask & valid_mask
@@ -74,7 +74,7 @@ def recall_at_quantile(
 
     Returns:
         [...] in the dtype of scores (float32 for half input). A list without positives, or with
-        zero weight on all of them, gives 0 with zero gradient (`recall_counts` tells which); one
+        zero weight on all of them, gives 0 with zero gradient (`recall_defined` tells which); one
         without negatives counts. A non-finite valid score gives NaN.
 
     Raises:
@@ -110,14 +110,14 @@ def recall_and_counts(
     sample_weight: Tensor | None,
     group: ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`recall_at_quantile` and `recall_counts`."""
+    """`recall_at_quantile` and `recall_defined`."""
     check_lists(scores, pos_mask, valid_mask, sample_weight)
     name = group_name(group)
     above = _above(scores, pos_mask, tau, quantile, interpolation, valid_mask, name)
     pos = pos_mask if valid_mask is None else pos_mask & valid_mask
     weight = num.positive_weight(pos, sample_weight, above.dtype)
     sound = num.poison(num.clean(scores, valid_mask))
-    counts = recall_counts(pos_mask, valid_mask, sample_weight)
+    counts = recall_defined(pos_mask, valid_mask, sample_weight)
     if name:
         recall, counts = mean_over_group(above, weight, counts, sound, name)
     else:

@@ -74,7 +74,7 @@ def retrieval_lists(
 
         Row 2 has no positive: its value is 0 and it must not count in the mean.
 
-        >>> counts = smooth_ap_counts(lists.pos_mask, lists.valid_mask)
+        >>> counts = smooth_ap_defined(lists.pos_mask, lists.valid_mask)
         >>> 1 - ap.sum() / counts.sum().clamp(min=1)
         tensor(0.2500)
 

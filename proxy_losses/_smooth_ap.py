@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .distributed import ProcessGroup
 
 
-def smooth_ap_counts(
+def smooth_ap_defined(
     pos_mask: Tensor, valid_mask: Tensor | None = None, sample_weight: Tensor | None = None
 ) -> Tensor:
     """Which lists `smooth_ap` is defined for: some positive (of weight > 0) and some negative.
@@ -29,7 +29,7 @@ def smooth_ap_counts(
         [...] bool.
 
     Example:
-        >>> smooth_ap_counts(torch.tensor([[True, False], [True, True]]))
+        >>> smooth_ap_defined(torch.tensor([[True, False], [True, True]]))
         tensor([ True, False])
     """
     pos = pos_mask if valid_mask is None else pos_mask & valid_mask
@@ -77,7 +77,7 @@ def smooth_ap(
     Returns:
         [...] in the dtype of scores (float32 for half input). A list without positives, without
         negatives or with zero weight on all positives gives 0 with zero gradient
-        (`smooth_ap_counts` tells which); a non-finite valid score gives NaN.
+        (`smooth_ap_defined` tells which); a non-finite valid score gives NaN.
 
     Raises:
         TypeError: wrong dtypes.
@@ -106,7 +106,7 @@ def smooth_ap_and_counts(
     rtol: float | None = None,
     group: ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`smooth_ap` and `smooth_ap_counts`."""
+    """`smooth_ap` and `smooth_ap_defined`."""
     check_lists(scores, pos_mask, valid_mask, sample_weight)
     check_rtol(rtol)
     if rtol is None:

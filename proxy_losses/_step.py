@@ -35,7 +35,7 @@ class Options(NamedTuple):
     """What all losses take beside the arguments of their metric."""
 
     stats: bool = False  # report diagnostics
-    group_shape: tuple[int, int] | None = None  # (queries, longest query), for compiled code
+    query_shape: tuple[int, int] | None = None  # (queries, longest query), for compiled code
     tau_unit: str = "score"  # "spread": tau multiplies `score_spread` of the pool
     group: ProcessGroup | None = None  # processes that hold the pool together
 
@@ -65,7 +65,7 @@ class Found(NamedTuple):
 class Lists(NamedTuple):
     """Arguments of a metric: everything in the shape of the scores, and the temperature."""
 
-    scores: Tensor  # [C, M], or [C, Q, L] with groups
+    scores: Tensor  # [C, M], or [C, Q, L] with query_ids
     pos_mask: Tensor
     tau: float | Tensor  # a number, [] or one per list
     valid_mask: Tensor
@@ -79,7 +79,7 @@ Metric = Callable[[Lists], Found]
 
 def check_options(options: Options, *, unit_name: str = "tau_unit") -> None:
     """Raise unless the options are in range."""
-    check_list_shape("group_shape", options.group_shape)
+    check_list_shape("query_shape", options.query_shape)
     check_choice(unit_name, options.tau_unit, TEMPERATURE_UNITS)
 
 
@@ -177,27 +177,27 @@ def _rank_stats(
 
 
 def _every_class(metric: Metric, pool: Pool, tau: float | Tensor, options: Options) -> ClassLosses:
-    """The metric of every class; with groups its mean over the queries that count."""
+    """The metric of every class; with query_ids its mean over the queries that count."""
     check_tau(tau, pool.scores.shape[:-1])
     name = group_name(options.group)
-    if name and pool.groups is not None:
-        raise ValueError("groups need the whole pool on every process: distributed='gather'")
+    if name and pool.query_ids is not None:
+        raise ValueError("query_ids need the whole pool on every process: distributed='gather'")
     if options.tau_unit == "spread":
         if name or not num.size_known(pool.scores.shape[-1]):
             spread = spread_over_group(pool.scores, pool.valid_mask, name)
         else:
             spread = num.score_spread(pool.scores, pool.valid_mask)
         tau = tau * torch.where(spread.isfinite(), spread, 1.0)  # the metric reports what is not
-    if pool.groups is None or not pool.groups.numel():
+    if pool.query_ids is None or not pool.query_ids.numel():
         found = metric(_lists(pool, tau))
     else:
-        lists = every_list(pool.groups, pool.valid_mask, options.group_shape)
+        lists = every_list(pool.query_ids, pool.valid_mask, options.query_shape)
         parts = [
             metric(_lists(take_rows(pool, x.rows)._replace(valid_mask=x.valid_mask), tau))
             for x in lists
         ]
         found = _mean_over_lists(parts)
-        if options.group_shape is not None:  # rows without a place must not pass unnoticed
+        if options.query_shape is not None:  # rows without a place must not pass unnoticed
             fits = lists[0].fits
             found = found._replace(
                 value=torch.where(fits, found.value, torch.nan), counts=found.counts | ~fits
@@ -266,7 +266,7 @@ def step(
     sound = all_reduce(sound, "min", group_name(group))
     new_queue = enqueue(
         queue, batch.logits, batch.targets, sample_weight=batch.sample_weight,
-        iid_mask=batch.iid_mask, groups=batch.groups, where=losses.some_valid & sound,
+        iid_mask=batch.iid_mask, query_ids=batch.query_ids, where=losses.some_valid & sound,
     )  # fmt: skip
     return losses, new_queue
 

@@ -119,7 +119,7 @@ def partial_auc_metric(name: str, options: dict[str, Any], **fields: Any) -> Met
         name,
         functools.partial(P.partial_auc, **options),
         functools.partial(reference.partial_auc, **options),
-        counts=lambda s, p, v, w: P.partial_auc_counts(
+        counts=lambda s, p, v, w: P.partial_auc_defined(
             s, p, valid_mask=v, sample_weight=w, **{k: options[k] for k in keys}
         ),
         needs_negative=True,
@@ -134,7 +134,7 @@ METRICS = [
         P.smooth_ap,
         reference.smooth_ap,
         lambda s, p: average_precision_score(p, s),
-        lambda s, p, v, w: P.smooth_ap_counts(p, v, w),
+        lambda s, p, v, w: P.smooth_ap_defined(p, v, w),
         needs_negative=True,
     ),
     Metric(
@@ -142,7 +142,7 @@ METRICS = [
         recall,
         reference_recall,
         exact_recall,
-        lambda s, p, v, w: P.recall_counts(p, v, w),
+        lambda s, p, v, w: P.recall_defined(p, v, w),
         needs_negative=False,
         frozen=frozen_recall,
     ),

@@ -63,7 +63,7 @@ def data(step: int, classes: int, labels: bool) -> tuple[Tensor, Tensor, dict[st
     rows = {
         "sample_weight": torch.rand(ROWS, generator=g),
         "iid_mask": torch.rand(ROWS, generator=g) < 0.7,
-        "groups": torch.randint(step % 2, 3, (ROWS,), generator=g),
+        "query_ids": torch.randint(step % 2, 3, (ROWS,), generator=g),
     }
     return x, targets, rows
 
@@ -168,8 +168,8 @@ VARIANTS = {  # made anew at every start
     "epochs": lambda: Modules(
         wrapped(cross_entropy, P.SmoothAPLoss(3, **FEW), EPOCHS, reset_queue_each_epoch=True), 3
     ),
-    "groups, steps": lambda: Modules(
-        wrapped(bce, P.SmoothAPLoss(1, **FEW), STEPS, final_main_weight=0.8), 1, "groups"
+    "query_ids, steps": lambda: Modules(
+        wrapped(bce, P.SmoothAPLoss(1, **FEW), STEPS, final_main_weight=0.8), 1, "query_ids"
     ),
     "capped, steps": lambda: Modules(
         wrapped(focal, P.SmoothAPLoss(1, max_pool_size=25, **FEW), STEPS), 1, "sample_weight"
@@ -188,11 +188,11 @@ VARIANTS = {  # made anew at every start
     "band, epochs": lambda: Modules(wrapped(focal, band(1), EPOCHS), 1, "iid_mask"),
     "band, steps": lambda: Modules(
         wrapped(bce, band(1, surrogate="pairwise", max_pool_size=25), STEPS), 1,
-        "iid_mask", "sample_weight", "groups",
+        "iid_mask", "sample_weight", "query_ids",
     ),
     "no wrapper": lambda: Modules(P.SmoothAPLoss(3, **FEW), 3),
     "functions, epochs": lambda: Functions(P.smooth_ap_loss, 3, "epoch", False),
-    "functions, groups": lambda: Functions(P.smooth_ap_loss, 1, "step", True, "groups"),
+    "functions, query_ids": lambda: Functions(P.smooth_ap_loss, 1, "step", True, "query_ids"),
     "functions, recall": lambda: Functions(recall, 3, "step", False, "sample_weight"),
     "functions, band": lambda: Functions(pairwise, 1, "epoch", True, "iid_mask"),
 }  # fmt: skip

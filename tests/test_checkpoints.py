@@ -31,13 +31,13 @@ def equal(a: dict, b: dict) -> bool:
     )
 
 
-def used(make, seed: int = 0, groups: bool = True, **options) -> nn.Module:
+def used(make, seed: int = 0, query_ids: bool = True, **options) -> nn.Module:
     """A loss with rows, a draw and a temperature of its own."""
     module = make(**{**OPTIONS, **options})
     for k in range(2):
         logits, targets = batch(10 * seed + k, 5, module.num_classes)
-        ids = torch.arange(5) % 2 if groups else None
-        module(logits, targets, torch.arange(5) > k, sample_weight=torch.rand(5), groups=ids)
+        ids = torch.arange(5) % 2 if query_ids else None
+        module(logits, targets, torch.arange(5) > k, sample_weight=torch.rand(5), query_ids=ids)
     module.temperature = 0.3 + seed
     return module
 
@@ -104,7 +104,7 @@ CHANGED = [  # what is done to a good checkpoint, what the error must say
     (put("_queue._q_targets", torch.zeros(6, 3, dtype=torch.int64)), "_q_targets.*bool"),
     (put("_queue._q_weight", torch.zeros(7)), r"_q_weight: expected \[6\], got \[7\]"),
     (put("_queue._q_iid", torch.zeros(0, dtype=torch.bool)), r"_q_iid: expected \[6\], got \[0\]"),
-    (put("_queue._q_groups", torch.zeros(3, dtype=torch.int64)), r"\[0\] or \[6\], got \[3\]"),
+    (put("_queue._q_query_ids", torch.zeros(3, dtype=torch.int64)), r"\[0\] or \[6\], got \[3\]"),
     (put("_queue._q_enqueued", torch.tensor([1, 2])), "_q_enqueued"),
     (put("_queue._q_enqueued", torch.tensor(-1)), "0 rows or more, got -1"),
     (put("_queue._q_logits", "rows"), "_q_logits must be a tensor, got str"),
@@ -153,8 +153,8 @@ def test_another_size_says_both(make, more):
 
 @every_loss
 def test_a_misfit_does_not_make_room_for_labels_or_groups(make):
-    module, saved = used(make, groups=False), contents(used(make, 1))
-    assert module._queue.state.groups.shape == (0,)
+    module, saved = used(make, query_ids=False), contents(used(make, 1))
+    assert module._queue.state.query_ids.shape == (0,)
     saved["_queue._q_targets"] = torch.ones(6, 3, dtype=torch.bool)
     module_before = contents(module)
     with pytest.raises(RuntimeError, match="_q_weight"):

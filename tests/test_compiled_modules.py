@@ -37,15 +37,15 @@ def test_a_compiled_module_follows_its_temperature(make, backend):
 def test_a_compiled_module_with_queries_and_diagnostics(make):
     torch.compiler.reset()
     counters.clear()
-    module, eager = (make(num_classes=3, group_shape=(4, 30)) for _ in "ab")
-    groups = torch.arange(20) % 3
+    module, eager = (make(num_classes=3, query_shape=(4, 30)) for _ in "ab")
+    query_ids = torch.arange(20) % 3
     for m in (module, eager):  # the queue takes room for ids at the first call
-        m(*batch(0, 20, 3), groups=groups)
+        m(*batch(0, 20, 3), query_ids=query_ids)
     compiled = torch.compile(module, fullgraph=True, backend="eager")
     for step in range(1, 5):
         args = *batch(step, 20, 3), None, True, True
-        got = compiled(*args, groups=groups.roll(step))
-        want = eager(*args, groups=groups.roll(step))
+        got = compiled(*args, query_ids=query_ids.roll(step))
+        want = eager(*args, query_ids=query_ids.roll(step))
         torch.testing.assert_close(got, want, rtol=0.0, atol=0.0, equal_nan=True)
         assert all(map(torch.equal, module._queue.state, eager._queue.state))
     assert counters["stats"]["unique_graphs"] == 1

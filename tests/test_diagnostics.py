@@ -162,7 +162,7 @@ def test_diagnostics_change_nothing(make, extras):
         given_ = {
             "plain": {},
             "weights": {"sample_weight": torch.rand(14)},
-            "queries": {"groups": torch.arange(14) % 2},
+            "queries": {"query_ids": torch.arange(14) % 2},
         }[extras]
         want = quiet(a, targets, None, True, **given_)
         *got, stats = telling(b, targets, None, True, True, **given_)

@@ -84,7 +84,7 @@ def train(name: str, shard, rank: int | None, *, weighted: bool, gather=None) ->
         if name in LOSSES and weighted:
             extra["iid_mask"] = flags[rows]
         if name == "queries":
-            extra["groups"] = (torch.arange(len(x)) % 2)[rows]
+            extra["query_ids"] = (torch.arange(len(x)) % 2)[rows]
         model.zero_grad()
         loss = loss_fn(net(x[rows]), targets[rows], **extra)
         loss.backward()

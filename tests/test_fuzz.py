@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import proxy_losses as P
-from proxy_losses._queue import NO_GROUP
+from proxy_losses._queue import NO_QUERY
 
 from .fuzzing import ANYTHING, FUZZ, a_batch, documented
 from .makers import BAND, FUNCTIONS, MAKERS, PAD, every_loss, smooth
@@ -31,7 +31,7 @@ def a_wrapper(**kwargs):
 RANKING = {
     "num_classes": 3, "queue_size": 4, "temperature": 0.5, "reduction": "mean",
     "ignore_index": PAD, "update_queue_in_eval": True, "gather_distributed": None,
-    "max_pool_size": 5, "group_shape": (2, 3),
+    "max_pool_size": 5, "query_shape": (2, 3),
 }  # fmt: skip
 CONSTRUCTORS = {  # class -> a good value of every argument
     P.SmoothAPLoss: {**RANKING, "temperature_unit": "spread"},
@@ -113,7 +113,7 @@ def test_any_temperature_is_named_or_taken(make, value):
 def stored(module: nn.Module) -> dict[str, Tensor]:
     """All buffers; room for query ids that holds none is no content."""
     buffers = {k: x.clone() for k, x in module.named_buffers()}
-    return {k: x[x != NO_GROUP] if "_q_groups" in k else x for k, x in buffers.items()}
+    return {k: x[x != NO_QUERY] if "_q_query_ids" in k else x for k, x in buffers.items()}
 
 
 def same(a: dict, b: dict) -> bool:
@@ -129,7 +129,7 @@ def unsound_columns(call: dict[str, Any], limit: float) -> tuple[list[bool], boo
     counts = [row != [PAD] for row in ids]
     columns = [False] * logits.shape[1]
     # Padding is stored too, but a batch of padding alone is in no query.
-    keep = any(counts) or (bool(ids) and "groups" not in call)
+    keep = any(counts) or (bool(ids) and "query_ids" not in call)
     weight = call.get("sample_weight")
     for k, row in enumerate(logits.tolist()):
         if counts[k]:
@@ -161,7 +161,7 @@ def test_any_batch_is_an_error_or_a_result(make, data):
     bad, keep = unsound_columns(call, FLOAT32)
     nan = per_class.isnan() & valid
     assert not (nan & ~torch.tensor(bad)).any(), "NaN out of finite numbers"
-    if "groups" not in call:  # a query that does not count hides its rows
+    if "query_ids" not in call:  # a query that does not count hides its rows
         assert nan.tolist() == (torch.tensor(bad) & valid).tolist()
     assert loss.isnan() == nan.any()
     assert same(stored(module), before) == (not keep or module._queue is None)

@@ -38,7 +38,7 @@ def test_arguments_are_readable_and_have_the_published_defaults(make):
         "num_classes": 3, "quantile": 0.1, "queue_size": 7, "temperature": 2, "reduction": "sum",
         "ignore_index": -1, "update_queue_in_eval": True, "gather_distributed": False,
         "quantile_interpolation": "linear", "max_pool_size": 99,
-        "temperature_unit": "spread", "group_shape": (2, 3), "distributed": "gather",
+        "temperature_unit": "spread", "query_shape": (2, 3), "distributed": "gather",
         "alpha": 0.125, "beta": 0.25,
         "surrogate": "pairwise", "n_knots": 4, "tau_scale": "band", "pos_numerator": "live",
         "budget_basis": "population",

@@ -71,7 +71,7 @@ def test_every_option_is_the_formula(band, m, seed, tau, rates):
     public = dict(valid_mask=valid, sample_weight=weight, iid_mask=iid, live_mask=live, **band)
     assert torch.equal(P.partial_auc(scores, pos, tau, **public), got.value)
     del public["n_knots"]
-    assert torch.equal(P.partial_auc_counts(scores, pos, **public), got.counts)
+    assert torch.equal(P.partial_auc_defined(scores, pos, **public), got.counts)
 
 
 @pytest.mark.parametrize("n_knots", [2, 3, 6])
@@ -150,9 +150,9 @@ def test_a_wide_band_of_many_rows(surrogate):
 def test_a_spread_of_a_millionth_is_a_spread():
     scores = torch.linspace(0, 2e-6, 41, dtype=torch.float64)
     pos = torch.arange(41) == 40
-    assert P.partial_auc_counts(scores, pos)
+    assert P.partial_auc_defined(scores, pos)
     assert P.partial_auc(scores, pos, 1e-3, beta=0.5) == 1.0
-    assert not P.partial_auc_counts(scores * 1e-7, pos)  # 1e-13: rounding, not a spread
+    assert not P.partial_auc_defined(scores * 1e-7, pos)  # 1e-13: rounding, not a spread
     assert P.partial_auc(scores * 1e-7, pos, 1e-3, beta=0.5) == 0.0
 
 
@@ -162,7 +162,7 @@ def test_not_a_number_shows_beside_tied_scores_too(surrogate, bad):
     scores, pos = torch.zeros(6), torch.arange(6) == 5
     scores[5] = bad
     assert P.partial_auc(scores, pos, 0.1, surrogate=surrogate).isnan()
-    assert P.partial_auc_counts(scores, pos, surrogate=surrogate)
+    assert P.partial_auc_defined(scores, pos, surrogate=surrogate)
 
 
 def test_an_empty_band_is_degenerate_for_pairs_alone():
@@ -170,8 +170,8 @@ def test_an_empty_band_is_degenerate_for_pairs_alone():
     pos = torch.arange(5) == 4
     # The edges are 18 and 16.5: between two negatives.
     between = {"alpha": 0.4, "beta": 0.45, "interpolation": "linear"}
-    assert P.partial_auc_counts(scores, pos, **between)
-    assert not P.partial_auc_counts(scores, pos, surrogate="pairwise", **between)
+    assert P.partial_auc_defined(scores, pos, **between)
+    assert not P.partial_auc_defined(scores, pos, surrogate="pairwise", **between)
     assert P.partial_auc(scores, pos, 0.1, surrogate="pairwise", **between) == 0.0
 
 

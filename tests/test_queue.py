@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy_losses import QueueState, enqueue, init_queue, queue_rows, reset_queue
-from proxy_losses._queue import NO_GROUP
+from proxy_losses._queue import NO_QUERY
 
 IGNORE = -7
 
@@ -29,7 +29,7 @@ class Batch:
         self.extras = {
             "sample_weight": torch.rand(n, generator=g) if weight else None,
             "iid_mask": torch.rand(n, generator=g) < 0.5 if flag else None,
-            "groups": torch.randint(-9, 9, (n,), generator=g) if group else None,
+            "query_ids": torch.randint(-9, 9, (n,), generator=g) if group else None,
         }
 
     def into(self, queue: QueueState, **kwargs) -> QueueState:
@@ -45,7 +45,7 @@ class Batch:
                 self.targets.tolist(),
                 [1.0] * n if weight is None else weight.tolist(),
                 [True] * n if flag is None else flag.tolist(),
-                [NO_GROUP] * n if group is None else group.tolist(),
+                [NO_QUERY] * n if group is None else group.tolist(),
                 strict=True,
             )
         )
@@ -55,8 +55,8 @@ def remembered(queue: QueueState) -> list[tuple]:
     """The filled slots, oldest first."""
     capacity, count = len(queue.logits), int(queue.enqueued)
     slots = [k % capacity for k in range(max(count - capacity, 0), count)]
-    groups = queue.groups if queue.groups.numel() else torch.full((capacity,), NO_GROUP)
-    fields = (queue.logits, queue.targets, queue.sample_weight, queue.iid_mask, groups)
+    query_ids = queue.query_ids if queue.query_ids.numel() else torch.full((capacity,), NO_QUERY)
+    fields = (queue.logits, queue.targets, queue.sample_weight, queue.iid_mask, query_ids)
     return list(zip(*(f[slots].tolist() for f in fields), strict=True))
 
 
@@ -219,11 +219,15 @@ def test_init_raises(args, error, name):
         ({"sample_weight": 1.0}, TypeError, "sample_weight must be"),
         ({"iid_mask": torch.ones(2, dtype=torch.bool)}, ValueError, "iid_mask must match"),
         ({"iid_mask": torch.ones(3)}, TypeError, "iid_mask must be a bool tensor"),
-        ({"groups": torch.zeros(2, dtype=torch.int64)}, ValueError, "groups must match"),
-        ({"groups": torch.zeros(3)}, TypeError, "groups must be integer query ids"),
-        ({"groups": torch.zeros(3, dtype=torch.bool)}, TypeError, "groups must be integer"),
-        ({"groups": torch.zeros(3, dtype=torch.complex64)}, TypeError, "groups must be integer"),
-        ({"groups": [0, 0, 0]}, TypeError, "groups must be a tensor, got list"),
+        ({"query_ids": torch.zeros(2, dtype=torch.int64)}, ValueError, "query_ids must match"),
+        ({"query_ids": torch.zeros(3)}, TypeError, "query_ids must be integer query ids"),
+        ({"query_ids": torch.zeros(3, dtype=torch.bool)}, TypeError, "query_ids must be integer"),
+        (
+            {"query_ids": torch.zeros(3, dtype=torch.complex64)},
+            TypeError,
+            "query_ids must be integer",
+        ),
+        ({"query_ids": [0, 0, 0]}, TypeError, "query_ids must be a tensor, got list"),
         ({"where": torch.tensor([True, False])}, ValueError, "where must be"),
         ({"where": torch.tensor(1.0)}, TypeError, "where must be"),
         ({"where": False}, TypeError, "where must be"),

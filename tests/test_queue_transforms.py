@@ -22,8 +22,8 @@ def test_vmap_over_stacked_queues(n):
     batches = [Batch(n, 2, 100 * k) for k in range(3)]
     keep = torch.tensor([True, False, True])
 
-    def push(queue, x, y, weight, iid, groups, where):
-        extras = {"sample_weight": weight, "iid_mask": iid, "groups": groups}
+    def push(queue, x, y, weight, iid, query_ids, where):
+        extras = {"sample_weight": weight, "iid_mask": iid, "query_ids": query_ids}
         new = enqueue(queue, x, y, where=where, **extras)
         return new, queue_rows(new), reset_queue(new)
 
@@ -49,15 +49,21 @@ def test_compiles_once_over_steps(n):
     torch.compiler.reset()
     counter = CompileCounter()
 
-    def push(queue, logits, targets, groups, where):
-        queue = enqueue(queue, logits, targets, groups=groups, where=where)
+    def push(queue, logits, targets, query_ids, where):
+        queue = enqueue(queue, logits, targets, query_ids=query_ids, where=where)
         return queue, queue_rows(queue)[2]
 
     compiled = torch.compile(push, backend=counter, fullgraph=True)
     queue = with_room(init_queue(8, 2, ignore_index=IGNORE))
     for k in range(20):
         batch = Batch(n, 2, 10 * k)
-        args = queue, batch.logits, batch.targets, batch.extras["groups"], torch.tensor(k % 5 != 2)
+        args = (
+            queue,
+            batch.logits,
+            batch.targets,
+            batch.extras["query_ids"],
+            torch.tensor(k % 5 != 2),
+        )
         (queue, valid), (want, want_valid) = compiled(*args), push(*args)
         assert isinstance(queue, QueueState)
         assert same([*queue, valid], [*want, want_valid])
@@ -94,8 +100,8 @@ def test_the_gradient_is_cut():
 
 
 @pytest.mark.parametrize("labels", [False, True])
-@pytest.mark.parametrize("groups", [False, True])
-def test_the_form_without_branches_stores_the_same(labels, groups):
+@pytest.mark.parametrize("query_ids", [False, True])
+def test_the_form_without_branches_stores_the_same(labels, query_ids):
     """What compiled gathers use, whose number of rows nobody knows beforehand."""
     one = two = init_queue(4, 2, ignore_index=-7, multi_label=labels)
     for step, n in enumerate([3, 0, 1, 4, 2, 9, 3, 5, 1]):
@@ -104,7 +110,7 @@ def test_the_form_without_branches_stores_the_same(labels, groups):
         extras = {
             "sample_weight": torch.rand(n) if step % 2 else None,
             "iid_mask": torch.rand(n) < 0.5 if step % 3 else None,
-            "groups": torch.randint(0, 9, (n,)) if groups and step != 4 else None,
+            "query_ids": torch.randint(0, 9, (n,)) if query_ids and step != 4 else None,
             "where": torch.tensor(step != 3),
         }
         logits = torch.randn(n, 2)

@@ -26,8 +26,8 @@ _spec.loader.exec_module(reference)
 SECTIONS = ("Arguments", "Returns", "Raises", "Example")
 # What a function may lack, and why.
 LACKS = {
-    "smooth_ap_counts": {"Raises"},  # nothing is checked
-    "recall_counts": {"Raises"},
+    "smooth_ap_defined": {"Raises"},  # nothing is checked
+    "recall_defined": {"Raises"},
     "score_spread": {"Raises"},
     "queue_rows": {"Raises"},
     "reset_queue": {"Raises"},
@@ -37,9 +37,9 @@ LACKS = {
 }
 # Rows are kept, looked up or moved, and nothing is computed of which there is a formula.
 NO_FORMULA = {
-    "all_gather_no_grad", "all_gather_with_grad", "enqueue", "group_lists", "init_queue",
-    "init_schedule", "make_compute_loss", "partial_auc_counts", "queue_rows", "recall_counts",
-    "reset_queue", "smooth_ap_counts", "start_epoch", "start_step", "state_temp", "state_weight",
+    "all_gather_no_grad", "all_gather_with_grad", "enqueue", "query_lists", "init_queue",
+    "init_schedule", "make_compute_loss", "partial_auc_defined", "queue_rows", "recall_defined",
+    "reset_queue", "smooth_ap_defined", "start_epoch", "start_step", "state_temp", "state_weight",
     "world_size",
 }  # fmt: skip
 MODULES = reference.public_modules()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
-from proxy_losses import RetrievalLists, retrieval_lists, smooth_ap, smooth_ap_counts
+from proxy_losses import RetrievalLists, retrieval_lists, smooth_ap, smooth_ap_defined
 
 from . import reference
 from .metrics import TIGHT
@@ -39,7 +39,7 @@ def ap(lists: RetrievalLists, tau: float | Tensor = TAU) -> Tensor:
 
 def loss(embeddings: Tensor, labels: Tensor, tau: float | Tensor = TAU, **kwargs) -> Tensor:
     lists = retrieval_lists(embeddings, labels, **kwargs)
-    counts = smooth_ap_counts(lists.pos_mask, lists.valid_mask)
+    counts = smooth_ap_defined(lists.pos_mask, lists.valid_mask)
     return 1 - ap(lists, tau).sum() / counts.sum().clamp(min=1)
 
 
@@ -84,7 +84,7 @@ def test_limit_is_average_precision(sizes, shared):
     r, z = (x, y) if shared else batch(1, [7, 2, 9])
     refs = {} if shared else {"ref_embeddings": r, "ref_labels": z}
     lists = retrieval_lists(x, y, **refs)
-    counts = smooth_ap_counts(lists.pos_mask, lists.valid_mask)
+    counts = smooth_ap_defined(lists.pos_mask, lists.valid_mask)
     cosine = torch.nn.functional.cosine_similarity(x[:, None], r[None], dim=-1)
     value = ap(lists, 1e-12)  # gaps between scores are far above 40 tau
     assert counts.any()
@@ -155,7 +155,7 @@ def test_a_narrower_mask_removes_references():
 def test_queries_without_positives_do_not_count():
     x, y = batch(7, [5, 4, 1, 1])
     lists = retrieval_lists(x, y)
-    counts = smooth_ap_counts(lists.pos_mask, lists.valid_mask)
+    counts = smooth_ap_defined(lists.pos_mask, lists.valid_mask)
     assert counts.tolist() == (y < 2).tolist()
     value = ap(lists)
     assert (value[~counts] == 0).all()

@@ -104,7 +104,7 @@ def test_a_loss_in_units_of_the_spread_does_not_see_the_scale(make, queries):
     plain = [make(num_classes=3, queue_size=30) for _ in "ab"]
     for seed in range(4):
         (a, targets), (b, _) = batch(seed, 16, 3), batch(seed, 16, 3)
-        extras = {"groups": torch.arange(16) % 2} if queries else {}
+        extras = {"query_ids": torch.arange(16) % 2} if queries else {}
         first = units[0](a, targets, **extras)
         second = units[1](1024.0 * b, targets, **extras)
         (first + second).backward()

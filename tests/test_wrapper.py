@@ -148,8 +148,8 @@ def test_what_reaches_the_losses_in_each_phase():
     for warmup_loss, named in (
         (warm, {"sample_weight": w}),
         (declares, {"sample_weight": w}),
-        (declares, {"sample_weight": w, "groups": g}),
-        (warm, {"groups": g}),
+        (declares, {"sample_weight": w, "query_ids": g}),
+        (warm, {"query_ids": g}),
         (warm, {}),
     ):
         wrapper = P.LossWarmupWrapper(warmup_loss, main, warmup_steps=1, blend_steps=2)

@@ -48,7 +48,7 @@ class RankingLoss(PublishedNames, BatchLoss):
         update_queue_in_eval: bool,
         gather_distributed: bool | None,
         max_pool_size: int | None,
-        group_shape: tuple[int, int] | None,
+        query_shape: tuple[int, int] | None,
         distributed: str,
         temperature_unit: str = "score",
     ) -> None:
@@ -65,7 +65,7 @@ class RankingLoss(PublishedNames, BatchLoss):
         if distributed == "shard" and max_pool_size is not None:
             raise ValueError("max_pool_size needs distributed='gather', got 'shard'")
         _step.check_options(
-            Options(False, group_shape, temperature_unit), unit_name="temperature_unit"
+            Options(False, query_shape, temperature_unit), unit_name="temperature_unit"
         )
         self.num_classes = num_classes
         self.queue_size = queue_size
@@ -74,7 +74,7 @@ class RankingLoss(PublishedNames, BatchLoss):
         self.update_queue_in_eval = update_queue_in_eval
         self.gather_distributed = gather_distributed
         self.max_pool_size = max_pool_size
-        self.group_shape = group_shape
+        self.query_shape = query_shape
         self.distributed = distributed
         self.temperature_unit = temperature_unit
         self._tau: Tensor
@@ -116,7 +116,7 @@ class RankingLoss(PublishedNames, BatchLoss):
         return_diagnostics: bool = False,
         *,
         sample_weight: Tensor | None = None,
-        groups: Tensor | None = None,
+        query_ids: Tensor | None = None,
     ) -> LossOutput:
         """Loss of the batch against itself and the queue; in training, the batch is then stored.
 
@@ -131,7 +131,7 @@ class RankingLoss(PublishedNames, BatchLoss):
                 loss as it is.
             sample_weight: [N] floating >= 0, finite, or None for 1; weighs the mean over
                 positives.
-            groups: [N] integer query ids or None; each query is ranked by itself, see
+            query_ids: [N] integer query ids or None; each query is ranked by itself, see
                 `smooth_ap_loss`.
 
         Returns:
@@ -146,8 +146,8 @@ class RankingLoss(PublishedNames, BatchLoss):
         sample_weight = as_floating(sample_weight)
         targets = self._as_targets(targets)
         check_batch(logits, targets, self.num_classes)
-        local = Batch(logits, targets, sample_weight, iid_mask, groups)
-        check_row_extras(logits.shape[0], sample_weight, iid_mask, groups)
+        local = Batch(logits, targets, sample_weight, iid_mask, query_ids)
+        check_row_extras(logits.shape[0], sample_weight, iid_mask, query_ids)
         several = self._gathers()
         group = default_group() if several and self.distributed == "shard" else None
         batch = local if group is not None else Batch(*self._gather(*local))
@@ -157,7 +157,7 @@ class RankingLoss(PublishedNames, BatchLoss):
             self._check_values(batch)  # on all rows: every process raises, or none
         store = self.training or self.update_queue_in_eval
         self._want_diag = return_diagnostics
-        options = Options(return_diagnostics, self.group_shape, self.temperature_unit, group)
+        options = Options(return_diagnostics, self.query_shape, self.temperature_unit, group)
         losses, queue = _step.step(
             lambda pool: self._capped_classes(pool, options),
             batch,

@@ -33,7 +33,7 @@ class SmoothAPLoss(RankingLoss):
         temperature_unit: "score" for a temperature in units of the logits, as published; "spread"
             to multiply it by the detached spread of the pool (`score_spread`), class by class, so
             that it keeps its meaning as the logits grow.
-        group_shape: (queries, longest query), bounds that compiled code needs for `groups`.
+        query_shape: (queries, longest query), bounds that compiled code needs for `query_ids`.
         distributed: what several processes do when they gather: "gather" every row to all, or
             "shard", where each keeps its rows and a queue of its own, only sums travel, and the
             loss is the same exact one of the whole pool (see the README).
@@ -65,12 +65,12 @@ class SmoothAPLoss(RankingLoss):
         max_pool_size: int | None = None,
         *,
         temperature_unit: str = "score",
-        group_shape: tuple[int, int] | None = None,
+        query_shape: tuple[int, int] | None = None,
         distributed: str = "gather",
     ) -> None:
         super().__init__(
             num_classes, queue_size, temperature, reduction, ignore_index,
-            update_queue_in_eval, gather_distributed, max_pool_size, group_shape,
+            update_queue_in_eval, gather_distributed, max_pool_size, query_shape,
             distributed, temperature_unit,
         )  # fmt: skip
 
@@ -99,7 +99,7 @@ class RecallAtQuantileLoss(RankingLoss):
         quantile_interpolation: as `interpolation` of `torch.quantile`.
         max_pool_size: as in `SmoothAPLoss`.
         temperature_unit: as in `SmoothAPLoss`.
-        group_shape: as in `SmoothAPLoss`.
+        query_shape: as in `SmoothAPLoss`.
         distributed: as in `SmoothAPLoss`.
 
     Diagnostics as in `SmoothAPLoss`, with `recall_saturation`.
@@ -129,14 +129,14 @@ class RecallAtQuantileLoss(RankingLoss):
         max_pool_size: int | None = None,
         *,
         temperature_unit: str = "score",
-        group_shape: tuple[int, int] | None = None,
+        query_shape: tuple[int, int] | None = None,
         distributed: str = "gather",
     ) -> None:
         check_choice("quantile_interpolation", quantile_interpolation, INTERPOLATIONS)
         check_quantile(quantile, quantile_interpolation)
         super().__init__(
             num_classes, queue_size, temperature, reduction, ignore_index,
-            update_queue_in_eval, gather_distributed, max_pool_size, group_shape,
+            update_queue_in_eval, gather_distributed, max_pool_size, query_shape,
             distributed, temperature_unit,
         )  # fmt: skip
         self.quantile = quantile
@@ -180,7 +180,7 @@ class PAUCAtBudgetLoss(RankingLoss):
         gather_distributed: as in `SmoothAPLoss`.
         quantile_interpolation: as `interpolation` of `torch.quantile`.
         max_pool_size: as in `SmoothAPLoss`.
-        group_shape: as in `SmoothAPLoss`.
+        query_shape: as in `SmoothAPLoss`.
         distributed: as in `SmoothAPLoss`.
 
     Diagnostics (return_diagnostics), [C] each: t_alpha and t_beta, the ends of the band; tau_eff,
@@ -221,7 +221,7 @@ class PAUCAtBudgetLoss(RankingLoss):
         quantile_interpolation: str = "higher",
         max_pool_size: int | None = None,
         *,
-        group_shape: tuple[int, int] | None = None,
+        query_shape: tuple[int, int] | None = None,
         distributed: str = "gather",
     ) -> None:
         check_choice("quantile_interpolation", quantile_interpolation, INTERPOLATIONS)
@@ -232,7 +232,7 @@ class PAUCAtBudgetLoss(RankingLoss):
         check_band_options(self._band)
         super().__init__(
             num_classes, queue_size, temperature, reduction, ignore_index,
-            update_queue_in_eval, gather_distributed, max_pool_size, group_shape,
+            update_queue_in_eval, gather_distributed, max_pool_size, query_shape,
             distributed,
         )  # fmt: skip
         self.alpha = float(alpha)

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from .. import _queue as q
-from .._recall import recall_at_quantile, recall_counts
+from .._recall import recall_at_quantile, recall_defined
 from .._schedule import in_warmup
-from .._smooth_ap import smooth_ap, smooth_ap_counts
+from .._smooth_ap import smooth_ap, smooth_ap_defined
 
 if TYPE_CHECKING:
     from .._schedule import Clock, Schedule, ScheduleState
@@ -56,7 +56,7 @@ class PublishedNames:
 
     @staticmethod
     def _compute_smooth_ap(scores: Tensor, is_pos: Tensor, tau: float) -> tuple[Tensor, bool]:
-        return smooth_ap(scores, is_pos, tau), bool(smooth_ap_counts(is_pos))
+        return smooth_ap(scores, is_pos, tau), bool(smooth_ap_defined(is_pos))
 
     def _soft_recall_at_quantile(self, scores: Tensor, is_pos: Tensor) -> tuple[Tensor, bool]:
         recall = recall_at_quantile(
@@ -64,7 +64,7 @@ class PublishedNames:
             quantile=self.quantile,  # type: ignore[attr-defined]
             interpolation=self.quantile_interpolation,  # type: ignore[attr-defined]
         )  # fmt: skip
-        return recall, bool(recall_counts(is_pos))
+        return recall, bool(recall_defined(is_pos))
 
 
 class PublishedSchedule:

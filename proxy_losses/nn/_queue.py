@@ -21,7 +21,7 @@ _BUFFERS = {
     "iid_mask": "_q_iid",
     "enqueued": "_q_enqueued",
     "ignore_index": "_q_ignore_index",
-    "groups": "_q_groups",
+    "query_ids": "_q_query_ids",
 }
 
 
@@ -42,7 +42,7 @@ class MemoryQueue(nn.Module):
     """Remembers a `QueueState` between calls and in checkpoints."""
 
     _q_targets: Tensor
-    _q_groups: Tensor
+    _q_query_ids: Tensor
 
     def __init__(self, capacity: int, num_classes: int, ignore_index: int) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class MemoryQueue(nn.Module):
             new, old = getattr(state, field), getattr(self, buffer)
             if new.shape == old.shape:
                 old.copy_(new)  # in place: compiled steps and CUDA graphs keep the address
-            else:  # the first multi-label batch, or the first with groups
+            else:  # the first multi-label batch, or the first with query_ids
                 setattr(self, buffer, new.clone())
 
     def check_owner(self, group: str) -> None:
@@ -116,9 +116,12 @@ class MemoryQueue(nn.Module):
             state_dict[prefix + "_q_enqueued"] = ptr.reshape(()) + state.logits.shape[0]
             state_dict.setdefault(prefix + "_q_weight", torch.ones_like(state.sample_weight))
             state_dict.setdefault(prefix + "_q_iid", torch.ones_like(state.iid_mask))
-        groups = state_dict.setdefault(prefix + "_q_groups", q.reset_queue(state).groups)
-        if groups.numel() != state.groups.numel() and 0 in (groups.numel(), state.groups.numel()):
-            self._q_groups = torch.zeros_like(groups, device=state.groups.device)
+        query_ids = state_dict.setdefault(prefix + "_q_query_ids", q.reset_queue(state).query_ids)
+        if query_ids.numel() != state.query_ids.numel() and 0 in (
+            query_ids.numel(),
+            state.query_ids.numel(),
+        ):
+            self._q_query_ids = torch.zeros_like(query_ids, device=state.query_ids.device)
         targets = state_dict.get(prefix + "_q_targets")
         if targets is not None and is_labels(targets) != is_labels(state.targets):
             self._q_targets = q.init_queue(

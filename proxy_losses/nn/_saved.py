@@ -35,7 +35,7 @@ def queue_problems(queue: QueueState, saved: Mapping[str, Any], prefix: str) -> 
         "_q_iid": [(capacity,)],
         "_q_enqueued": [()],
         "_q_ptr": [(1,), ()],
-        "_q_groups": [(0,), (capacity,)],
+        "_q_query_ids": [(0,), (capacity,)],
     }
     found = {name: saved[prefix + name] for name in shapes if prefix + name in saved}
     if not found:

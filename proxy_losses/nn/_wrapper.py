@@ -213,7 +213,7 @@ class LossWarmupWrapper(PublishedSchedule, SavedSchedule):
         *,
         sample_weight: Tensor | None = None,
         iid_mask: Tensor | None = None,
-        groups: Tensor | None = None,
+        query_ids: Tensor | None = None,
         **kwargs: Any,
     ) -> Any:
         """Loss of the current phase.
@@ -223,7 +223,7 @@ class LossWarmupWrapper(PublishedSchedule, SavedSchedule):
             targets: what the two losses take.
             sample_weight: goes to main_loss, and to warmup_loss if it declares the argument.
             iid_mask: goes to main_loss, in the blend too.
-            groups: goes to main_loss, in the blend too.
+            query_ids: goes to main_loss, in the blend too.
             **kwargs: go to main_loss, and only when it is the whole loss (main_weight 1).
 
         Returns:
@@ -235,7 +235,7 @@ class LossWarmupWrapper(PublishedSchedule, SavedSchedule):
         elif self.training and weight > 0:  # a sanity check before training is no mistake
             self._warn_undriven()
         weights = {} if sample_weight is None else {"sample_weight": sample_weight}
-        rows = {"iid_mask": iid_mask, "groups": groups}
+        rows = {"iid_mask": iid_mask, "query_ids": query_ids}
         extras = {**weights, **{name: x for name, x in rows.items() if x is not None}}
         if weight >= 1.0:
             return self.main_loss(logits, targets, **extras, **kwargs)

@@ -57,7 +57,7 @@ def test_is_the_mean_over_queries(name, kind, shape):
     loss_fn, _, kwargs = LOSSES[name]
     for seed in range(4):
         logits, targets, weight, ids = queries(seed, kind=kind)
-        kwargs = {**kwargs, "sample_weight": weight, "groups": ids, "group_shape": shape}
+        kwargs = {**kwargs, "sample_weight": weight, "query_ids": ids, "query_shape": shape}
         x, y = (logits.clone().requires_grad_() for _ in "ab")
         want = by_query(name, x, targets, weight, ids)
         assert want.isfinite().all()
@@ -79,7 +79,7 @@ def test_is_the_mean_over_queries(name, kind, shape):
 def test_stored_rows_join_their_query(name, shape):
     """Batches with ids, one without, and reading without ids, over a queue that wraps."""
     loss_fn, _, kwargs = LOSSES[name]
-    kwargs = {**kwargs, "reduction": "none", "group_shape": shape}
+    kwargs = {**kwargs, "reduction": "none", "query_shape": shape}
     queue, stored = P.init_queue(60, 3, dtype=torch.float64), []
     for seed in range(6):
         logits, targets, weight, ids = queries(seed, 25)
@@ -96,14 +96,14 @@ def test_stored_rows_join_their_query(name, shape):
             known = pool[3] != 2**40
             want = by_query(name, *(x[known] for x in pool))
             loss, queue = loss_fn(
-                logits, targets, queue, TAU, sample_weight=weight, groups=ids, **kwargs
+                logits, targets, queue, TAU, sample_weight=weight, query_ids=ids, **kwargs
             )
             torch.testing.assert_close(loss, want, **TIGHT)
         # The last 60 rows, newest batch first.
         stored = [live, *stored]
         keep = [min(25, 60 - 25 * k) for k in range(3)]
         stored = [tuple(x[-n:] for x in s) for s, n in zip(stored, keep, strict=False)]
-    assert sorted(queue.groups.tolist()) == sorted(torch.cat([s[3] for s in stored]).tolist())
+    assert sorted(queue.query_ids.tolist()) == sorted(torch.cat([s[3] for s in stored]).tolist())
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
@@ -113,10 +113,10 @@ def test_stored_rows_without_an_id_are_in_no_query(dtype):
     ids = torch.zeros(3, dtype=dtype)
     alone, _ = P.smooth_ap_loss(logits, targets, None, TAU)
     bare = P.init_queue(8, 1)
-    with_room = P.enqueue(bare, logits[:0], targets[:0], groups=ids[:0])
+    with_room = P.enqueue(bare, logits[:0], targets[:0], query_ids=ids[:0])
     for queue in (bare, with_room):
         queue = P.enqueue(queue, torch.full((4, 1), 5.0), torch.zeros(4, dtype=torch.int64))
-        assert P.smooth_ap_loss(logits, targets, queue, TAU, groups=ids)[0] == alone
+        assert P.smooth_ap_loss(logits, targets, queue, TAU, query_ids=ids)[0] == alone
         assert P.smooth_ap_loss(logits, targets, queue, TAU)[0] != alone
 
 
@@ -128,9 +128,9 @@ def test_the_order_of_the_rows_does_not_matter(name):
     a, b = logits.clone().requires_grad_(), logits[order].clone().requires_grad_()
     # Nor do the ids themselves.
     renamed = -7 * ids[order] + 2**50
-    first, _ = loss_fn(a, targets, None, TAU, groups=ids, sample_weight=weight, **kwargs)
+    first, _ = loss_fn(a, targets, None, TAU, query_ids=ids, sample_weight=weight, **kwargs)
     second, _ = loss_fn(
-        b, targets[order], None, TAU, groups=renamed, sample_weight=weight[order], **kwargs
+        b, targets[order], None, TAU, query_ids=renamed, sample_weight=weight[order], **kwargs
     )
     torch.testing.assert_close(first, second, **TIGHT)
     first.backward()
@@ -144,13 +144,13 @@ def test_the_order_of_the_rows_does_not_matter(name):
 def test_padding_alone_is_zero_and_stores_nothing(name, shape, reduction):
     loss_fn, _, kwargs = LOSSES[name]
     queue = P.enqueue(
-        P.init_queue(8, 3), torch.zeros(0, 3), torch.arange(0), groups=torch.arange(0)
+        P.init_queue(8, 3), torch.zeros(0, 3), torch.arange(0), query_ids=torch.arange(0)
     )
     for n in (0, 6):
         logits = torch.full((n, 3), torch.nan, requires_grad=True)
         loss, new = loss_fn(
             logits, torch.full((n,), PAD), queue, TAU, reduction=reduction,
-            groups=torch.zeros(n, dtype=torch.int64), group_shape=shape, **kwargs,
+            query_ids=torch.zeros(n, dtype=torch.int64), query_shape=shape, **kwargs,
         )  # fmt: skip
         assert (loss == 0).all()
         loss.sum().backward()
@@ -167,7 +167,7 @@ def test_too_small_a_shape_is_not_a_number(name, shape, reduction):
     sizes = ids[targets != PAD].unique(return_counts=True)[1]
     assert len(sizes) > 3
     assert sizes.max() > 12
-    kwargs = {**kwargs, "reduction": reduction, "groups": ids, "group_shape": shape}
+    kwargs = {**kwargs, "reduction": reduction, "query_ids": ids, "query_shape": shape}
     assert loss_fn(logits, targets, None, TAU, **kwargs)[0].isnan().all()
 
 
@@ -176,18 +176,18 @@ def test_compiles_once_over_steps(name):
     loss_fn, _, kwargs = LOSSES[name]
 
     def step(logits, targets, ids, queue):
-        return loss_fn(logits, targets, queue, TAU, groups=ids, group_shape=(6, 70), **kwargs)
+        return loss_fn(logits, targets, queue, TAU, query_ids=ids, query_shape=(6, 70), **kwargs)
 
     compiled, compiles = compile_fresh(grad_and_value(step, has_aux=True), "aot_eager")
     queue = P.init_queue(50, 3, dtype=torch.float64)
     for seed in range(5):
         logits, targets, _, ids = queries(seed, 25)
         if not seed:  # room for ids; a queue without compiles once more
-            queue = P.enqueue(queue, logits, targets, groups=ids)
+            queue = P.enqueue(queue, logits, targets, query_ids=ids)
         want = grad_and_value(step, has_aux=True)(logits, targets, ids, queue)
         got = compiled(logits, targets, ids, queue)
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-13)
-        without_shape, _ = loss_fn(logits, targets, queue, TAU, groups=ids, **kwargs)
+        without_shape, _ = loss_fn(logits, targets, queue, TAU, query_ids=ids, **kwargs)
         torch.testing.assert_close(got[1][0], without_shape, rtol=1e-10, atol=1e-13)
         queue = got[1][1]
     assert compiles() == 1
@@ -199,7 +199,7 @@ def test_vmap(name):
     logits, targets, _, ids = (torch.stack(x) for x in zip(queries(0), queries(1), strict=True))
 
     def one(x, y, q):
-        return loss_fn(x, y, None, TAU, groups=q, group_shape=SHAPE, **kwargs)[0]
+        return loss_fn(x, y, None, TAU, query_ids=q, query_shape=SHAPE, **kwargs)[0]
 
     looped = [grad_and_value(one)(*args) for args in zip(logits, targets, ids, strict=True)]
     grads, losses = (torch.stack(x) for x in zip(*looped, strict=True))
@@ -210,27 +210,35 @@ def test_vmap(name):
 def test_compiled_code_without_a_shape_says_what_it_needs():
     logits, targets, _, ids = queries(0)
     compiled, _ = compile_fresh(P.smooth_ap_loss, "eager")
-    with pytest.raises(Unsupported, match=r"groups inside torch.compile need group_shape=\("):
-        compiled(logits, targets, None, TAU, groups=ids)
+    with pytest.raises(Unsupported, match=r"query_ids inside torch.compile need query_shape=\("):
+        compiled(logits, targets, None, TAU, query_ids=ids)
 
 
 @every_loss
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [
-        ({"groups": torch.zeros(5, dtype=torch.int64)}, ValueError, "groups must match logits"),
-        ({"groups": torch.zeros(6, 1, dtype=torch.int64)}, ValueError, "groups must match logits"),
-        ({"groups": torch.zeros(6)}, TypeError, "groups must be integer query ids"),
-        ({"groups": torch.zeros(6).bool()}, TypeError, "groups must be integer query ids"),
-        ({"groups": "abcdef"}, TypeError, "groups must be a tensor, got str"),
-        ({"group_shape": (2,)}, ValueError, "group_shape must be None or"),
-        ({"group_shape": 12}, ValueError, "group_shape must be None or"),
-        ({"group_shape": (0, 6)}, ValueError, "group_shape, queries, must be >= 1"),
-        ({"group_shape": (6, 0)}, ValueError, "group_shape, longest query, must be >= 1"),
-        ({"group_shape": (6, 2.0)}, TypeError, "group_shape, longest query, must be an integer"),
+        (
+            {"query_ids": torch.zeros(5, dtype=torch.int64)},
+            ValueError,
+            "query_ids must match logits",
+        ),
+        (
+            {"query_ids": torch.zeros(6, 1, dtype=torch.int64)},
+            ValueError,
+            "query_ids must match logits",
+        ),
+        ({"query_ids": torch.zeros(6)}, TypeError, "query_ids must be integer query ids"),
+        ({"query_ids": torch.zeros(6).bool()}, TypeError, "query_ids must be integer query ids"),
+        ({"query_ids": "abcdef"}, TypeError, "query_ids must be a tensor, got str"),
+        ({"query_shape": (2,)}, ValueError, "query_shape must be None or"),
+        ({"query_shape": 12}, ValueError, "query_shape must be None or"),
+        ({"query_shape": (0, 6)}, ValueError, "query_shape, queries, must be >= 1"),
+        ({"query_shape": (6, 0)}, ValueError, "query_shape, longest query, must be >= 1"),
+        ({"query_shape": (6, 2.0)}, TypeError, "query_shape, longest query, must be an integer"),
     ],
 )
 def test_bad_arguments(name, change, error, says):
-    args = {"groups": torch.arange(6), "group_shape": (6, 6)} | change
+    args = {"query_ids": torch.arange(6), "query_shape": (6, 6)} | change
     with pytest.raises(error, match=says):
         LOSSES[name][0](torch.randn(6, 3), torch.arange(6) % 3, P.init_queue(4, 3), 0.1, **args)

@@ -11,27 +11,27 @@ import proxy_losses as P
 from proxy_losses import _pool
 
 from .makers import FUNCTIONS, PAD, every_loss, pauc, warned
-from .test_groups_loss import SHAPE, queries
+from .test_query_loss import SHAPE, queries
 
 every_shape = pytest.mark.parametrize("shape", [None, SHAPE])
 
 
 def given(seed: int, n: int = 25):
     logits, targets, weight, ids = queries(seed, n)
-    return (logits.float(), targets), {"sample_weight": weight, "groups": ids}
+    return (logits.float(), targets), {"sample_weight": weight, "query_ids": ids}
 
 
 @every_loss
 @every_shape
 def test_is_the_functional_form_with_a_memory(make, shape):
-    module = make(num_classes=3, queue_size=60, group_shape=shape)
+    module = make(num_classes=3, queue_size=60, query_shape=shape)
     queue = P.init_queue(60, 3)
     for seed in range(6):
         rows, extras = given(seed)
         if seed == 2:
-            del extras["groups"]
+            del extras["query_ids"]
         loss = module(*rows, **extras)
-        want, queue = FUNCTIONS[make](*rows, queue, 0.25, group_shape=shape, **extras)
+        want, queue = FUNCTIONS[make](*rows, queue, 0.25, query_shape=shape, **extras)
         assert torch.equal(loss, want)
         assert all(map(torch.equal, module._queue.state, queue))
 
@@ -48,12 +48,12 @@ def test_checkpoints_carry_ids(make):
     rows, extras = given(3)
     assert torch.equal(fresh(*rows, **extras), module(*rows, **extras))
     assert all(map(torch.equal, fresh._queue.state, module._queue.state))
-    assert fresh._queue.state.groups.unique().numel() > 3
+    assert fresh._queue.state.query_ids.unique().numel() > 3
     # And the other way round, from before there were ids.
     module.load_state_dict(copy.deepcopy(unused))
     assert all(map(torch.equal, module._queue.state, bare._queue.state))
     # A checkpoint of an earlier release has no such field.
-    del saved["_queue._q_groups"]
+    del saved["_queue._q_query_ids"]
     fresh.load_state_dict(saved)
     alone = make(num_classes=3, queue_size=60)
     assert torch.equal(fresh(*rows, **extras), alone(*rows, **extras))
@@ -78,17 +78,17 @@ def test_reset_and_rows_stored_by_hand(make):
 @every_loss
 def test_a_bad_batch_raises_and_is_not_stored(make):
     module, logits, targets = make(num_classes=2), torch.zeros(4, 2), torch.tensor([0, 1, 0, 1])
-    for groups, error in (
+    for query_ids, error in (
         (torch.zeros(3, dtype=torch.int64), ValueError),
         (torch.zeros(4), TypeError),
         ([0, 0, 1, 1], TypeError),
     ):
-        with pytest.raises(error, match="groups must"):
-            module(logits, targets, groups=groups)
+        with pytest.raises(error, match="query_ids must"):
+            module(logits, targets, query_ids=query_ids)
     assert module._queue.state.enqueued == 0
     for shape in (3, (1, 2, 3), (0, 1), (1, "2")):
-        with pytest.raises((ValueError, TypeError), match="group_shape"):
-            make(group_shape=shape)
+        with pytest.raises((ValueError, TypeError), match="query_shape"):
+            make(query_shape=shape)
 
 
 @pytest.mark.filterwarnings("ignore:.*dispersion")  # a query with one negative of a class
@@ -97,8 +97,8 @@ def test_a_bad_batch_raises_and_is_not_stored(make):
 def test_diagnostics_are_means_and_sums_over_queries(make, shape):
     logits, targets, _, ids = queries(1)
     valid = targets != PAD
-    module = make(num_classes=3, queue_size=0, group_shape=shape, reduction="none")
-    _, per_class, _, stats = module(logits, targets, None, True, True, groups=ids)
+    module = make(num_classes=3, queue_size=0, query_shape=shape, reduction="none")
+    _, per_class, _, stats = module(logits, targets, None, True, True, query_ids=ids)
     each = []
     for q in ids[valid].unique():
         rows = valid & (ids == q)
@@ -116,11 +116,11 @@ def test_a_class_left_out_of_some_queries_is_no_news():
     logits = torch.tensor([3.0, 0.0, 1.0, 2.0, 1.0, 0.0])[:, None]
     targets, ids = torch.tensor([1, 0, 0, 0, 1, 0]), torch.tensor([0, 0, 0, 0, 1, 1])
     module, out = pauc(queue_size=0), []
-    assert warned(lambda: out.append(module(logits, targets, True, groups=ids))) == []
+    assert warned(lambda: out.append(module(logits, targets, True, query_ids=ids))) == []
     assert out[0][2].tolist() == [True]
     # Query 1 has one negative: no spread, and no other query to tell of the class.
     alone = logits[4:], targets[4:]
-    (text,) = warned(lambda: out.append(module(*alone, True, groups=ids[4:])))
+    (text,) = warned(lambda: out.append(module(*alone, True, query_ids=ids[4:])))
     assert "dispersion" in text
     assert out[1][2].tolist() == [False]
 
@@ -131,13 +131,18 @@ def test_a_capped_pool_keeps_its_ids(make):
     rows, extras = given(0, 60)
     module = make(num_classes=3, queue_size=0, max_pool_size=30)
     pool = _pool.make_pool(
-        _pool.Batch(*rows, extras["sample_weight"], None, extras["groups"]), None
+        _pool.Batch(*rows, extras["sample_weight"], None, extras["query_ids"]), None
     )
     drawn = _pool.subsample_pool(pool, 30, seed=0)
     assert drawn.valid_mask.sum() == 30
     ids = torch.where(drawn.pos_mask.any(0), drawn.pos_mask.int().argmax(0), PAD)
     want, _ = FUNCTIONS[make](
-        drawn.scores.T, ids, None, 0.25, sample_weight=drawn.sample_weight, groups=drawn.groups
+        drawn.scores.T,
+        ids,
+        None,
+        0.25,
+        sample_weight=drawn.sample_weight,
+        query_ids=drawn.query_ids,
     )
     loss = module(*rows, **extras)
     torch.testing.assert_close(loss, want)
