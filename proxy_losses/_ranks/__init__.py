@@ -27,6 +27,25 @@ __all__ = [
 METHODS = ("auto", "dense", "grid")
 
 
+class Lists(NamedTuple):
+    """Lists to rank, on the last axis; masks and weights broadcast to the scores."""
+
+    scores: Tensor  # [..., M] floating; where not valid, anything
+    pos: Tensor  # [..., M] bool
+    valid: Tensor | None = None  # [..., M] bool, rows that count; None for all
+    weight: Tensor | None = None  # [..., M] floating >= 0, read at valid positives; None for 1
+    iid: Tensor | None = None  # [..., M] bool, rows that may set a band; None for all
+    live: Tensor | None = None  # [..., M] bool, rows of the present batch; None for all
+
+
+class How(NamedTuple):
+    """How sums over pairs are to be computed."""
+
+    rtol: float | None = None  # accuracy, None for that of the dtype
+    method: str = "auto"
+    group: ProcessGroup | None = None  # processes that hold the lists together
+
+
 def default_rtol(dtype: torch.dtype) -> float:
     """Accuracy that fits the precision of the scores as given, before any lifting."""
     return {torch.float64: 1e-12, torch.float32: 1e-6}.get(dtype, 1e-4)
@@ -257,6 +276,19 @@ def mean_precision(
     if len(lists) == 1:
         return mean, counts
     return mean.reshape(lists), counts.reshape(lists)
+
+
+def rank_mean(
+    lists: Lists, tau: float | Tensor, phi: str = "precision", how: How | None = None
+) -> tuple[Tensor, Tensor]:
+    """Weighted mean over positives of phi(R, R+), and which lists count."""
+    how = how or How()
+    pos = lists.pos if lists.valid is None else lists.pos & lists.valid
+    weight = None if lists.weight is None else lists.weight.to(lists.scores.dtype)
+    return mean_precision(
+        lists.scores, pos, weight, tau, valid_mask=lists.valid, rtol=how.rtol, method=how.method,
+        group=how.group,
+    )  # fmt: skip
 
 
 def _flat_tau(tau: float | Tensor, scores: Tensor, lists: torch.Size, name: str) -> Tensor:
