@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import _numerics as num
 from ._checks import check_lists, check_rtol
-from ._ranks import default_rtol, mean_precision, rank_slopes
+from ._ranks import PRECISION, How, Lists, default_rtol, rank_mean, rank_slopes
 from .distributed import group_name
 
 if TYPE_CHECKING:
@@ -127,9 +127,8 @@ def _lifted(
     rtol: float,
     group: ProcessGroup | None,
 ) -> tuple[Tensor, Tensor]:
-    pos = pos_mask if valid_mask is None else pos_mask & valid_mask
-    weight = None if sample_weight is None else sample_weight.to(scores.dtype)
-    return mean_precision(scores, pos, weight, tau, valid_mask=valid_mask, rtol=rtol, group=group)
+    lists = Lists(scores, pos_mask, valid_mask, sample_weight)
+    return rank_mean(lists, tau, PRECISION, How(rtol, group=group))
 
 
 def smooth_ap_saturation(

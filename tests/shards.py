@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import proxy_losses as P
 from proxy_losses import _ranks, _select
-from proxy_losses._ranks import shard, shard_plan
+from proxy_losses._ranks import plan, shard
 from proxy_losses.distributed import all_reduce_with_grad, group_name
 
 RTOL = 1e-12
@@ -71,9 +71,9 @@ def ranks(pool: Pool, method: str, group: Any) -> Tensor:
 
 
 def precision(pool: Pool, method: str, group: Any) -> Tensor:
-    return _ranks.mean_precision(pool.scores, pool.pos, pool.weight, pool.tau,
-                                 valid_mask=pool.valid, rtol=RTOL, method=method,
-                                 group=group)[0]  # fmt: skip
+    lists = _ranks.Lists(pool.scores, pool.pos, pool.valid, pool.weight)
+    how = _ranks.How(RTOL, method, group)
+    return _ranks.rank_mean(lists, pool.tau, _ranks.PRECISION, how)[0]
 
 
 def smooth_ap(pool: Pool, method: str, group: Any) -> Tensor:
@@ -217,7 +217,7 @@ def wire(rank: int, world: int, group: Any) -> dict:
             pool, cells, share = asked[-1]
             # Asked once, or again with the cells counted, or a third time with them exchanged.
             exchanged = [None, 0, cells][len(asked) - 1]
-            foreseen = shard_plan.payload(pool, share, most_cells=exchanged)
+            foreseen = plan.payload(pool, share, most_cells=exchanged)
             found = counted.reduced, counted.gathered, counted.messages
             out[call.__name__, rows, kind] = found, tuple(foreseen), share.how
     shard.share = plain

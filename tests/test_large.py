@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import proxy_losses as P
-from proxy_losses._ranks import mean_precision
+from proxy_losses._ranks import PRECISION, How, Lists, rank_mean
 
 pytestmark = pytest.mark.slow
 
@@ -37,11 +37,11 @@ def test_grid_keeps_its_promise_on_a_large_pool(tau, heavy):
     pos[torch.randperm(rows, generator=g)[:positives]] = True
     weight = pos.double()
     exact = scores.double().requires_grad_()
-    value, _ = mean_precision(exact, pos, weight, tau, method="dense")
+    value, _ = rank_mean(Lists(exact, pos, None, weight), tau, PRECISION, How(None, "dense"))
     value.backward()
     ranks = P.soft_ranks(exact.detach(), pos, tau, method="dense").all[pos]
     ours = scores.clone().requires_grad_()
-    fast, _ = mean_precision(ours, pos, weight.float(), tau, rtol=rtol, method="grid")
+    fast, _ = rank_mean(Lists(ours, pos, None, weight), tau, PRECISION, How(rtol, "grid"))
     fast.backward()
     # The value is returned in float32, which rounds it once more.
     assert fast.item() == pytest.approx(value.item(), rel=rtol + 6e-8)

@@ -8,9 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from proxy_losses._ranks import bin_ap, dense, mean_precision
-from proxy_losses._ranks.average import by_sums
-from proxy_losses._ranks.grid import ranges_of
+from proxy_losses._ranks import PRECISION, How, Lists, rank_mean
 
 from .test_grid import SHAPES, draw
 
@@ -51,7 +49,8 @@ def measured(
     method: str = "grid",
 ) -> tuple[Tensor, Tensor]:
     x = scores.clone().requires_grad_()
-    value, _ = mean_precision(x, pos, weight, tau, valid_mask=valid, rtol=rtol, method=method)
+    lists = Lists(x, pos, valid, weight)
+    value, _ = rank_mean(lists, tau, PRECISION, How(rtol, method))
     (gradient,) = torch.autograd.grad(value.sum(), x)
     return value.detach().double(), gradient.double()
 
@@ -107,32 +106,9 @@ def test_grid_is_within_its_tolerance(shape: str, seed: int) -> None:
         if rows < 100:
             close = measured(scores, pos, valid, weight, taus, rtol, "dense")
             value, gradient = errors(close, wanted, taus)
-            assert value <= (1e-5 if dtype == torch.float32 else 1e-11)
-            assert gradient <= (3e-5 if dtype == torch.float32 else 1e-11)
-
-
-@pytest.mark.parametrize("rtol", [1e-4, 1e-6, 1e-8, 1e-12])
-@pytest.mark.parametrize("weighted", [False, True])
-def test_bins_and_sums_agree(rtol: float, weighted: bool) -> None:
-    g = torch.Generator().manual_seed(4)
-    scores = torch.randn(3, 2000, generator=g, dtype=torch.float64)
-    pos = torch.rand(3, 2000, generator=g) < torch.tensor([[0.01], [0.3], [0.0]])
-    weight = torch.rand(3, 2000, generator=g, dtype=torch.float64) * pos if weighted else None
-    tau = torch.tensor([0.05, 0.2, 1.0], dtype=torch.float64)
-    args = scores, pos, None, weight, tau
-    ranges = ranges_of(scores, tau)
-    here = bin_ap.average_precision(*args, ranges, int(pos.sum()), rtol=rtol, grad=True)
-    assert here is not None
-    assert here[1] is not None
-    there = by_sums(*args, rtol=rtol, grad=True)
-    exact = dense.average_precision(
-        scores, pos.nonzero(as_tuple=True), None, weight, tau, grad=True
-    )
-    for mean, gradient in (there, exact):
-        assert gradient is not None
-        torch.testing.assert_close(here[0], mean, rtol=2 * rtol, atol=0)
-        scale = gradient.norm(dim=1)
-        assert ((here[1] - gradient).norm(dim=1) <= 6 * rtol * scale).all()
+            limit = 1e-6 if dtype == torch.float32 else 1e-12
+            assert value <= limit
+            assert gradient <= 3 * limit
 
 
 @pytest.mark.parametrize("method", ["dense", "grid"])
@@ -172,7 +148,7 @@ def test_gradient_of_the_weights(method: str) -> None:
     tau = torch.tensor([0.1, 1.0], dtype=torch.float64)
 
     def value(w: Tensor) -> Tensor:
-        return mean_precision(scores, pos, w * pos, tau, rtol=1e-12, method=method)[0]
+        return rank_mean(Lists(scores, pos, None, w), tau, PRECISION, How(1e-12, method))[0]
 
     assert torch.autograd.gradcheck(value, (weight,))
 
@@ -180,7 +156,7 @@ def test_gradient_of_the_weights(method: str) -> None:
 def test_empty() -> None:
     for shape in ((0, 5), (3, 0)):
         none = torch.zeros(shape, dtype=torch.bool)
-        value, counts = mean_precision(torch.zeros(shape), none, None, 0.1)
-        assert value.shape == counts.shape == shape[:1]
+        value, defined = rank_mean(Lists(torch.zeros(shape), none), 0.1, PRECISION)
+        assert value.shape == defined.shape == shape[:1]
         assert not value.any()
-        assert not counts.any()
+        assert not defined.any()

@@ -150,10 +150,11 @@ def test_opcheck():
     tau = torch.full((2,), 0.3, dtype=torch.float64)
     how = (1e-12, "auto")
     ops = torch.ops.proxy_losses
-    torch.library.opcheck(ops.pair_sums, (scores, weights, at[:, None], tau, True, True, *how))
+    torch.library.opcheck(ops.pair_sums, (scores, weights, at[:, None], tau, "value,slope", *how))
     weight = at.to(scores.dtype)
     for valid in (None, torch.ones_like(at)):
-        torch.library.opcheck(ops.mean_precision, (scores, at, valid, weight, tau, True, *how))
+        args = (scores, at, valid, weight, tau, True, "precision", *how)
+        torch.library.opcheck(ops.rank_mean, args)
 
 
 def test_same_bits_twice():

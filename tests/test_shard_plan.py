@@ -9,15 +9,15 @@ import torch.distributed as dist
 
 import proxy_losses as P
 from proxy_losses import _select
-from proxy_losses._ranks import shard_plan
-from proxy_losses._ranks.shard_plan import payload, precision_pool, share
+from proxy_losses._ranks.census import Census
+from proxy_losses._ranks.plan import Wire, mean_pool, payload, share
 from proxy_losses.distributed import group_name
 
 from . import shards
 
 
 def pool_of(ranks, *, lists=1, row_bytes=(4, 1)):
-    return precision_pool(
+    return mean_pool(
         ranks, lists, lists * max(ranks) // 20, grad=True, weighted=False, row_bytes=row_bytes
     )
 
@@ -62,11 +62,12 @@ def test_a_range_beyond_counting_is_gathered():
         assert share(pool, [span], 1e-6).how == "gather"
         with pytest.raises(OverflowError, match="too large for the grid"):
             share(pool, [span], 1e-6, method="grid")
-    assert shard_plan.spans_of([-1e308], [1e308], [1.0]) == [math.inf]
+    census = Census([-1e308], [1e308], [0.0], [1.0], [False], [], (2,))
+    assert census.spans == [math.inf]
 
 
 def test_a_ring_moves_each_buffer_about_twice():
-    wire = shard_plan.Wire(1000, 10, 2)
+    wire = Wire(1000, 10, 2)
     assert wire.sent(1) == 0.0
     assert wire.sent(4) == 2 * 0.75 * 1000 + 3 * 10
 

@@ -9,41 +9,25 @@ from torch import Tensor
 
 from .._checks import check_bool, check_choice, check_floating, check_rtol, check_tau, common_shape
 from ..distributed import average_grad, group_name
-from . import fused, op, shard  # noqa: F401  shard registers its ops
+from . import op, shard  # noqa: F401  shard registers its ops
+from .lists import METHODS, How, Lists, Pairs
+from .phi import PRECISION, Phi
 
 if TYPE_CHECKING:
     from ..distributed import ProcessGroup
 
 __all__ = [
+    "PRECISION",
+    "How",
+    "Lists",
+    "Phi",
     "SoftRanks",
     "default_rtol",
-    "mean_precision",
+    "rank_mean",
     "rank_slopes",
     "sigmoid_sums",
     "soft_ranks",
 ]
-
-
-METHODS = ("auto", "dense", "grid")
-
-
-class Lists(NamedTuple):
-    """Lists to rank, on the last axis; masks and weights broadcast to the scores."""
-
-    scores: Tensor  # [..., M] floating; where not valid, anything
-    pos: Tensor  # [..., M] bool
-    valid: Tensor | None = None  # [..., M] bool, rows that count; None for all
-    weight: Tensor | None = None  # [..., M] floating >= 0, read at valid positives; None for 1
-    iid: Tensor | None = None  # [..., M] bool, rows that may set a band; None for all
-    live: Tensor | None = None  # [..., M] bool, rows of the present batch; None for all
-
-
-class How(NamedTuple):
-    """How sums over pairs are to be computed."""
-
-    rtol: float | None = None  # accuracy, None for that of the dtype
-    method: str = "auto"
-    group: ProcessGroup | None = None  # processes that hold the lists together
 
 
 def default_rtol(dtype: torch.dtype) -> float:
@@ -127,17 +111,15 @@ def sigmoid_sums(
         )
     lists = common_shape(scores.shape[:-1], weights.shape[:-2], at.shape[:-1])
     check_tau(tau, lists)
-    groups = weights.shape[-2]
-    n, name = lists.numel(), group_name(group)
-    out = op.sigmoid_sums(
+    groups, n = weights.shape[-2], lists.numel()
+    pairs = Pairs(
         scores.expand(*lists, m).reshape(n, m),
         weights.expand(*lists, groups, m).reshape(n, groups, m),
         at.expand(*lists, m).reshape(n, 1, m),
-        _flat_tau(tau, scores, lists, name),
-        default_rtol(scores.dtype) if rtol is None else rtol,
-        method,
-        name,
+        _flat_tau(tau, scores, lists, group_name(group)),
     )
+    rtol = default_rtol(scores.dtype) if rtol is None else rtol
+    out = op.sigmoid_sums(pairs, rtol, method, group_name(group))
     return out.reshape(*lists, groups, m)
 
 
@@ -216,79 +198,51 @@ def rank_slopes(
     n = lists.numel()
     slopes = op.sums_over(group_name(group))(
         scores.reshape(n, m), valid.reshape(n, 1, m), pos.reshape(n, 1, m),
-        _flat_tau(tau, scores, lists, ""), False, True, default_rtol(scores.dtype), "auto",
+        _flat_tau(tau, scores, lists, "").detach(), "slope", default_rtol(scores.dtype), "auto",
     )[0]  # fmt: skip
     own = torch.where(pos, 0.25, 0.0).to(scores.dtype)
     without: Tensor = slopes.reshape(scores.shape) - own
     return without.clamp(min=0.0)
 
 
-def mean_precision(
-    scores: Tensor,
-    pos_mask: Tensor,
-    weight: Tensor | None,
-    tau: float | Tensor,
-    *,
-    valid_mask: Tensor | None = None,
-    rtol: float | None = None,
-    method: str = "auto",
-    group: ProcessGroup | None = None,
+def rank_mean(
+    lists: Lists, tau: float | Tensor, phi: Phi, how: How | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Weighted mean over positives of soft rank among positives / soft rank among all.
+    """Weighted mean over positives of a function of their soft ranks (R, R+).
 
     Args:
-        scores: [..., M] float32 or float64; where not valid, anything.
-        pos_mask: [..., M] bool, positives that are valid.
-        weight: [..., M] in the dtype of scores, read at the positives, or None for 1.
+        lists: scores [..., M] float32 or float64 and what goes with them; iid and live are not
+            read.
         tau: temperature > 0: a number, a 0-d tensor or one value per list [...].
-        valid_mask: [..., M] bool or None for all.
-        rtol: see `sigmoid_sums`.
-        method: see `sigmoid_sums`.
-        group: see `sigmoid_sums`.
+        phi: the function, `PRECISION` for R+ / R.
+        how: accuracy, method and processes.
 
     Returns:
-        (mean [...], counts [...] bool). A list counts if it has a positive of weight > 0 and a
+        (mean [...], defined [...] bool). A list counts if it has a positive of weight > 0 and a
         negative; otherwise its mean is 0.
     """
+    how = how or How()
+    scores, pos, valid, weight, *_ = lists
     shape = scores.shape
-    for x in (pos_mask, weight, valid_mask):
+    for x in (pos, weight, valid):
         if x is not None:
             shape = common_shape(shape, x.shape)
-    lists = shape[:-1]
-    check_tau(tau, lists)
-    name = group_name(group)
+    leading = shape[:-1]
+    check_tau(tau, leading)
+    name = group_name(how.group)
 
-    def flat(x: Tensor) -> Tensor:
-        if len(lists) == 1 and x.shape == shape:
+    def flat(x: Tensor | None) -> Tensor | None:
+        if x is None or (len(leading) == 1 and x.shape == shape):
             return x
-        return x.expand(shape).reshape(lists.numel(), shape[-1]) if lists else x[None]
+        return x.expand(shape).reshape(leading.numel(), shape[-1]) if leading else x[None]
 
-    mean, counts = fused.mean_precision(
-        flat(scores),
-        flat(pos_mask),
-        None if valid_mask is None else flat(valid_mask),
-        None if weight is None else flat(weight),
-        _flat_tau(tau, scores, lists, name),
-        default_rtol(scores.dtype) if rtol is None else rtol,
-        method,
-        name,
-    )
-    if len(lists) == 1:
-        return mean, counts
-    return mean.reshape(lists), counts.reshape(lists)
-
-
-def rank_mean(
-    lists: Lists, tau: float | Tensor, phi: str = "precision", how: How | None = None
-) -> tuple[Tensor, Tensor]:
-    """Weighted mean over positives of phi(R, R+), and which lists count."""
-    how = how or How()
-    pos = lists.pos if lists.valid is None else lists.pos & lists.valid
-    weight = None if lists.weight is None else lists.weight.to(lists.scores.dtype)
-    return mean_precision(
-        lists.scores, pos, weight, tau, valid_mask=lists.valid, rtol=how.rtol, method=how.method,
-        group=how.group,
-    )  # fmt: skip
+    pool = Lists(*map(flat, (scores, pos if valid is None else pos & valid, valid, weight)))  # type: ignore[arg-type]
+    rtol = default_rtol(scores.dtype) if how.rtol is None else how.rtol
+    units = _flat_tau(tau, scores, leading, name)
+    mean, defined = op.mean_of(pool, units, phi.name, rtol, how.method, name)
+    if len(leading) == 1:
+        return mean, defined
+    return mean.reshape(leading), defined.reshape(leading)
 
 
 def _flat_tau(tau: float | Tensor, scores: Tensor, lists: torch.Size, name: str) -> Tensor:

@@ -1,257 +1,318 @@
-"""Exact pairwise sigmoid sums, in tiles: sources x targets time, O(pool) memory.
+"""Exact pairs, in tiles: sources x targets time, O(pool) memory.
 
 All functions work on flat batches: L lists of M scores, G groups of weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from .lists import Lists, Pairs
+from .phi import Phi
+
 _TILE = 1 << 17  # pairs alive at once; 0.5 MB of float32 stays in cache
-_COLUMNS = 1 << 12  # float32 products add at most this many terms before the float64 sum
+_COLUMNS = 1 << 12
+_ROWS = 64  # float32 products add at most so many terms before the float64 sum
 _FAR = 50.0  # e**-50 is nothing beside a rank; further out denormal numbers take 3x the time
 _ALONE = 64  # rows in one list from which a tile of that list alone beats a mixed tile
+_TINY = torch.finfo(torch.float64).tiny
 
 
-def _kernels(z: Tensor, value: bool, slope: bool) -> list[Tensor]:
-    """sigmoid(z) and sigmoid'(z), as asked; overwrites z.
+def kernels(z: Tensor, kinds: Sequence[str]) -> list[Tensor]:
+    """sigmoid(z) ("value"), sigmoid'(z) ("slope"), z sigmoid'(z) ("stretch"); overwrites z.
 
     The slope is sigmoid(z) sigmoid(-z): sigma - sigma^2 would lose it where sigma is near 1.
     """
     if z.dtype == torch.float32:
         z.clamp_(-_FAR, _FAR)
-    if not slope:
+    if list(kinds) == ["value"]:
         return [z.sigmoid_()]
     below = torch.neg(z).sigmoid_()
-    above = z.sigmoid_()
-    both = below.mul_(above)
-    return [above, both] if value else [both]
+    found = {"value": torch.sigmoid(z)}
+    if "slope" in kinds or "stretch" in kinds:
+        found["slope"] = below.mul_(found["value"])
+    if "stretch" in kinds:
+        found["stretch"] = z.mul_(found["slope"])
+    return [found[kind] for kind in kinds]
 
 
-def _tiles(lists: Tensor, num_lists: int) -> Iterator[tuple[int | None, slice | Tensor]]:
-    """Group rows, ordered by list: (list, rows of that list alone), or (None, rows of many)."""
-    if num_lists == 1:
-        yield 0, slice(0, lists.numel())
-        return
-    count = torch.bincount(lists, minlength=num_lists)
-    start = (count.cumsum(0) - count).tolist()
-    big = count >= _ALONE
-    for i in big.nonzero()[:, 0].tolist():
-        yield i, slice(start[i], start[i] + int(count[i]))
-    mixed = (~big)[lists].nonzero()[:, 0]
-    if mixed.numel():
-        yield None, mixed
+def rows_of(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Lists and rows of the True entries of [L, M], in order; their number is known."""
+    if mask.shape[0] == 1:
+        row = torch.nonzero_static(mask[0], size=count)[:, 0]
+        return torch.zeros_like(row), row
+    lists, row = torch.nonzero_static(mask, size=count).unbind(1)
+    return lists, row
 
 
-def pair_sums(
-    scores: Tensor, weights: Tensor, at: Tensor, tau: Tensor, *, value: bool, slope: bool
-) -> list[Tensor]:
+def _runs(counts: Sequence[int]) -> Iterator[tuple[int, slice]]:
+    """List and place of its rows, for the lists with enough of them to be tiled alone."""
+    start = 0
+    for one, count in enumerate(counts):
+        if count >= _ALONE or len(counts) == 1:
+            yield one, slice(start, start + count)
+        start += count
+
+
+def _mixed(counts: Sequence[int], lists: Tensor) -> Tensor | None:
+    """Places of the rows of all other lists; None if there are none, all of them as a slice."""
+    few = [0 < n < _ALONE for n in counts]
+    if len(counts) == 1 or not any(few):
+        return None
+    if all(n < _ALONE for n in counts):
+        return torch.arange(lists.numel(), device=lists.device)
+    size = sum(n for n, some in zip(counts, few, strict=True) if some)
+    mask = torch.tensor(few, device=lists.device)[lists]
+    return torch.nonzero_static(mask, size=size)[:, 0]
+
+
+# --- sums -----------------------------------------------------------------------------------------
+
+
+def pair_sums(pairs: Pairs, kinds: Sequence[str], counts: Sequence[Sequence[int]]) -> list[Tensor]:
     """Sums over sources j of weights[l, g, j] * k((s_j - s_i) / tau_l) at the targets i.
 
     Args:
-        scores: [L, M] float32 or float64.
-        weights: [L, G, M] floating or bool.
-        at: [L, 1 or G, M] bool, the targets of each group; the result is 0 elsewhere.
-        tau: [L] > 0.
-        value: whether to return the sums with k = sigmoid.
-        slope: whether to return the sums with k = sigmoid' (not divided by tau).
+        pairs: scores, weights, targets and tau; the result is 0 off the targets.
+        kinds: see `kernels`; slopes are not divided by tau.
+        counts: sources and targets of each list.
 
     Returns:
-        The sums asked for, value first, each [L, G, M] in the dtype of scores.
+        The sums, each [L, G, M] float64.
     """
-    weights = weights.to(scores.dtype)
-    tau = tau.to(scores.dtype)
-    sources = (weights != 0).any(1).nonzero(as_tuple=True)
-    targets = at.any(1).nonzero(as_tuple=True)
+    scores, weights, at, tau = pairs
+    sources = rows_of((weights != 0).any(1), sum(counts[0]))
+    targets = rows_of(at.any(1), sum(counts[1]))
     by_target = targets[0].numel() <= sources[0].numel()
-    wide = [
-        torch.zeros(weights.shape, dtype=torch.float64, device=scores.device)
-        for _ in range(value + slope)
+    wide = [scores.new_zeros(weights.shape, dtype=torch.float64) for _ in kinds]
+    places = dict(_runs(counts[0])), dict(_runs(counts[1]))
+    for one in range(scores.shape[0]):
+        if one in places[0] and one in places[1]:
+            give, take = sources[1][places[0][one]], targets[1][places[1][one]]
+            w = weights[one][:, give].double()
+            sums = _tiles(scores[one][give], scores[one][take], w, tau[one], kinds)
+            for out, found in zip(wide, sums, strict=True):
+                out[one].index_copy_(1, take, found)
+    few = [
+        min(a, b) > 0 and not (one in places[0] and one in places[1])
+        for one, (a, b) in enumerate(zip(*counts, strict=True))
     ]
-    lists, index = targets if by_target else sources
-    for one, group in _tiles(lists, scores.shape[0]):
-        _add_tiles(wide, scores, weights, tau, (lists[group], index[group]), one, by_target, value)
-    return [torch.where(at, w, 0.0).to(scores.dtype) for w in wide]
+    lists, rows = targets if by_target else sources
+    if any(few):
+        size = sum(n for n, some in zip(counts[by_target], few, strict=True) if some)
+        keep = torch.nonzero_static(torch.tensor(few, device=lists.device)[lists], size=size)[:, 0]
+        found = lists[keep], rows[keep]
+        _add_mixed(wide, pairs, found, kinds, by_target=by_target)
+    return [torch.where(at, out, 0.0) for out in wide]
 
 
-def _add_tiles(
-    wide: list[Tensor],
-    scores: Tensor,
-    weights: Tensor,
-    tau: Tensor,
-    rows: tuple[Tensor, Tensor],
-    one: int | None,
-    by_target: bool,
-    value: bool,
-) -> None:
-    """Add the pairs of rows with every column to `wide`, a tile at a time."""
-    slope = len(wide) > value
-    m = scores.shape[-1]
-    columns = min(m, _COLUMNS)
+def _tiles(
+    x: Tensor, y: Tensor, weights: Tensor, tau: Tensor, kinds: Sequence[str]
+) -> list[Tensor]:
+    """[G, T] of one list: targets y [T] against sources x [S] with weights [G, S] float64."""
+    unit = tau.reciprocal().to(x.dtype)
+    outs = [weights.new_zeros(weights.shape[0], y.numel()) for _ in kinds]
+    columns = max(1, min(x.numel(), _COLUMNS))
     step = max(1, _TILE // columns)
+    for r in range(0, y.numel(), step):
+        for c in range(0, x.numel(), columns):
+            z = torch.sub(x[c : c + columns], y[r : r + step, None]).mul_(unit)
+            for out, k in zip(outs, kernels(z, kinds), strict=True):
+                out[:, r : r + step] += weights[:, c : c + columns] @ k.double().T
+    return outs
+
+
+def _add_mixed(
+    wide: list[Tensor],
+    pairs: Pairs,
+    rows: tuple[Tensor, Tensor],
+    kinds: Sequence[str],
+    *,
+    by_target: bool,
+) -> None:
+    """Add the pairs of a few rows of many lists with all of their lists."""
+    scores, weights, _, tau = pairs
+    m = scores.shape[-1]
+    unit = tau.reciprocal().to(scores.dtype)
+    step = max(1, _TILE // m)
     for r in range(0, rows[0].numel(), step):
         ls, ix = rows[0][r : r + step], rows[1][r : r + step]
-        own = scores[ls, ix][:, None]
-        for c in range(0, m, columns):
-            cols = slice(c, c + columns)
-            if one is None:
-                block, t = scores[ls, cols], tau[ls][:, None]
-            else:
-                block, t = scores[one, cols], tau[one]
-            # sigmoid(s_source - s_target): rows are the subtrahend only when they are targets.
-            ks = _kernels((block - own).div_(t if by_target else -t), value, slope)
+        # sigmoid(s_source - s_target): rows are the subtrahend only when they are targets.
+        z = scores.index_select(0, ls).sub_(scores[ls, ix][:, None])
+        z.mul_((unit[ls] if by_target else -unit[ls])[:, None])
+        ks = kernels(z, kinds)
+        for g in range(weights.shape[1]):
+            w = weights[:, g].index_select(0, ls) if by_target else weights[ls, g, ix][:, None]
             for out, k in zip(wide, ks, strict=True):
-                if by_target and one is None:
-                    out[ls, :, ix] += torch.einsum("rc,rgc->rg", k, weights[ls, :, cols])
-                elif by_target:
-                    out[one, :, ix] += weights[one, :, cols] @ k.T
-                elif one is None:
-                    w = weights[ls, :, ix]
-                    for g in range(w.shape[1]):
-                        out[:, g, cols].index_add_(0, ls, (w[:, g, None] * k).double())
+                each = k.double() * w
+                if by_target:
+                    out[ls, g, ix] += each.sum(1)
                 else:
-                    out[one, :, cols] += weights[one][:, ix] @ k
+                    out[:, g].index_add_(0, ls, each)
 
 
-def average_precision(
-    scores: Tensor,
-    found: tuple[Tensor, Tensor],
-    valid: Tensor | None,
-    weight: Tensor | None,
-    tau: Tensor,
-    *,
-    grad: bool,
+# --- means ----------------------------------------------------------------------------------------
+
+
+def rank_mean(
+    pool: Lists, tau: Tensor, phi: Phi, positives: Sequence[int], *, grad: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Weighted mean of R+ / R over the positives of every list, and its gradient.
+    """Weighted mean of phi(R, R+) over the positives of every list, and its gradient.
 
-    One pass over the pairs for both, which `pair_sums` twice would visit twice.
+    One visit to the pairs gives both. With e = dphi/dR + dphi/dR+ and b = dphi/dR at a positive, a
+    pair of positives pulls by e, one with a negative by b. What positives give and take among
+    themselves may cancel to the last digit, so it is summed in float64.
 
     Args:
-        scores: [L, M] float32 or float64.
-        found: lists and rows of the positives, in order; all of them valid.
-        valid: [L, M] bool or None for all.
-        weight: [L, M] floating, read at the positives, or None for 1.
-        tau: [L] > 0.
+        pool: lists [L, M]; finite scores, positives that are valid, weights that are 0 elsewhere.
+        tau: [L] float64 > 0.
+        phi: the function.
+        positives: how many of each list.
         grad: whether the gradient is wanted.
 
     Returns:
         (mean [L] float64, gradient [L, M] in the dtype of scores or None).
     """
-    lists, index = found
-    if scores.shape[0] == 1:
-        only = None if valid is None else valid[0]
-        share = _share(None if weight is None else weight[0].index_select(0, index))
-        one, g = _one_list(scores[0], index, only, share, tau[0], grad)
-        return one[None], None if g is None else g[None]
-    mean = torch.zeros(scores.shape[0], dtype=torch.float64, device=scores.device)
-    gradient = torch.zeros_like(scores) if grad else None
-    for alone, group in _tiles(lists, scores.shape[0]):
-        ls, ix = lists[group], index[group]
-        w = None if weight is None else weight[ls, ix]
-        if alone is None:
-            shares = _shares(ls, w, scores.shape[0])
-            _mixed_lists(mean, gradient, scores, (ls, ix), valid, shares, tau)
-            continue
-        only = None if valid is None else valid[alone]
-        mean[alone], g = _one_list(scores[alone], ix, only, _share(w), tau[alone], grad)
-        if gradient is not None and g is not None:
-            gradient[alone] = g
-    return mean, gradient
+    scores, pos, valid, weight, *_ = pool
+    lists, rows = rows_of(pos, sum(positives))
+    # Rows that are no negatives are infinitely far below.
+    negative = ~pos if valid is None else valid & ~pos
+    below = torch.where(negative, scores, -torch.inf)
+    mean = scores.new_zeros(scores.shape[0], dtype=torch.float64)
+    g = scores.new_zeros(scores.shape) if grad else None
+    for one, run in _runs(positives):
+        index = rows if scores.shape[0] == 1 else rows[run]
+        share = None if weight is None else _share(weight[one].index_select(0, index))
+        columns = scores[one], below[one]
+        mean[one], pull = _one_list(columns, index, share, tau[one], phi, grad=grad)
+        if g is not None and pull is not None:
+            g[one] = pull
+    few = _mixed(positives, lists)
+    if few is not None:
+        ls, ix = lists[few], rows[few]
+        shares = _shares(ls, None if weight is None else weight[ls, ix], scores.shape[0])
+        found = _mixed_lists((scores, below), (ls, ix), shares, tau, phi, g)
+        mean.index_add_(0, ls, found)
+    if g is not None and valid is not None:
+        g = torch.where(valid, g, 0.0).contiguous()
+    return mean, g
 
 
-def _share(weight: Tensor | None) -> Tensor | None:
-    """Weights [P] of one list in its mean, None where all are equal."""
-    if weight is None:
-        return None
+def _share(weight: Tensor) -> Tensor:
+    """Weights [P] of one list in its mean."""
     wide = weight.double()
-    return wide / wide.sum().clamp_(min=torch.finfo(torch.float64).tiny)
+    return wide / wide.sum().clamp_(min=_TINY)
 
 
 def _shares(lists: Tensor, weight: Tensor | None, num_lists: int) -> Tensor:
     """Weights [P] of the positives of many lists in their means."""
     wide = torch.ones_like(lists, dtype=torch.float64) if weight is None else weight.double()
-    total = torch.bincount(lists, wide, num_lists)
-    return wide / total.clamp_(min=torch.finfo(torch.float64).tiny).index_select(0, lists)
+    total = wide.new_zeros(num_lists).index_add_(0, lists, wide)
+    return wide / total.clamp_(min=_TINY).index_select(0, lists)
 
 
 def _one_list(
-    scores: Tensor,
-    pos: Tensor,
-    valid: Tensor | None,
+    columns: tuple[Tensor, Tensor],
+    index: Tensor,
     share: Tensor | None,
     tau: Tensor,
+    phi: Phi,
+    *,
     grad: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Mean [] and gradient [M] of one list with the positives pos [P]."""
-    m, count = scores.shape[0], pos.numel()
-    groups = scores.new_ones(2, m)
-    if valid is not None:
-        groups[0] = valid
-    groups[1].zero_().index_fill_(0, pos, 1.0)
-    own = scores.index_select(0, pos)[:, None]
-    precision, pulls, gradient = [], [], None
-    for r in range(0, count, step := max(1, _TILE // m)):
-        z = torch.sub(scores, own[r : r + step]).div_(tau)
-        ks = _kernels(z, True, grad)
-        ranks = _wide_product(groups, ks[0]).add_(0.5)  # the row's own sigmoid(0) is in the sum
-        phi = ranks[1] / ranks[0]
-        precision.append(phi)
+    """Mean [] and gradient [M] of one list with the positives in ``index`` [P].
+
+    columns: the scores [M], and those of the negatives alone.
+    """
+    scores, below = columns
+    m, count = scores.numel(), index.numel()
+    own = scores.index_select(0, index)
+    others = None  # rows that are no positives, where leaving the positives out pays
+    if 4 * count > m:
+        others = torch.nonzero_static(below > -torch.inf, size=m - count, fill_value=-1)[:, 0]
+        below = torch.where(others >= 0, below[others], -torch.inf)
+    x, unit, kinds = torch.cat([own, below]), tau.reciprocal(), ("value", "slope")[: 1 + grad]
+    narrow = unit.to(scores.dtype)
+    values: list[Tensor] = []
+    first = own.new_zeros(count if grad else 0, dtype=torch.float64)  # of positives
+    second = own.new_zeros(below.numel() if grad else 0, dtype=torch.float64)  # of the others
+    for r in range(0, count, step := max(1, min(_ROWS, _TILE // x.numel()))):
+        rows = slice(r, r + step)
+        tile = kernels(torch.sub(x, own[rows, None]).mul_(narrow), kinds)
+        hits = tile[0][:, :count].sum(1, dtype=torch.float64).add_(0.5)  # sigmoid(0) is in
+        value, b, a = phi.at(_row_sums(tile[0][:, count:]).add_(hits), hits)
+        values.append(value)
         if grad:
-            a = ranks[0].reciprocal_().mul_(1.0 / count if share is None else share[r : r + step])
-            c = torch.stack([-a * phi, a])
-            pulls.append((c * _wide_product(groups, ks[1])).sum(0))
-            pulled = (c.to(scores.dtype) @ ks[1]).double()
-            gradient = pulled if gradient is None else gradient.add_(pulled)
-    phi = precision[0] if len(precision) == 1 else torch.cat(precision)
-    mean = phi.mean() if share is None else share @ phi
-    if gradient is None:
+            part = 1.0 / count if share is None else share[rows]
+            b, e = b * part, (a + b) * part
+            near, far = tile[1][:, :count].double(), tile[1][:, count:]
+            first.addmv_(near.T, e)
+            first[rows] -= (e * near.sum(1)).add_(b * _row_sums(far))
+            second += b.to(far.dtype) @ far
+    value = values[0] if len(values) == 1 else torch.cat(values)
+    mean = value.mean() if share is None else share @ value
+    if not grad:
         return mean, None
-    total = gradient.mul_(groups).sum(0)
-    total.index_add_(0, pos, pulls[0] if len(pulls) == 1 else torch.cat(pulls), alpha=-1)
-    return mean, total.div_(tau).to(scores.dtype)
+    first, second = (pull.mul_(unit).to(scores.dtype) for pull in (first, second))
+    if others is None:
+        return mean, second.index_copy_(0, index, first)
+    g = scores.new_zeros(m + 1)  # the last entry for the padding
+    g.index_copy_(0, torch.where(others >= 0, others, m), second)
+    return mean, g.index_copy_(0, index, first)[:m]
 
 
 def _mixed_lists(
-    mean: Tensor,
-    gradient: Tensor | None,
-    scores: Tensor,
+    columns: tuple[Tensor, Tensor],
     found: tuple[Tensor, Tensor],
-    valid: Tensor | None,
     share: Tensor,
     tau: Tensor,
-) -> None:
-    """The same for lists with few positives each, in tiles across lists."""
+    phi: Phi,
+    g: Tensor | None,
+) -> Tensor:
+    """The same for lists with few positives each, in tiles across lists.
+
+    Returns the terms [P] of the means, and adds to the gradient g [L, M].
+    """
+    scores, below = columns
     lists, index = found
-    tau = tau.to(scores.dtype)
-    first, second = _mates(lists, scores.shape[0])
-    at = scores[lists, index]
-    z = (at[second] - at[first]).div_(tau[lists[first]])
-    ks = _kernels(z, True, gradient is not None)
+    kinds = ("value", "slope")[: 1 + (g is not None)]
+    unit = tau.reciprocal()
+    narrow = unit.to(scores.dtype)
+    own = scores[lists, index]
+    one, two = _mates(lists, scores.shape[0])
+    near = kernels((own[two] - own[one]).mul_(narrow[lists[one]]), kinds)
     zero = share.new_zeros(lists.numel())
-    hits = zero.index_add(0, first, ks[0].double()).add_(0.5)  # sigmoid(0) of its own is in
-    above = []
+    hits = zero.index_add(0, one, near[0].double()).add_(0.5)  # sigmoid(0) of its own is in
+    values, slopes, factors = [], [], []
     for r in range(0, lists.numel(), step := max(1, _TILE // scores.shape[1])):
-        ls, ix = lists[r : r + step], index[r : r + step]
-        rows, unit = scores.index_select(0, ls), tau.index_select(0, ls)[:, None]
-        tile = _kernels(rows.sub_(at[r : r + step, None]).div_(unit), True, gradient is not None)
-        if valid is not None:
-            counted = valid.index_select(0, ls)
-            tile = [k.mul_(counted) for k in tile]
-        above.append(tile[0].sum(1).double().add_(0.5))
-        if gradient is not None:
-            a = share[r : r + step] / above[-1] / unit[:, 0]
-            b = (a * hits[r : r + step] / above[-1]).to(rows.dtype)
-            gradient.index_put_((ls, ix), b * tile[1].sum(1), accumulate=True)
-            gradient.index_add_(0, ls, tile[1].mul_(b[:, None]), alpha=-1)
-    ranks = torch.cat(above)
-    mean.index_add_(0, lists, share * hits / ranks)
-    if gradient is not None:
-        pull = (share / ranks)[first] * ks[1] / tau[lists[first]]
-        own = zero.index_add(0, second, pull).index_add_(0, first, pull, alpha=-1)
-        gradient.index_put_((lists, index), own.to(gradient.dtype), accumulate=True)
+        rows = slice(r, r + step)
+        ls = lists[rows]
+        z = below.index_select(0, ls).sub_(own[rows, None]).mul_(narrow[ls][:, None])
+        tile = kernels(z, kinds)
+        value, b, a = phi.at(hits[rows] + tile[0].sum(1).double(), hits[rows])
+        values.append(value)
+        if g is not None:
+            b, e = (x * share[rows] * unit[ls] for x in (b, a + b))
+            factors.append(e)
+            slopes.append(b * tile[1].sum(1))
+            g.index_add_(0, ls, tile[1].mul_(b.to(g.dtype)[:, None]))
+    if g is not None:
+        pull = torch.cat(factors)[one] * near[1]
+        pulls = zero.index_add(0, two, pull).index_add_(0, one, pull, alpha=-1)
+        g.index_put_((lists, index), (pulls - torch.cat(slopes)).to(g.dtype))
+    return share * torch.cat(values)
+
+
+def _row_sums(k: Tensor) -> Tensor:
+    """[R] float64 of k [R, M], short stretches of which add up in its own dtype."""
+    whole = k.shape[1] // _COLUMNS
+    if not whole:
+        return k.sum(1).double()
+    head = k[:, : whole * _COLUMNS].unflatten(1, (whole, _COLUMNS)).sum(2).double().sum(1)
+    return head.add_(k[:, whole * _COLUMNS :].sum(1))
 
 
 def _mates(lists: Tensor, num_lists: int) -> tuple[Tensor, Tensor]:
@@ -261,11 +322,3 @@ def _mates(lists: Tensor, num_lists: int) -> tuple[Tensor, Tensor]:
     first = torch.arange(lists.numel(), device=lists.device).repeat_interleave(size)
     offset = torch.arange(first.numel(), device=lists.device) - (size.cumsum(0) - size)[first]
     return first, start[first] + offset
-
-
-def _wide_product(groups: Tensor, k: Tensor) -> Tensor:
-    """Product of groups [G, M] and k [R, M], added up in float64 a block of columns at a time."""
-    total = (groups[:, :_COLUMNS] @ k[:, :_COLUMNS].T).double()
-    for c in range(_COLUMNS, k.shape[1], _COLUMNS):
-        total += groups[:, c : c + _COLUMNS] @ k[:, c : c + _COLUMNS].T
-    return total

@@ -1,66 +1,193 @@
-"""Registration of the primitive: eager, autograd, vmap, torch.func, compile and export.
+"""Registration of the sums and means: eager, autograd, vmap, torch.func, compile and export.
 
-Two opaque ops hold what depends on the data; an autograd.Function per direction gives the
-derivative; `allow_in_graph` keeps that derivative when a gradient is taken inside a compiled
-function (without it, 2.13 silently differentiates the forward instead).
+Opaque ops hold what depends on the data; an autograd.Function per direction gives the derivative;
+`allow_in_graph` keeps that derivative when a gradient is taken inside a compiled function (without
+it, 2.13 silently differentiates the forward instead).
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from functools import wraps
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..distributed import all_reduce
-from .method import broken_lists, by_method
+from . import dense, grid
+from .census import look
+from .lists import Lists, Pairs
+from .phi import PHIS
+from .plan import Work, fused_work, plan
+
+F = TypeVar("F", bound=Callable[..., Any])
+SURELY_DENSE = 100_000  # pairs that cost less than the grid's first operation
 
 LIBRARY = torch.library.Library("proxy_losses", "FRAGMENT")
 LIBRARY.define(
-    "pair_sums(Tensor scores, Tensor weights, Tensor at, Tensor tau, bool value, bool slope,"
-    " float rtol, str method) -> Tensor[]"
+    "pair_sums(Tensor scores, Tensor weights, Tensor at, Tensor tau, str kinds, float rtol,"
+    " str method) -> Tensor[]"
 )
+LIBRARY.define(
+    "rank_mean(Tensor scores, Tensor pos, Tensor? valid, Tensor? weight, Tensor tau, bool grad,"
+    " str phi, float rtol, str method) -> (Tensor, Tensor, Tensor)"
+)
+Mean: TypeAlias = tuple[Tensor, Tensor, Tensor]  # mean [L], defined [L], gradient [L, M] or [0]
 
 
+def island(fn: F) -> F:
+    """Run an op, whose first argument is a tensor, outside autocast."""
+
+    @wraps(fn)
+    def run(first: Tensor, *args: Any) -> Any:
+        if not torch.is_autocast_enabled(first.device.type):
+            return fn(first, *args)
+        with torch.autocast(first.device.type, enabled=False):
+            return fn(first, *args)
+
+    return run  # type: ignore[return-value]
+
+
+# --- the ops --------------------------------------------------------------------------------------
+
+
+@island
 def pair_sums(
-    scores: Tensor,
-    weights: Tensor,
-    at: Tensor,
-    tau: Tensor,
-    value: bool,
-    slope: bool,
-    rtol: float,
-    method: str,
+    scores: Tensor, weights: Tensor, at: Tensor, tau: Tensor, kinds: str, rtol: float, method: str
 ) -> list[Tensor]:
-    """The op itself, see `dense.pair_sums` for its arguments."""
-    if scores.numel() == 0 or weights.shape[1] == 0:
-        return like(scores, weights, at, tau, value, slope, rtol, method)
-    broken = broken_lists(scores)
+    """`dense.pair_sums` by the method asked for or, for "auto", the cheaper one.
+
+    A list with a non-finite score or a tau that is not > 0 is NaN at its targets.
+    """
+    lists, groups, rows = weights.shape
+    names = kinds.split(",")
+    if not weights.numel():
+        return [scores.new_zeros(weights.shape) for _ in names]
+    scores = scores.contiguous()
+    gives = weights if weights.dtype == torch.bool else weights != 0
+    # Of any group, then of each.
+    counts = [gives.any(1).sum(1), at.any(1).sum(1), gives.sum(2).T.reshape(-1)]
+    census = look(scores, tau, [*counts, at.sum(2).T.reshape(-1)])
+    broken = census.broken_lists(scores.device)
     if broken is not None:
         scores = torch.where(broken[:, None], 0.0, scores)
-    sums = by_method(scores, weights, at, tau, value, slope, rtol, method)
+        tau = torch.where(broken, 1.0, tau)
+    pairs = Pairs(scores, weights, at, tau)
+    visits = [sum(n) for n in census.counts]
+    product = sum(a * b for a, b in zip(*census.counts[:2], strict=True))
+    if method == "auto" and product > SURELY_DENSE:
+        work = Work(lists, rows, visits[0], visits[1], groups * len(names), len(names))
+        method = plan([work], max(census.spans), rtol, pairs=product).method
+    if method == "grid":
+        sums = grid.pair_sums(pairs, names, census, visits[2:], rtol)
+    else:
+        sums = [s.to(scores.dtype) for s in dense.pair_sums(pairs, names, census.counts[:2])]
     if broken is None:
         return sums
     return [s.masked_fill_(broken[:, None, None] & at, torch.nan) for s in sums]
 
 
-def like(
+@island
+def rank_mean(
     scores: Tensor,
-    weights: Tensor,
-    at: Tensor,
+    pos: Tensor,
+    valid: Tensor | None,
+    weight: Tensor | None,
     tau: Tensor,
-    value: bool,
-    slope: bool,
+    grad: bool,
+    phi: str,
     rtol: float,
     method: str,
+) -> Mean:
+    """The mean of `dense.rank_mean`, which lists count, and the gradient where asked for.
+
+    Lists that do not count give 0, others with a non-finite score or a tau that is not > 0 NaN.
+    """
+    lists, rows = scores.shape
+    shape = scores.shape if grad else (0,)
+    if not scores.numel():
+        none = pos.new_zeros(lists)
+        return scores.new_zeros(lists), none, scores.new_zeros(shape)
+    if valid is not None:
+        scores = torch.where(valid, scores, 0.0)  # a NaN there is not looked at
+    scores = scores.contiguous()
+    several = lists > 1
+    counts = [pos.sum(1) if several else pos.sum()[None]]
+    if valid is not None:
+        once = valid[:1] if several and valid.stride(0) == 0 else valid
+        counts.append(once.sum(1).expand(lists))
+    if weight is not None:
+        weight = torch.where(pos, weight, 0.0)
+        counts.append((weight > 0).any(1).long())
+        counts.append((torch.where(pos, weight, torch.inf).amin(1) == weight.amax(1)).long())
+    census = look(scores, tau, counts)
+    positives, *others = census.counts
+    everyone = [rows] * lists if valid is None else others.pop(0)
+    heavy, even = (positives, None) if weight is None else (others[0], others[1])
+    defined = [0 < n < m and h > 0 for n, m, h in zip(positives, everyone, heavy, strict=True)]
+    counting = _flags(defined, pos)
+    if not any(defined):
+        return scores.new_zeros(lists), counting, scores.new_zeros(shape)
+    dead = [n > 0 and not some for n, some in zip(positives, defined, strict=True)]
+    if any(dead):  # its positives are none
+        pos = pos & counting[:, None]
+        weight = None if weight is None else torch.where(pos, weight, 0.0)
+        positives = [0 if gone else n for n, gone in zip(positives, dead, strict=True)]
+        census = census._replace(counts=[positives])
+    broken = census.broken_lists(scores.device)
+    if broken is not None:
+        scores = torch.where(broken[:, None], 0.0, scores)
+        tau = torch.where(broken, 1.0, tau)
+    if even is not None and all(e or not d for e, d in zip(even, defined, strict=True)):
+        weight = None
+    if valid is not None and everyone == [rows] * lists:
+        valid = None
+    pool = Lists(scores, pos, valid, weight)
+    pairs = sum(positives) * rows
+    if method == "auto" and pairs > SURELY_DENSE:
+        work = fused_work(lists, rows, grad)
+        method = plan([work], max(census.spans), rtol, pairs=pairs).method
+    if method == "grid":
+        mean, g = grid.rank_mean(pool, tau, PHIS[phi], census, rtol, grad=grad)
+    else:
+        mean, g = dense.rank_mean(pool, tau, PHIS[phi], positives, grad=grad)
+    mean = mean.to(scores.dtype)
+    g = scores.new_zeros(0) if g is None else g
+    if broken is not None:
+        broken = broken & counting
+        mean = mean.masked_fill(broken, torch.nan)
+        g = g.masked_fill(broken[:, None], torch.nan) if grad else g
+    return mean, counting, g
+
+
+def _flags(values: list[bool], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=torch.bool, device=like.device)
+
+
+def _sums_like(
+    scores: Tensor, weights: Tensor, at: Tensor, tau: Tensor, kinds: str, rtol: float, method: str
 ) -> list[Tensor]:
-    """Tensors of the shapes that the op returns."""
-    return [scores.new_empty(weights.shape) for _ in range(value + slope)]
+    return [scores.new_empty(weights.shape) for _ in kinds.split(",")]
 
 
-def fold(
+def _mean_like(
+    scores: Tensor,
+    pos: Tensor,
+    valid: object,
+    weight: object,
+    tau: Tensor,
+    grad: bool,
+    *how: object,
+) -> Mean:
+    lists = scores.shape[0]
+    return scores.new_empty(lists), pos.new_empty(lists), scores.new_empty(
+        scores.shape if grad else (0,)
+    )  # fmt: skip
+
+
+def _fold(
     batch_size: int, dims: tuple[int | None, ...], args: tuple[Any, ...], count: int
 ) -> tuple[list[Tensor | None], torch.Size]:
     """Fold the mapped axis of the first `count` arguments into their list axis."""
@@ -73,18 +200,30 @@ def fold(
     return [None if t is None else t.reshape(-1, *t.shape[2:]) for t in tensors], lists
 
 
-def _vmap(
+def _sums_vmap(
     info: Any, dims: tuple[int | None, ...], *args: Any
 ) -> tuple[list[Tensor], list[int | None]]:
-    flat, lists = fold(info.batch_size, dims, args, 4)
+    flat, lists = _fold(info.batch_size, dims, args, 4)
     sums = torch.ops.proxy_losses.pair_sums(*flat, *args[4:])
     return [s.unflatten(0, lists) for s in sums], [0] * len(sums)
 
 
+def _mean_vmap(
+    info: Any, dims: tuple[int | None, ...], *args: Any
+) -> tuple[Mean, tuple[int, int, int]]:
+    flat, lists = _fold(info.batch_size, dims, args, 5)
+    mean, counts, g = torch.ops.proxy_losses.rank_mean(*flat, *args[5:])
+    g = g.unflatten(0, lists) if args[5] else g.expand(info.batch_size, 0)
+    return (mean.unflatten(0, lists), counts.unflatten(0, lists), g), (0, 0, 0)
+
+
 for _device in ("CPU", "CUDA"):
     LIBRARY.impl("pair_sums", pair_sums, _device)
-torch.library.register_fake("proxy_losses::pair_sums", like, lib=LIBRARY)
-torch.library.register_vmap("proxy_losses::pair_sums", _vmap, lib=LIBRARY)
+    LIBRARY.impl("rank_mean", rank_mean, _device)
+torch.library.register_fake("proxy_losses::pair_sums", _sums_like, lib=LIBRARY)
+torch.library.register_fake("proxy_losses::rank_mean", _mean_like, lib=LIBRARY)
+torch.library.register_vmap("proxy_losses::pair_sums", _sums_vmap, lib=LIBRARY)
+torch.library.register_vmap("proxy_losses::rank_mean", _mean_vmap, lib=LIBRARY)
 
 
 def sums_over(group: str) -> Callable[..., list[Tensor]]:
@@ -94,14 +233,12 @@ def sums_over(group: str) -> Callable[..., list[Tensor]]:
     return lambda *args: list(torch.ops.proxy_losses.sharded_pair_sums(*args, group).unbind(0))
 
 
-def centred(scores: Tensor, group: str) -> Tensor:
-    """Scores less their mean in the list, over all processes."""
-    if not group:
-        return scores - scores.mean(-1, keepdim=True)
-    total = scores.sum(-1, dtype=torch.float64)
-    both = torch.stack([total, torch.full_like(total, scores.shape[-1])])
-    both = all_reduce(both, "sum", group)
-    return scores - (both[0] / both[1].clamp(min=1.0))[..., None].to(scores.dtype)
+def _one_process_only(group: str) -> None:
+    if group:
+        raise NotImplementedError("second derivatives of a pool sharded over a group")
+
+
+# --- derivatives of the sums ----------------------------------------------------------------------
 
 
 class _SigmoidSums(torch.autograd.Function):
@@ -111,16 +248,11 @@ class _SigmoidSums(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        scores: Tensor,
-        weights: Tensor,
-        at: Tensor,
-        tau: Tensor,
-        slope: bool,
-        rtol: float,
-        method: str,
-        group: str,
-    ) -> tuple[Tensor, Tensor]:
-        out = sums_over(group)(scores, weights, at, tau, True, slope, rtol, method)
+        scores: Tensor, weights: Tensor, at: Tensor, tau: Tensor, slope: bool, rtol: float,
+        method: str, group: str,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        kinds = "value,slope" if slope else "value"
+        out = sums_over(group)(scores, weights, at, tau, kinds, rtol, method)
         return out[0], out[1] if slope else scores.new_empty(0)
 
     @staticmethod
@@ -138,14 +270,11 @@ class _SigmoidSums(torch.autograd.Function):
         need_scores, need_weights, _, need_tau = ctx.needs_input_grad[:4]
         # Off the targets the sums are the constant 0.
         grad = torch.where(at, grad, 0.0)
-        g_scores, g_weights = _SigmoidSumsBackward.apply(  # type: ignore[no-untyped-call]
-            grad, scores, weights, at, tau, slope, need_weights, *ctx.how
+        g_scores, g_weights, g_tau = _SigmoidSumsBackward.apply(  # type: ignore[no-untyped-call]
+            grad, scores, weights, at, tau, slope, need_weights, need_tau, *ctx.how
         )
-        g_tau = None
-        if need_tau:  # sums depend on scores / tau alone
-            g_tau = -((centred(scores, ctx.how[-1]) * g_scores).sum(-1) / tau).to(tau.dtype)
         return (g_scores if need_scores else None, g_weights if need_weights else None, None,
-                g_tau, None, None, None, None)  # fmt: skip
+                g_tau if need_tau else None, None, None, None, None)  # fmt: skip
 
 
 class _SigmoidSumsBackward(torch.autograd.Function):
@@ -155,100 +284,208 @@ class _SigmoidSumsBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        grad: Tensor,
-        scores: Tensor,
-        weights: Tensor,
-        at: Tensor,
-        tau: Tensor,
-        slope: Tensor,
-        need_weights: bool,
-        rtol: float,
-        method: str,
-        group: str,
-    ) -> tuple[Tensor, Tensor]:
+        grad: Tensor, scores: Tensor, weights: Tensor, at: Tensor, tau: Tensor, slope: Tensor,
+        need_weights: bool, need_tau: bool, rtol: float, method: str, group: str,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         op = sums_over(group)
-        how = (rtol, method)
-        pull = op(scores, grad, weights != 0, tau, False, True, *how)[0]
+        g_weights, g_tau = scores.new_empty(0), tau.new_empty(0)
+        if need_weights:
+            mass = all_reduce(grad.sum(-1, keepdim=True), "sum", group)
+            everywhere = torch.ones_like(at[:, :1])
+            below, pull = op(scores, grad, everywhere, tau, "value,slope", rtol, method)
+            g_weights = mass - below  # sigma(s_k - s_i) = 1 - sigma(s_i - s_k)
+        else:
+            (pull,) = op(scores, grad, weights != 0, tau, "slope", rtol, method)
         g_scores = (weights * pull - grad * slope).sum(-2) / tau[:, None]
-        if not need_weights:
-            return g_scores.to(scores.dtype), scores.new_empty(0)
-        everywhere = torch.ones_like(at[:, :1])
-        mass = grad.sum(-1, keepdim=True)
-        if group:
-            mass = all_reduce(mass, "sum", group)
-        # sigma(s_k - s_i) = 1 - sigma(s_i - s_k)
-        below = op(scores, grad, everywhere, tau, True, False, *how)[0]
-        return g_scores.to(scores.dtype), mass - below
+        if need_tau:
+            (stretch,) = op(scores, weights, at, tau, "stretch", rtol, method)
+            g_tau = -(grad.double() * stretch).sum((1, 2)) / tau
+        return g_scores.to(scores.dtype), g_weights, g_tau
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        grad, scores, weights, at, tau, _, ctx.need_weights = inputs[:7]
-        ctx.group = inputs[9]
+        grad, scores, weights, at, tau, _, *need = inputs[:8]
+        ctx.need, ctx.group = need, inputs[10]
         ctx.save_for_backward(grad, scores, weights, at, tau)
 
     @staticmethod
-    def backward(ctx: Any, v_scores: Tensor, v_weights: Tensor) -> tuple[Tensor | None, ...]:
-        one_process_only(ctx.group)
+    def backward(ctx: Any, *v: Tensor) -> tuple[Tensor | None, ...]:
+        _one_process_only(ctx.group)
         grad, scores, weights, at, tau = ctx.saved_tensors
-        if not ctx.need_weights:
-            v_weights = torch.zeros_like(grad)
+        keep = (True, *ctx.need)
 
-        def plain(c: Tensor, s: Tensor, w: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-            return _plain_backward(torch.where(at, c, 0.0), s, w, t)
+        def plain(c: Tensor, s: Tensor, w: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+            found = _plain_backward(torch.where(at, c, 0.0), s, w, t)
+            return tuple(x for x, need in zip(found, keep, strict=True) if need)
 
-        vjp = torch.func.vjp(plain, grad, scores, weights.to(scores.dtype), tau)[1]
-        g, s, w, t = vjp((v_scores, v_weights))
-        g_weights = w if weights.is_floating_point() else None
-        return g, s, g_weights, None, t, *(None,) * 5
-
-
-def one_process_only(group: str) -> None:
-    """Raise where a pool sharded over a group is differentiated twice."""
-    if group:
-        raise NotImplementedError("second derivatives of a pool sharded over a group")
+        with torch.autocast(scores.device.type, enabled=False):
+            vjp = torch.func.vjp(plain, grad, scores, weights.to(scores.dtype), tau)[1]
+            g, s, w, t = vjp(tuple(x for x, need in zip(v, keep, strict=True) if need))
+        g_weights = w.to(weights.dtype) if weights.is_floating_point() else None
+        return g, s, g_weights, None, t, *(None,) * 6
 
 
 def _plain_backward(
     grad: Tensor, scores: Tensor, weights: Tensor, tau: Tensor
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """What `_SigmoidSumsBackward` computes, in differentiable torch with all [M, M] pairs."""
-    z = (scores[:, None, :] - scores[:, :, None]) / tau.to(scores.dtype)[:, None, None]
+    unit = tau.to(scores.dtype)
+    z = (scores[:, None, :] - scores[:, :, None]) / unit[:, None, None]
     k = torch.sigmoid(z)
     d = k * torch.sigmoid(-z)
     pull, slope = grad @ d, weights @ d.mT
-    g_scores = (weights * pull - grad * slope).sum(-2) / tau.to(scores.dtype)[:, None]
-    return g_scores, grad @ k
+    g_scores = (weights * pull - grad * slope).sum(-2) / unit[:, None]
+    g_tau = -(grad * (weights @ (z * d).mT)).sum((1, 2)) / tau
+    return g_scores, grad @ k, g_tau.to(tau.dtype)
 
 
-def store_signature(function: Callable[..., Any]) -> None:
-    """Autograd binds the arguments of forward at every call; a stored signature halves that."""
-    function.__signature__ = inspect.signature(function)  # type: ignore[attr-defined]
+# --- derivatives of the means ---------------------------------------------------------------------
 
 
-store_signature(_SigmoidSums.forward)
-store_signature(_SigmoidSumsBackward.forward)
+class _RankMean(torch.autograd.Function):
+    """(scores, weight, tau) -> the mean [L]; the gradient of scores is computed on the way."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        scores: Tensor, pos: Tensor, valid: Tensor | None, weight: Tensor | None, tau: Tensor,
+        grad: bool, phi: str, rtol: float, method: str, group: str,
+    ) -> Mean:  # fmt: skip
+        args = (scores, pos, valid, weight, tau, grad, phi, rtol, method)
+        if not group:
+            out: Mean = torch.ops.proxy_losses.rank_mean(*args)
+            return out
+        mean, defined, *g = torch.ops.proxy_losses.sharded_rank_mean(*args, group).split(
+            [scores.shape[0]] * 2 + [scores.numel()] * grad
+        )
+        return mean, defined > 0, g[0].view(scores.shape) if grad else scores.new_empty(0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.how = inputs[6:]
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*inputs[:5], *output)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        need = ctx.needs_input_grad
+        args = (grad, *ctx.saved_tensors, need[3], need[4], *ctx.how)
+        if torch.is_grad_enabled():  # someone will differentiate again
+            g = _RankMeanBackward.apply(*args)  # type: ignore[no-untyped-call]
+        else:
+            g = _RankMeanBackward.forward(*args)
+        return (g[0] if need[0] else None, None, None, g[1] if need[3] else None,
+                g[2] if need[4] else None, None, None, None, None, None)  # fmt: skip
 
 
-def _apply(*args: Any) -> Tensor:
-    sums: Tensor = _SigmoidSums.apply(*args)[0]  # type: ignore[no-untyped-call]
-    return sums
+class _RankMeanBackward(torch.autograd.Function):
+    """The derivative from what the forward left behind; differentiable again in plain torch."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        grad: Tensor, scores: Tensor, pos: Tensor, valid: Tensor | None, weight: Tensor | None,
+        tau: Tensor, mean: Tensor, defined: Tensor, g: Tensor, need_weight: bool, need_tau: bool,
+        phi: str, rtol: float, method: str, group: str,
+    ) -> Mean:  # fmt: skip
+        grad = all_reduce(grad, "sum", group)  # every rank back-propagates its own copy
+        g_scores = grad[:, None] * g
+        g_weight, g_tau = scores.new_empty(0), tau.new_empty(0)
+        if not (need_weight or need_tau):
+            return g_scores, g_weight, g_tau
+        if valid is not None:
+            scores = torch.where(valid, scores, 0.0)
+        groups = torch.stack([torch.ones_like(pos) if valid is None else valid, pos], 1)
+        kinds = "value,stretch" if need_tau else "value"
+        sums = sums_over(group)(scores, groups, pos[:, None], tau, kinds, rtol, method)
+        ranks = sums[0].double() + 0.5
+        value, b, a = PHIS[phi].at(ranks[:, 0], ranks[:, 1])
+        own = pos.double() if weight is None else torch.where(pos, weight, 0.0).double()
+        total = all_reduce(own.sum(-1, keepdim=True), "sum", group)
+        share = grad.double()[:, None] / torch.where(total > 0, total, 1.0)
+        counted = pos & defined[:, None]
+        if need_weight:
+            assert weight is not None
+            lift = torch.where(counted, value - mean.double()[:, None], 0.0)
+            g_weight = (share * lift).to(weight.dtype)
+        if need_tau:  # the sums depend on scores / tau alone
+            stretch = sums[1].double()
+            each = torch.where(counted, b * stretch[:, 0] + a * stretch[:, 1], 0.0)
+            g_tau = -(share * own * each).sum(-1).to(tau.dtype) / tau
+        return g_scores, g_weight, g_tau
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs[:6], inputs[7])
+        ctx.need, ctx.phi, ctx.group = (True, *inputs[9:11]), inputs[11], inputs[14]
+
+    @staticmethod
+    def backward(ctx: Any, *v: Tensor) -> tuple[Tensor | None, ...]:
+        _one_process_only(ctx.group)
+        grad, scores, pos, valid, weight, tau, defined = ctx.saved_tensors
+        even = weight is None
+        weight = pos.to(scores.dtype) if even else weight
+
+        def first(c: Tensor, s: Tensor, w: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+            pulled: tuple[Tensor, ...] = torch.func.vjp(
+                lambda s, w, t: _plain(Lists(s, pos, valid, w), t, ctx.phi, defined), s, w, t
+            )[1](c)
+            return tuple(p for p, need in zip(pulled, ctx.need, strict=True) if need)
+
+        cotangents = tuple(x for x, need in zip(v, ctx.need, strict=True) if need)
+        with torch.autocast(scores.device.type, enabled=False):
+            c, s, w, t = torch.func.vjp(first, grad, scores, weight, tau)[1](cotangents)
+        return c, s, None, None, None if even else w, t, *(None,) * 9
 
 
-_apply_in_graph: Callable[..., Tensor] = torch.compiler.allow_in_graph(_apply)
+def _plain(pool: Lists, tau: Tensor, phi: str, defined: Tensor) -> Tensor:
+    """The value in differentiable torch, with all [M, M] pairs."""
+    scores, pos, valid, weight, *_ = pool
+    assert weight is not None
+    if valid is not None:
+        scores = torch.where(valid, scores, 0.0)
+    k = torch.sigmoid(
+        (scores[:, None, :] - scores[:, :, None]) / tau.to(scores.dtype)[:, None, None]
+    )
+    rank = (k if valid is None else torch.where(valid[:, None], k, 0.0)).sum(-1) + 0.5
+    rank_pos = torch.where(pos[:, None], k, 0.0).sum(-1) + 0.5
+    weight = torch.where(pos, weight, 0.0).to(scores.dtype)
+    total = weight.sum(-1)
+    value = (weight * PHIS[phi].at(rank, rank_pos)[0]).sum(-1) / torch.where(total > 0, total, 1.0)
+    return torch.where(defined, value, 0.0)
 
 
-def sigmoid_sums(
-    scores: Tensor,
-    weights: Tensor,
-    at: Tensor,
-    tau: Tensor,
-    rtol: float,
-    method: str,
-    group: str = "",
-) -> Tensor:
-    """Flat form: scores [L, M], weights [L, G, M] (floating or bool), at [L, 1 or G, M], tau [L].
+# --- calls ----------------------------------------------------------------------------------------
 
-    group: name of the processes that share the lists, "" for this one alone. Returns [L, G, M].
-    """
+
+def _in_graph(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    def apply(*args: Any) -> Any:
+        return function.apply(*args)
+
+    return torch.compiler.allow_in_graph(apply)  # type: ignore[no-any-return]
+
+
+for _function in (_SigmoidSums, _SigmoidSumsBackward, _RankMean, _RankMeanBackward):
+    # Autograd binds the arguments of forward at every call; a stored signature halves that.
+    _forward: Any = _function.forward
+    _forward.__signature__ = inspect.signature(_forward)
+
+_sums_in_graph, _mean_in_graph = _in_graph(_SigmoidSums), _in_graph(_RankMean)
+
+
+def sigmoid_sums(pairs: Pairs, rtol: float, method: str, group: str) -> Tensor:
+    """The sums [L, G, M]; ``at`` may be [L, 1, M]. group: "" for this process alone."""
     slope = torch.is_grad_enabled()  # no_grad needs none
-    return _apply_in_graph(scores, weights, at, tau, slope, rtol, method, group)
+    out: Tensor = _sums_in_graph(*pairs, slope, rtol, method, group)[0]
+    return out
+
+
+def mean_of(
+    pool: Lists, tau: Tensor, phi: str, rtol: float, method: str, group: str
+) -> tuple[Tensor, Tensor]:
+    """The mean [L] and which lists count; positives are valid, weights of any floating dtype."""
+    grad = torch.is_grad_enabled()
+    out: Mean = _mean_in_graph(*pool[:4], tau, grad, phi, rtol, method, group)
+    return out[0], out[1]

@@ -1,10 +1,15 @@
-"""Which method computes the pairwise sigmoid sums, and with which parameters. No tensors here.
+"""Which method computes the sums, and with which parameters. No tensors here.
 
-Error law of the grid: a function analytic in |Im z| < pi, interpolated at p Chebyshev points on a
+Error law of the bins: a function analytic in |Im z| < pi, interpolated at p Chebyshev points on a
 bin of width h (units of tau), errs by at most about ``C * rho**-p``, ``rho = y + sqrt(y*y + 1)``,
 ``y = 2*pi/h``. Solved for the width: ``h = 4*pi / (rho - 1/rho)`` with
 ``rho = (C / rtol)**(1/p)``. C is empirical.
 Cut-off: rows further than ``K = log(rows / rtol)`` apart see only the step function.
+
+How processes share one pool is decided here too, from numbers that all of them know. Three ways,
+all exact to rtol. ``direct``: one sum of the moments of all bins between the extremes.
+``occupied``: the same for occupied cells only, whose numbers are exchanged first. ``gather``: all
+rows go everywhere and the methods of one process take over.
 """
 
 from __future__ import annotations
@@ -19,18 +24,22 @@ MAX_BIN_WIDTH = 4.5  # below MAX_NODES: the kernel falls by e**h across a bin
 DIRECT_CELLS = 64  # shorter lists are not searched for empty cells
 MAX_SPAN = 2.0**50  # in units of tau; beyond it cell numbers lose digits
 MAX_CELL_NODES = 512  # largest kernel block: 3 * 512 * 1024 doubles = 12 MiB
+EPS = 2.0**-52
+THIN_SHARE = 0.4  # below this share of rows a set of rows is listed instead of masked
 
 # Nanoseconds, one thread of an Intel Xeon with AVX-512 (Sapphire Rapids class), float32,
-# torch 2.13. `python -m benchmarks.plan_constants` measures them again on another machine.
+# torch 2.13. They decide between methods that are both right.
 NS_DENSE_CALL, NS_DENSE_PAIR = 1.0e5, 6.0  # per call; per (row, target) pair
 NS_GRID_CALL = 8.0e5  # operator overhead
-NS_FUSED_CALL = 1.9e6  # the same for mean precision in the bins
+NS_FUSED_CALL = 1.9e6  # the same for a mean in the bins
 NS_ROW, NS_ROW_NODE = 6.0, 1.9  # per row visited, plus per node
 NS_LOOKUP = 6.0  # per row visited: find cells through a table; and once more to count them
 NS_MAC = 0.05  # per float64 multiply-add of the cell products
 NS_KERNEL = 4.0  # per entry of a kernel block
 NS_EXACT_PAIR, NS_EXACT_ROW = 30.0, 150.0  # per pair in sparse cells and two kernels; per row
 NS_SCATTERED_ROW = 50.0  # per row of a list with far outliers, cells still uncounted
+NS_BYTE = 1.0  # per byte that a rank sends; about what gloo does between processes of one machine
+NS_MESSAGE = 1.0e5  # per collective
 
 
 class Plan(NamedTuple):
@@ -58,16 +67,26 @@ class Work(NamedTuple):
 
 
 def fused_work(lists: int, rows: int, grad: bool) -> Work:
-    """Mean precision in the bins: every row gives, and takes the gradient."""
+    """A mean in the bins: every row gives, and takes the gradient."""
     every = lists * rows
     return Work(lists, rows, every, every * grad, 6 if grad else 2, 1 + grad, NS_FUSED_CALL)
 
 
 def split_work(lists: int, rows: int, positives: int, grad: bool) -> list[Work]:
-    """Mean precision as sums at the positives, then for the gradient sums over them."""
+    """A mean as sums at the positives, then for the gradient sums over them."""
     every = lists * rows
     calls = [Work(lists, rows, every, positives, 2 + 2 * grad, 1 + grad)]
     return [*calls, Work(lists, rows, positives, every, 2, 1)] if grad else calls
+
+
+def is_thin(count: int, total: int) -> bool:
+    """Whether so few of all rows are worth a list of them."""
+    return count <= THIN_SHARE * total
+
+
+def reads_directly(span: float, rtol: float) -> bool:
+    """Whether bins may be read off the lower end of a list without losing digits."""
+    return 8.0 * EPS * span < rtol
 
 
 def bin_width(nodes: int, rtol: float) -> float:
@@ -88,7 +107,7 @@ def cell_width(rows: int, rtol: float) -> float:
 
 
 def dense_cost(pairs: int) -> float:
-    """Exact pairs, the smaller side of each list tiled against all its rows."""
+    """Exact pairs."""
     return NS_DENSE_CALL + NS_DENSE_PAIR * pairs
 
 
@@ -148,7 +167,7 @@ def plan(
         calls: the sums wanted.
         span: widest list in units of tau.
         rtol: accuracy asked for.
-        pairs: what the dense method would visit, the smaller side of each list times its rows.
+        pairs: what the dense method would visit.
         method: "auto", or "dense" or "grid" to have that one.
 
     Returns:
@@ -172,3 +191,147 @@ def _estimate(work: Work, span: float, rtol: float) -> Plan:
     few = grid_plan(work, span, rtol, cells=work.lists * DIRECT_CELLS, looked_up=True)
     mixed = few.cost + NS_SCATTERED_ROW * work.lists * work.rows
     return every if every.cost <= mixed else few._replace(cost=mixed)
+
+
+# --- shards ---------------------------------------------------------------------------------------
+
+LIST_ENTRIES = 8  # numbers per list that processes agree on first: see `census.look`
+SIZE = 8  # bytes of a float64, and of a cell number
+
+
+class Wire(NamedTuple):
+    """Bytes that one rank hands to the collectives of one call, and how many those are."""
+
+    reduced: int  # buffers of all_reduce
+    gathered: int  # own part in all_gather, padded to the largest
+    messages: int
+
+    def sent(self, world: int) -> float:
+        """Bytes that leave each rank when both go round a ring."""
+        return 2.0 * (world - 1) / world * self.reduced + (world - 1) * self.gathered
+
+
+class Share(NamedTuple):
+    """How to run one call over the shards."""
+
+    how: Literal["direct", "occupied", "gather", "count"]  # count: count the occupied cells first
+    plan: Plan
+    cells: int  # with moments, over all lists
+    cost: float  # nanoseconds, exchange included
+
+
+class Pool(NamedTuple):
+    """What every rank knows of a call."""
+
+    ranks: tuple[int, ...]  # rows per list of each rank
+    work: Work  # of the busiest rank, when each visits its own rows
+    whole: Work  # the same after gathering
+    pairs: int  # that the dense method would visit after gathering
+    groups: int  # of moments
+    row_bytes: tuple[int, ...]  # per row and list, of each tensor that would be gathered
+
+
+def sums_pool(
+    ranks: Sequence[int],
+    lists: int,
+    sources: int,
+    targets: int,
+    *,
+    groups: int,
+    kinds: int,
+    row_bytes: tuple[int, ...],
+) -> Pool:
+    """One call of the sums; sources and targets of the busiest rank, rows over all lists."""
+    total = sum(ranks)
+    work = Work(lists, total, sources, targets, groups * kinds, kinds)
+    every = min(len(ranks) * sources, lists * total)
+    pairs = min(every, targets) * total
+    whole = work._replace(sources=every)
+    return Pool(tuple(ranks), work, whole, pairs, groups, row_bytes)
+
+
+def mean_pool(
+    ranks: Sequence[int],
+    lists: int,
+    positives: int,
+    *,
+    grad: bool,
+    weighted: bool,
+    row_bytes: tuple[int, ...],
+) -> Pool:
+    """One call of a mean; positives of the busiest rank, over all lists."""
+    total, most = sum(ranks), max(ranks)
+    whole = fused_work(lists, total, grad)
+    work = whole._replace(sources=lists * most, targets=lists * most * grad)
+    pairs = min(len(ranks) * positives, lists * total) * total
+    return Pool(tuple(ranks), work, whole, pairs, 2 + weighted, row_bytes)
+
+
+def payload(pool: Pool, share: Share, *, most_cells: int | None = None) -> Wire:
+    """What one call sends; its agreement on ranges and sizes included.
+
+    most_cells: occupied cells of the rank that has most, if the ranks exchange them; 0 if they only
+    counted them, None if not even that.
+    """
+    world, lists = len(pool.ranks), pool.work.lists
+    agreed = SIZE * (LIST_ENTRIES * lists + world)
+    wire = Wire(agreed, 0, 1)
+    if most_cells is not None:  # their number, then the cells
+        wire = Wire(agreed, SIZE * (1 + most_cells), 2 + (most_cells > 0))
+    if share.how == "gather":
+        gathered = wire.gathered + max(pool.ranks) * lists * sum(pool.row_bytes)
+        return Wire(wire.reduced, gathered, wire.messages + len(pool.row_bytes))
+    moments = SIZE * pool.groups * share.cells * share.plan.bins * share.plan.nodes
+    return Wire(wire.reduced + moments, wire.gathered, wire.messages + 1)
+
+
+def share(
+    pool: Pool,
+    spans: Sequence[float],
+    rtol: float,
+    *,
+    method: str = "auto",
+    occupied: int | None = None,
+    most_cells: int = 0,
+) -> Share:
+    """The cheapest way for one call.
+
+    Args:
+        pool: sizes.
+        spans: range of each list in units of tau.
+        rtol: accuracy asked for.
+        method: "auto", or "dense" or "grid" to have that one.
+        occupied: cells with rows, over all lists; None if they are not counted.
+        most_cells: see `payload`; 0 if they are not counted.
+
+    Returns:
+        A `Share`; "count" asks to call again with the occupied cells counted.
+    """
+    span, work = max(spans), pool.work
+    far = not span <= MAX_SPAN
+    if far and method == "grid":
+        raise OverflowError("score range / tau is too large for the grid; use the dense method")
+    local = plan([pool.whole], span, rtol, pairs=pool.pairs, method=method)
+    gather = _priced(pool, Share("gather", local, 0, local.cost))
+    if far or method == "dense":
+        return gather
+    width = cell_width(work.rows, rtol)
+    raw = sum(int(s / width) + 1 for s in spans)
+    best = [gather] if method == "auto" else []
+    if reads_directly(span, rtol):
+        chosen = grid_plan(work, span, rtol, cells=raw)
+        best.append(_priced(pool, Share("direct", chosen, raw, chosen.cost)))
+    counted = occupied is not None
+    cells = work.lists if occupied is None else occupied
+    chosen = grid_plan(work, span, rtol, cells=cells, looked_up=True)
+    found = Share("occupied" if counted else "count", chosen, cells, chosen.cost)
+    # Uncounted it is a lower bound: worth a try only where it may save much.
+    found = _priced(pool, found, most_cells or 1)
+    best.append(found if counted else found._replace(cost=1.5 * found.cost))
+    return min(best, key=lambda one: one.cost)
+
+
+def _priced(pool: Pool, share: Share, most_cells: int | None = None) -> Share:
+    wire = payload(pool, share, most_cells=most_cells)
+    cost = share.cost + NS_MESSAGE * wire.messages + NS_BYTE * wire.sent(len(pool.ranks))
+    return share._replace(cost=cost)

@@ -1,0 +1,39 @@
+"""What a rank metric makes of a pair of soft ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Phi(NamedTuple):
+    """An analytic function of the soft ranks (R, R+) of a positive: value and derivatives.
+
+    Near-linear sums evaluate it between the rows, at complex-analytic interpolation points. That is
+    right where it is analytic off the closed negative real axis, which R never meets there: R+ / R,
+    1 / R and 1 / log2(1 + R) are such, a sigmoid of a rank is not.
+    """
+
+    name: str
+    at: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]  # value, d / dR, d / dR+
+
+
+def define(phi: Phi) -> Phi:
+    """Make a phi known by its name, which is what the registered op takes."""
+    if PHIS.setdefault(phi.name, phi) is not phi:
+        raise ValueError(f"there is a phi named {phi.name!r} already")
+    return phi
+
+
+PHIS: dict[str, Phi] = {}
+
+
+def _precision(rank: Tensor, rank_pos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    inverse = rank.reciprocal()
+    value = rank_pos * inverse
+    return value, -value * inverse, inverse
+
+
+PRECISION = define(Phi("precision", _precision))
