@@ -43,7 +43,14 @@ class Census(NamedTuple):
 AGREED_COLUMNS = 6  # numbers per list that processes agree on, beside the counts
 
 
-def look(scores: Tensor, tau: Tensor, counts: Sequence[Tensor], group: str = "") -> Census:
+def look(
+    scores: Tensor,
+    tau: Tensor,
+    counts: Sequence[Tensor],
+    group: str = "",
+    *,
+    typical: bool = True,
+) -> Census:
     """Range, typical score, tau and counts of every list.
 
     Args:
@@ -51,20 +58,23 @@ def look(scores: Tensor, tau: Tensor, counts: Sequence[Tensor], group: str = "")
         tau: [L] float64.
         counts: [L] integers each, of whatever the plan asks for.
         group: name of the processes that share the lists.
+        typical: whether a typical score is asked for; else it is the smallest.
     """
     lists, rows = scores.shape
     if not rows:
         low = scores.new_full((lists,), torch.inf, dtype=torch.float64)
         high, middle = -low, low
     elif lists == 1:  # much faster than along a dimension
-        low, high = (x[None] for x in torch.aminmax(scores))
-        middle = scores[0, :: max(1, rows // 32)].median()[None]
+        low, high = torch.aminmax(scores)
+        middle = scores[0, :: max(1, rows // 8)].median() if typical else low
     else:
         low, high = scores.amin(1), scores.amax(1)
-        middle = scores[:, :: max(1, rows // 32)].median(dim=1).values
+        middle = scores[:, :: max(1, rows // 8)].median(dim=1).values if typical else low
     if group:
-        return _agree(low.double(), high.double(), middle.double(), tau, counts, rows, group)
-    columns = torch.cat([low, high, middle, tau, *counts]).view(-1, lists).tolist()
+        scale = (x.double().view(-1) for x in (low, high, middle))
+        return _agree(*scale, tau, counts, rows, group)
+    numbers = torch.cat([x.view(-1) for x in (low, high, middle, tau, *counts)])
+    columns = numbers.view(-1, lists).tolist()
     lows, highs, middles, taus = columns[:4]
     broken = [
         not (a > -math.inf and b < math.inf and t > 0.0)
@@ -76,8 +86,8 @@ def look(scores: Tensor, tau: Tensor, counts: Sequence[Tensor], group: str = "")
             for column in (lows, highs, middles)
         )
         taus = [1.0 if bad else t for t, bad in zip(taus, broken, strict=True)]
-    numbers = [[int(n) for n in column] for column in columns[4:]]
-    return Census(lows, highs, middles, taus, broken, numbers, (rows,))
+    found = [[int(n) for n in column] for column in columns[4:]]
+    return Census(lows, highs, middles, taus, broken, found, (rows,))
 
 
 def _agree(

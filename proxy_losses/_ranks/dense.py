@@ -158,7 +158,7 @@ def _add_mixed(
 
 
 def rank_mean(
-    pool: Lists, tau: Tensor, phi: Phi, positives: Sequence[int], *, grad: bool
+    pool: Lists, tau: Sequence[float], phi: Phi, positives: Sequence[int], *, grad: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Weighted mean of phi(R, R+) over the positives of every list, and its gradient.
 
@@ -168,7 +168,7 @@ def rank_mean(
 
     Args:
         pool: lists [L, M]; finite scores, positives that are valid, weights that are 0 elsewhere.
-        tau: [L] float64 > 0.
+        tau: of every list, > 0.
         phi: the function.
         positives: how many of each list.
         grad: whether the gradient is wanted.
@@ -177,27 +177,41 @@ def rank_mean(
         (mean [L] float64, gradient [L, M] in the dtype of scores or None).
     """
     scores, pos, valid, weight, *_ = pool
+    if valid is not None:
+        scores = torch.where(valid, scores, -torch.inf)  # such rows are infinitely far below
+    if scores.shape[0] == 1:
+        rows = torch.nonzero_static(pos[0], size=positives[0])[:, 0]
+        share = None if weight is None else _share(weight[0].index_select(0, rows))
+        one, pull = _one_list(scores[0], rows, share, tau[0], phi, grad=grad)
+        mean, g = one[None], None if pull is None else pull[None]
+    else:
+        mean, g = _many_lists(pool._replace(scores=scores), tau, phi, positives, grad=grad)
+    if g is not None and valid is not None:
+        g = torch.where(valid, g, 0.0).contiguous()
+    return mean, g
+
+
+def _many_lists(
+    pool: Lists, tau: Sequence[float], phi: Phi, positives: Sequence[int], *, grad: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Lists with many positives each by itself, the others in tiles across lists."""
+    scores, pos, _, weight, *_ = pool
     lists, rows = rows_of(pos, sum(positives))
-    # Rows that are no negatives are infinitely far below.
-    negative = ~pos if valid is None else valid & ~pos
-    below = torch.where(negative, scores, -torch.inf)
     mean = scores.new_zeros(scores.shape[0], dtype=torch.float64)
     g = scores.new_zeros(scores.shape) if grad else None
     for one, run in _runs(positives):
-        index = rows if scores.shape[0] == 1 else rows[run]
-        share = None if weight is None else _share(weight[one].index_select(0, index))
-        columns = scores[one], below[one]
-        mean[one], pull = _one_list(columns, index, share, tau[one], phi, grad=grad)
+        share = None if weight is None else _share(weight[one].index_select(0, rows[run]))
+        mean[one], pull = _one_list(scores[one], rows[run], share, tau[one], phi, grad=grad)
         if g is not None and pull is not None:
             g[one] = pull
     few = _mixed(positives, lists)
     if few is not None:
         ls, ix = lists[few], rows[few]
         shares = _shares(ls, None if weight is None else weight[ls, ix], scores.shape[0])
-        found = _mixed_lists((scores, below), (ls, ix), shares, tau, phi, g)
+        units = torch.tensor(tau, dtype=torch.float64, device=scores.device).reciprocal_()
+        mates = [n for n in positives if 0 < n < _ALONE for _ in range(n)]
+        found = _mixed_lists(scores, (ls, ix), shares, units, phi, mates, g)
         mean.index_add_(0, ls, found)
-    if g is not None and valid is not None:
-        g = torch.where(valid, g, 0.0).contiguous()
     return mean, g
 
 
@@ -215,33 +229,27 @@ def _shares(lists: Tensor, weight: Tensor | None, num_lists: int) -> Tensor:
 
 
 def _one_list(
-    columns: tuple[Tensor, Tensor],
+    scores: Tensor,
     index: Tensor,
     share: Tensor | None,
-    tau: Tensor,
+    tau: float,
     phi: Phi,
     *,
     grad: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Mean [] and gradient [M] of one list with the positives in ``index`` [P].
-
-    columns: the scores [M], and those of the negatives alone.
-    """
-    scores, below = columns
-    m, count = scores.numel(), index.numel()
+    """Mean [] and gradient [M] of one list with the positives in ``index`` [P]."""
+    m, count, unit = scores.numel(), index.numel(), 1.0 / tau
     own = scores.index_select(0, index)
+    below = scores.index_fill(0, index, -torch.inf)
     others = None  # rows that are no positives, where leaving the positives out pays
     if 4 * count > m:
-        others = torch.nonzero_static(below > -torch.inf, size=m - count, fill_value=-1)[:, 0]
-        below = torch.where(others >= 0, below[others], -torch.inf)
-    x, unit, kinds = torch.cat([own, below]), tau.reciprocal(), ("value", "slope")[: 1 + grad]
-    narrow = unit.to(scores.dtype)
-    values: list[Tensor] = []
-    first = own.new_zeros(count if grad else 0, dtype=torch.float64)  # of positives
-    second = own.new_zeros(below.numel() if grad else 0, dtype=torch.float64)  # of the others
+        others = torch.nonzero_static(below > -torch.inf, size=m - count, fill_value=m)[:, 0]
+        below = torch.nn.functional.pad(below, (0, 1), value=-torch.inf).index_select(0, others)
+    x, kinds = torch.cat([own, below]), ("value", "slope")[: 1 + grad]
+    values, pulls = [], []
     for r in range(0, count, step := max(1, min(_ROWS, _TILE // x.numel()))):
         rows = slice(r, r + step)
-        tile = kernels(torch.sub(x, own[rows, None]).mul_(narrow), kinds)
+        tile = kernels(torch.sub(x, own[rows, None]).mul_(unit), kinds)
         hits = tile[0][:, :count].sum(1, dtype=torch.float64).add_(0.5)  # sigmoid(0) is in
         value, b, a = phi.at(_row_sums(tile[0][:, count:]).add_(hits), hits)
         values.append(value)
@@ -249,49 +257,59 @@ def _one_list(
             part = 1.0 / count if share is None else share[rows]
             b, e = b * part, (a + b) * part
             near, far = tile[1][:, :count].double(), tile[1][:, count:]
-            first.addmv_(near.T, e)
-            first[rows] -= (e * near.sum(1)).add_(b * _row_sums(far))
-            second += b.to(far.dtype) @ far
-    value = values[0] if len(values) == 1 else torch.cat(values)
-    mean = value.mean() if share is None else share @ value
+            gone = (near.sum(1).mul_(e)).addcmul_(_row_sums(far), b)
+            pulls.append((e @ near, gone, b.to(far.dtype) @ far))
+    phis = values[0] if len(values) == 1 else torch.cat(values)
+    mean = phis.mean() if share is None else share @ phis
     if not grad:
         return mean, None
-    first, second = (pull.mul_(unit).to(scores.dtype) for pull in (first, second))
+    first, gone, second = pulls[0]
+    if len(pulls) > 1:
+        second = second.double()
+        for near, _, far in pulls[1:]:
+            first += near
+            second += far
+        gone = torch.cat([part for _, part, _ in pulls])
+    first = first.sub_(gone).mul_(unit).to(scores.dtype)
+    second = second.mul_(unit).to(scores.dtype)
     if others is None:
         return mean, second.index_copy_(0, index, first)
     g = scores.new_zeros(m + 1)  # the last entry for the padding
-    g.index_copy_(0, torch.where(others >= 0, others, m), second)
+    g.index_copy_(0, others, second)
     return mean, g.index_copy_(0, index, first)[:m]
 
 
 def _mixed_lists(
-    columns: tuple[Tensor, Tensor],
+    scores: Tensor,
     found: tuple[Tensor, Tensor],
     share: Tensor,
-    tau: Tensor,
+    unit: Tensor,
     phi: Phi,
+    mates: Sequence[int],
     g: Tensor | None,
 ) -> Tensor:
     """The same for lists with few positives each, in tiles across lists.
 
-    Returns the terms [P] of the means, and adds to the gradient g [L, M].
+    mates: of each positive, the number of positives in its list. Returns the terms [P] of the
+    means, and adds to the gradient g [L, M].
     """
-    scores, below = columns
     lists, index = found
     kinds = ("value", "slope")[: 1 + (g is not None)]
-    unit = tau.reciprocal()
     narrow = unit.to(scores.dtype)
     own = scores[lists, index]
-    one, two = _mates(lists, scores.shape[0])
+    one, two = _mates(lists, mates, scores.shape[0])
     near = kernels((own[two] - own[one]).mul_(narrow[lists[one]]), kinds)
     zero = share.new_zeros(lists.numel())
     hits = zero.index_add(0, one, near[0].double()).add_(0.5)  # sigmoid(0) of its own is in
     values, slopes, factors = [], [], []
+    begin = 0
     for r in range(0, lists.numel(), step := max(1, _TILE // scores.shape[1])):
         rows = slice(r, r + step)
-        ls = lists[rows]
-        z = below.index_select(0, ls).sub_(own[rows, None]).mul_(narrow[ls][:, None])
-        tile = kernels(z, kinds)
+        ls, end = lists[rows], begin + sum(mates[rows])
+        z = scores.index_select(0, ls)
+        z.index_put_((one[begin:end] - r, index[two[begin:end]]), z.new_full((), -torch.inf))
+        begin = end
+        tile = kernels(z.sub_(own[rows, None]).mul_(narrow[ls][:, None]), kinds)
         value, b, a = phi.at(hits[rows] + tile[0].sum(1).double(), hits[rows])
         values.append(value)
         if g is not None:
@@ -306,6 +324,16 @@ def _mixed_lists(
     return share * torch.cat(values)
 
 
+def _mates(lists: Tensor, mates: Sequence[int], num_lists: int) -> tuple[Tensor, Tensor]:
+    """All pairs (i, j) of rows of the same list, j = i included; rows are ordered by list."""
+    count = torch.bincount(lists, minlength=num_lists)
+    size, start = count[lists], (count.cumsum(0) - count)[lists]
+    every = torch.arange(lists.numel(), device=lists.device)
+    first = every.repeat_interleave(size, output_size=sum(mates))
+    offset = torch.arange(first.numel(), device=lists.device) - (size.cumsum(0) - size)[first]
+    return first, start[first] + offset
+
+
 def _row_sums(k: Tensor) -> Tensor:
     """[R] float64 of k [R, M], short stretches of which add up in its own dtype."""
     whole = k.shape[1] // _COLUMNS
@@ -313,12 +341,3 @@ def _row_sums(k: Tensor) -> Tensor:
         return k.sum(1).double()
     head = k[:, : whole * _COLUMNS].unflatten(1, (whole, _COLUMNS)).sum(2).double().sum(1)
     return head.add_(k[:, whole * _COLUMNS :].sum(1))
-
-
-def _mates(lists: Tensor, num_lists: int) -> tuple[Tensor, Tensor]:
-    """All pairs (i, j) of rows of the same list, j = i included; rows are ordered by list."""
-    count = torch.bincount(lists, minlength=num_lists)
-    size, start = count[lists], (count.cumsum(0) - count)[lists]
-    first = torch.arange(lists.numel(), device=lists.device).repeat_interleave(size)
-    offset = torch.arange(first.numel(), device=lists.device) - (size.cumsum(0) - size)[first]
-    return first, start[first] + offset

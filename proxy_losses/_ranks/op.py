@@ -20,10 +20,9 @@ from . import dense, grid
 from .census import look
 from .lists import Lists, Pairs
 from .phi import PHIS
-from .plan import Work, fused_work, plan
+from .plan import Work, fused_work, plan, surely_dense
 
 F = TypeVar("F", bound=Callable[..., Any])
-SURELY_DENSE = 100_000  # pairs that cost less than the grid's first operation
 
 LIBRARY = torch.library.Library("proxy_losses", "FRAGMENT")
 LIBRARY.define(
@@ -68,8 +67,9 @@ def pair_sums(
     scores = scores.contiguous()
     gives = weights if weights.dtype == torch.bool else weights != 0
     # Of any group, then of each.
-    counts = [gives.any(1).sum(1), at.any(1).sum(1), gives.sum(2).T.reshape(-1)]
-    census = look(scores, tau, [*counts, at.sum(2).T.reshape(-1)])
+    counts = [gives.any(1).sum(1, dtype=torch.int32), at.any(1).sum(1, dtype=torch.int32)]
+    counts += [x.sum(2, dtype=torch.int32).T.reshape(-1) for x in (gives, at)]
+    census = look(scores, tau, counts, typical=not surely_dense(lists, rows))
     broken = census.broken_lists(scores.device)
     if broken is not None:
         scores = torch.where(broken[:, None], 0.0, scores)
@@ -77,7 +77,7 @@ def pair_sums(
     pairs = Pairs(scores, weights, at, tau)
     visits = [sum(n) for n in census.counts]
     product = sum(a * b for a, b in zip(*census.counts[:2], strict=True))
-    if method == "auto" and product > SURELY_DENSE:
+    if method == "auto" and not surely_dense(lists, rows):
         work = Work(lists, rows, visits[0], visits[1], groups * len(names), len(names))
         method = plan([work], max(census.spans), rtol, pairs=product).method
     if method == "grid":
@@ -114,15 +114,16 @@ def rank_mean(
         scores = torch.where(valid, scores, 0.0)  # a NaN there is not looked at
     scores = scores.contiguous()
     several = lists > 1
-    counts = [pos.sum(1) if several else pos.sum()[None]]
+    # (int32 adds up bools several times as fast.)
+    counts = [pos.sum(1, dtype=torch.int32) if several else pos.sum()]
     if valid is not None:
         once = valid[:1] if several and valid.stride(0) == 0 else valid
-        counts.append(once.sum(1).expand(lists))
+        counts.append(once.sum(1, dtype=torch.int32).expand(lists).contiguous())
     if weight is not None:
         weight = torch.where(pos, weight, 0.0)
         counts.append((weight > 0).any(1).long())
         counts.append((torch.where(pos, weight, torch.inf).amin(1) == weight.amax(1)).long())
-    census = look(scores, tau, counts)
+    census = look(scores, tau, counts, typical=not surely_dense(lists, rows))
     positives, *others = census.counts
     everyone = [rows] * lists if valid is None else others.pop(0)
     heavy, even = (positives, None) if weight is None else (others[0], others[1])
@@ -146,13 +147,13 @@ def rank_mean(
         valid = None
     pool = Lists(scores, pos, valid, weight)
     pairs = sum(positives) * rows
-    if method == "auto" and pairs > SURELY_DENSE:
+    if method == "auto" and not surely_dense(lists, rows):
         work = fused_work(lists, rows, grad)
         method = plan([work], max(census.spans), rtol, pairs=pairs).method
     if method == "grid":
         mean, g = grid.rank_mean(pool, tau, PHIS[phi], census, rtol, grad=grad)
     else:
-        mean, g = dense.rank_mean(pool, tau, PHIS[phi], positives, grad=grad)
+        mean, g = dense.rank_mean(pool, census.tau, PHIS[phi], positives, grad=grad)
     mean = mean.to(scores.dtype)
     g = scores.new_zeros(0) if g is None else g
     if broken is not None:

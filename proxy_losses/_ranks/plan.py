@@ -111,6 +111,11 @@ def dense_cost(pairs: int) -> float:
     return NS_DENSE_CALL + NS_DENSE_PAIR * pairs
 
 
+def surely_dense(lists: int, rows: int) -> bool:
+    """Whether even all pairs cost less than the overhead of the grid."""
+    return dense_cost(lists * rows * rows) <= NS_GRID_CALL
+
+
 def grid_plan(
     work: Work, span: float, rtol: float, *, cells: int | None = None, looked_up: bool = False
 ) -> Plan:
