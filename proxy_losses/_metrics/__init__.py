@@ -1,1 +1,12 @@
-"""One file a metric."""
+"""The metrics: one file each, and the roll of those that have a loss."""
+
+from ._record import Found, Metric, Option, over_lists, table_row
+from ._until import PARTIAL_AUC, RECALL
+from .smooth_ap import SMOOTH_AP
+
+__all__ = [
+    "METRICS", "PARTIAL_AUC", "RECALL", "SMOOTH_AP", "Found", "Metric", "Option", "over_lists",
+    "table_row",
+]  # fmt: skip
+
+METRICS = (SMOOTH_AP, RECALL, PARTIAL_AUC)

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
-from .._ranks import How, Lists
+from .. import _numerics as num
+from .._checks import check_choice
+from .._ranks import How, Lists, default_rtol
+from ..distributed import all_reduce, group_name
 
 Settings = Mapping[str, Any]  # option name -> value
 
@@ -38,6 +42,12 @@ class Option(NamedTuple):
     text: str  # its entry in docstrings
     published: str = ""  # its name in the published constructor, where that differs
     late: bool = False  # published constructors have it after gather_distributed
+    choices: tuple[str, ...] = ()  # all that it may be
+
+    @property
+    def attribute(self) -> str:
+        """Its name as an argument and attribute of the module."""
+        return self.published or self.name
 
 
 class Metric(NamedTuple):
@@ -56,3 +66,73 @@ class Metric(NamedTuple):
     own_spread: bool = False  # tau multiplies a spread of the metric's own: no temperature_unit
     needs_negative: bool = True  # a list without negatives does not count
     examples: tuple[dict[str, Any], ...] = ({},)  # settings that tests and the doctor try
+    checks_ids: bool = False  # the module refuses ids of no class
+    table: str = ""  # what it measures, as the README's table says it
+    shown: str = ""  # the option that the table shows
+    counts: str = "count"  # classes that ..., for docstrings
+    note: str = ""  # of the module's docstring
+    diagnostics: str = ""  # of the module, beside grad_pos_count
+    loss_example: str = ""  # doctest of the loss function
+    module_example: str = ""  # doctest of the module
+
+
+def check_settings(metric: Metric, settings: Settings, *, published: bool = False) -> None:
+    """Raise unless every option is in its range; errors name those of the module if published."""
+    for o in metric.options:
+        if o.choices:
+            check_choice(o.attribute if published else o.name, settings[o.name], o.choices)
+    if metric.check is not None:
+        metric.check(settings)
+
+
+def over_lists(
+    metric: Metric, lists: Lists, tau: float | Tensor, settings: Settings, how: How, *,
+    stats: bool = False,
+) -> Found:  # fmt: skip
+    """The metric of scores of any floating dtype, inside or outside of autocast."""
+    if how.rtol is None:  # that of the scores as given
+        how = how._replace(rtol=default_rtol(lists.scores.dtype))
+    found: Found = _lifted(lists.scores, metric.evaluate, lists, tau, (settings, how, stats))
+    return found
+
+
+@num.full_precision
+def _lifted(
+    scores: Tensor,
+    evaluate: Evaluate,
+    lists: Lists,
+    tau: float | Tensor,
+    asked: tuple[Settings, How, bool],
+) -> Found:
+    settings, how, stats = asked
+    lists = lists._replace(scores=scores)
+    weight = lists.weight
+    if weight is not None and weight.dtype.itemsize > scores.dtype.itemsize:
+        # The overall scale has no effect: at this one the narrower dtype holds the largest.
+        pos = lists.pos if lists.valid is None else lists.pos & lists.valid
+        weight = torch.where(pos, weight, 0.0)
+        none = weight.new_zeros(*weight.shape[:-1], 1)
+        largest = torch.cat([weight.detach(), none], -1).amax(-1, keepdim=True)
+        largest = all_reduce(largest, "max", group_name(how.group))
+        weight = weight / torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
+        lists = lists._replace(weight=weight)
+    return evaluate(lists, tau, settings, how, stats=stats)
+
+
+def rank_stats(
+    lists: Lists, tau: float | Tensor, saturation: Tensor, defined: Tensor, how: How
+) -> dict[str, Tensor]:
+    """Diagnostics of a metric with one temperature for all of a list's rows."""
+    tau = torch.as_tensor(tau, dtype=saturation.dtype, device=saturation.device).detach()
+    floats = {"saturation": saturation, "tau_eff": tau.expand(saturation.shape)}
+    found = {name: torch.where(defined, x, torch.nan) for name, x in floats.items()}
+    pos = lists.pos if lists.valid is None else lists.pos & lists.valid
+    count = pos.sum(-1).expand(defined.shape)
+    return {**found, "pos_count": all_reduce(count, "sum", group_name(how.group))}
+
+
+def table_row(metric: Metric) -> str:
+    """The metric's row in the README's table of pieces."""
+    shown = "".join(f", {o.name}={o.default!r}" for o in metric.options if o.name == metric.shown)
+    call = f"`{metric.name}(scores, pos_mask, tau{shown})`"
+    return f"| {metric.table} | {call} | `{metric.module}` |"

@@ -54,13 +54,15 @@ class BatchLoss(nn.Module):
     def _check_weight(self, sample_weight: Tensor | None) -> None:
         if sample_weight is None or not readable(sample_weight) or not sample_weight.numel():
             return
-        if not (sample_weight.abs() < MAX_WEIGHT).all():
+        self._judge_weight(*torch.stack(sample_weight.detach().aminmax()).tolist())
+
+    def _judge_weight(self, low: float, high: float) -> None:
+        """Raise or warn about a weight of this range, which has a NaN if the weight has one."""
+        if not (abs(low) < MAX_WEIGHT and abs(high) < MAX_WEIGHT):
             raise ValueError(f"sample_weight must be finite, below {MAX_WEIGHT:.1e}")
-        if (sample_weight < 0).any():
-            raise ValueError(
-                f"sample_weight must be non-negative, got {float(sample_weight.min())}"
-            )
-        if not self._zero_weight_warned and not sample_weight.any():
+        if low < 0:
+            raise ValueError(f"sample_weight must be non-negative, got {low}")
+        if high == 0 and not self._zero_weight_warned:
             self._zero_weight_warned = True
             warn_user(
                 f"{type(self).__name__}: sample_weight is entirely zero; rows of weight 0 give no "

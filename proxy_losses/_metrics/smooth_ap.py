@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from . import _numerics as num
-from ._checks import check_lists, check_rtol
-from ._ranks import default_rtol, mean_precision, rank_slopes
-from .distributed import group_name
+from .. import _numerics as num
+from .._checks import check_lists, check_rtol
+from .._ranks import How, Lists, rank_mean, rank_slopes
+from ..distributed import group_name
+from ._record import Found, Metric, Settings, over_lists, rank_stats
 
 if TYPE_CHECKING:
-    from .distributed import ProcessGroup
+    from ..distributed import ProcessGroup
 
 
 def smooth_ap_defined(
@@ -93,43 +94,10 @@ def smooth_ap(
     Reference: Brown et al., "Smooth-AP: Smoothing the Path Towards Large-Scale Image Retrieval",
     ECCV 2020, arXiv:2007.12163.
     """
-    value, _ = smooth_ap_and_counts(scores, pos_mask, tau, valid_mask, sample_weight, rtol, group)
-    return value
-
-
-def smooth_ap_and_counts(
-    scores: Tensor,
-    pos_mask: Tensor,
-    tau: float | Tensor,
-    valid_mask: Tensor | None,
-    sample_weight: Tensor | None,
-    rtol: float | None = None,
-    group: ProcessGroup | None = None,
-) -> tuple[Tensor, Tensor]:
-    """`smooth_ap` and `smooth_ap_defined`."""
     check_lists(scores, pos_mask, valid_mask, sample_weight)
     check_rtol(rtol)
-    if rtol is None:
-        rtol = default_rtol(scores.dtype)
-    out: tuple[Tensor, Tensor] = _lifted(
-        scores, pos_mask, tau, valid_mask, sample_weight, rtol, group
-    )
-    return out
-
-
-@num.full_precision
-def _lifted(
-    scores: Tensor,
-    pos_mask: Tensor,
-    tau: float | Tensor,
-    valid_mask: Tensor | None,
-    sample_weight: Tensor | None,
-    rtol: float,
-    group: ProcessGroup | None,
-) -> tuple[Tensor, Tensor]:
-    pos = pos_mask if valid_mask is None else pos_mask & valid_mask
-    weight = None if sample_weight is None else sample_weight.to(scores.dtype)
-    return mean_precision(scores, pos, weight, tau, valid_mask=valid_mask, rtol=rtol, group=group)
+    lists = Lists(scores, pos_mask, valid_mask, sample_weight)
+    return over_lists(SMOOTH_AP, lists, tau, {}, How(rtol, group=group)).value
 
 
 def smooth_ap_saturation(
@@ -166,19 +134,57 @@ def smooth_ap_saturation(
         tensor(0.5000)
     """
     check_lists(scores, pos_mask, valid_mask)
-    share: Tensor = _saturation(scores, pos_mask, tau, valid_mask, group)
+    lists = Lists(scores, pos_mask, valid_mask)
+    share: Tensor = _saturation(scores, lists, tau, group)
     return share
 
 
 @num.full_precision
 def _saturation(
-    scores: Tensor,
-    pos_mask: Tensor,
-    tau: float | Tensor,
-    valid_mask: Tensor | None,
-    group: ProcessGroup | None,
+    scores: Tensor, lists: Lists, tau: float | Tensor, group: ProcessGroup | None
 ) -> Tensor:
-    pos = pos_mask if valid_mask is None else pos_mask & valid_mask
-    scores = num.clean(scores, valid_mask)
-    slopes = rank_slopes(scores, pos, tau, valid_mask=valid_mask, group=group)
+    pos = lists.pos if lists.valid is None else lists.pos & lists.valid
+    scores = num.clean(scores, lists.valid)
+    slopes = rank_slopes(scores, pos, tau, valid_mask=lists.valid, group=group)
     return num.saturated_share(slopes, pos, group_name(group))
+
+
+def _evaluate(
+    lists: Lists, tau: float | Tensor, settings: Settings, how: How, *, stats: bool
+) -> Found:
+    value, defined = rank_mean(lists, tau, "precision", how)
+    if not stats:
+        return Found(value, defined, {})
+    share = _saturation(lists.scores, lists, tau, how.group)
+    return Found(value, defined, rank_stats(lists, tau, share, defined, how))
+
+
+SMOOTH_AP = Metric(
+    name="smooth_ap",
+    module="SmoothAPLoss",
+    title="Smooth-AP (Brown et al., ECCV 2020)",
+    function=smooth_ap,
+    evaluate=_evaluate,
+    defined=smooth_ap_defined,
+    table="average precision",
+    counts="have positives and negatives",
+    diagnostics=(
+        "saturation, the share of positives whose rank has numerically no gradient "
+        "(`smooth_ap_saturation`); tau_eff, the temperature in units of the logits; pos_count, "
+        "the positives ranked"
+    ),
+    loss_example="""
+    >>> logits = torch.tensor([[2.0], [1.0], [0.0]], requires_grad=True)
+    >>> queue = init_queue(8, 1)
+    >>> loss, queue = smooth_ap_loss(logits, torch.tensor([0, 1, 0]), queue, 0.01)
+    >>> loss.item(), queue.enqueued.item()
+    (0.5, 3)
+    """,
+    module_example="""
+    >>> loss_fn = SmoothAPLoss(num_classes=1, queue_size=256, temperature=0.05)
+    >>> logits = torch.tensor([[2.0], [1.0], [0.0]], requires_grad=True)
+    >>> loss = loss_fn(logits, torch.tensor([0, 1, 0]))
+    >>> round(loss.item(), 3)
+    0.5
+    """,
+)
