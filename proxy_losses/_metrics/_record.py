@@ -136,3 +136,26 @@ def table_row(metric: Metric) -> str:
     shown = "".join(f", {o.name}={o.default!r}" for o in metric.options if o.name == metric.shown)
     call = f"`{metric.name}(scores, pos_mask, tau{shown})`"
     return f"| {metric.table} | {call} | `{metric.module}` |"
+
+
+class Example(NamedTuple):
+    """A metric with settings: what tests and the doctor run."""
+
+    label: str
+    metric: Metric
+    settings: dict[str, Any]  # of the function and of the loss function
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The settings as arguments of the module."""
+        names = {o.name: o.attribute for o in self.metric.options}
+        return {names[name]: x for name, x in self.settings.items()}
+
+
+def examples(metrics: tuple[Metric, ...]) -> list[Example]:
+    """Every example of every metric, under the name of the module and of what it chooses."""
+    return [
+        Example(", ".join([m.module, *(x for x in s.values() if isinstance(x, str))]), m, dict(s))
+        for m in metrics
+        for s in m.examples
+    ]

@@ -73,9 +73,11 @@ class RankingLoss(PublishedNames, BatchLoss):
             cls.__doc__ = _document(metric)
             cls.__init__ = _constructor(metric)  # type: ignore[method-assign]
 
-    def __init__(self, **arguments: Any) -> None:
+    def __init__(self, *args: Any, **given: Any) -> None:
         super().__init__()
-        metric, given = self._metric, arguments
+        if args or not hasattr(self, "_metric"):
+            raise TypeError(f"{type(self).__name__} needs a metric: derive it from a loss")
+        metric = self._metric
         settings = {o.name: given[o.attribute] for o in metric.options}
         check_settings(metric, settings, published=True)
         check_int("num_classes", given["num_classes"], 1)
@@ -267,7 +269,7 @@ class RankingLoss(PublishedNames, BatchLoss):
 
         On the CPU, in eager code: elsewhere nothing is read, and None says that nobody knows.
         """
-        if torch.compiler.is_compiling() or not batch.logits.is_cpu:
+        if not batch.logits.is_cpu or not readable(batch.logits):
             return None
         looks = self._looks(batch, pool, found)
         if not looks:
