@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from . import _step
-from ._band import Band
 from ._checks import REDUCTIONS, check_choice
 from ._pool import Batch
 from ._queue import QueueState
@@ -193,11 +192,13 @@ def partial_auc_loss(
         0.0
     """
     options = _checked(reduction, "score", query_shape)
-    band = Band(
-        alpha, beta, surrogate, n_knots, tau_scale, pos_numerator, budget_basis, interpolation
-    )
+    settings = {
+        "alpha": alpha, "beta": beta, "surrogate": surrogate, "n_knots": n_knots,
+        "tau_scale": tau_scale, "pos_numerator": pos_numerator, "budget_basis": budget_basis,
+        "interpolation": interpolation,
+    }  # fmt: skip
     losses, queue = _step.step(
-        lambda pool: _step.partial_auc_classes(pool, tau, options, band=band),
+        lambda pool: _step.partial_auc_classes(pool, tau, options, settings=settings),
         Batch(logits, targets, sample_weight, iid_mask, query_ids),
         queue,
         ignore_index=ignore_index,

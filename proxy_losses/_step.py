@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import _numerics as num
-from ._band import Band, partial_auc_and_stats
+from . import _ranks
 from ._checks import (
     MAX_WEIGHT,
     REDUCTIONS,
@@ -20,10 +20,11 @@ from ._checks import (
     check_tau,
 )
 from ._groups import every_list
+from ._metrics import _record
+from ._metrics.partial_auc import PARTIAL_AUC
+from ._metrics.recall import RECALL
 from ._pool import Batch, Pool, make_pool, take_rows, valid_rows
 from ._queue import QueueState, enqueue
-from ._recall import recall_and_counts, recall_saturation
-from ._select import spread_over_group
 from ._smooth_ap import smooth_ap_and_counts, smooth_ap_saturation
 from .distributed import all_reduce, group_name
 
@@ -124,27 +125,8 @@ def recall_classes(
     interpolation: str = "higher",
 ) -> ClassLosses:
     """1 - recall_at_quantile of every class of the pool."""
-
-    def metric(x: Lists) -> Found:
-        value, counts = recall_and_counts(
-            x.scores,
-            x.pos_mask,
-            x.tau,
-            quantile,
-            interpolation,
-            x.valid_mask,
-            x.sample_weight,
-            group=options.group,
-        )
-        if not options.stats:
-            return Found(value, counts, None, {})
-        share = recall_saturation(
-            x.scores, x.pos_mask, x.tau, quantile=quantile, interpolation=interpolation,
-            valid_mask=x.valid_mask, group=options.group,
-        )  # fmt: skip
-        return Found(value, counts, None, _rank_stats(x, share, counts, options))
-
-    return _every_class(metric, pool, tau, options)
+    settings = {"quantile": quantile, "interpolation": interpolation}
+    return _every_class(_metric(RECALL, settings, options), pool, tau, options)
 
 
 def partial_auc_classes(
@@ -152,18 +134,26 @@ def partial_auc_classes(
     tau: float | Tensor,
     options: Options = PLAIN,
     *,
-    band: Band,
+    settings: _record.Settings,
 ) -> ClassLosses:
     """1 - partial_auc of every class of the pool."""
+    return _every_class(_metric(PARTIAL_AUC, settings, options), pool, tau, options)
+
+
+def _metric(record: _record.Metric, settings: _record.Settings, options: Options) -> Metric:
+    if record.check is not None:
+        record.check(settings)
+    evaluate = num.full_precision(record.evaluate)
 
     def metric(x: Lists) -> Found:
-        found = partial_auc_and_stats(
-            x.scores, x.pos_mask, x.tau, band, x.valid_mask, x.sample_weight, x.iid_mask,
-            x.live_mask, stats=options.stats, group=options.group,
-        )  # fmt: skip
-        return Found(*found)
+        lists = _ranks.Lists(
+            x.scores, x.pos_mask, x.valid_mask, x.sample_weight, x.iid_mask, x.live_mask
+        )
+        how = _ranks.How(group=options.group)
+        found = evaluate(lists, x.tau, settings, how, stats=options.stats)
+        return Found(found.value, found.defined, found.degenerate, found.stats)
 
-    return _every_class(metric, pool, tau, options)
+    return metric
 
 
 def _rank_stats(
@@ -183,10 +173,7 @@ def _every_class(metric: Metric, pool: Pool, tau: float | Tensor, options: Optio
     if name and pool.query_ids is not None:
         raise ValueError("query_ids need the whole pool on every process: distributed='gather'")
     if options.tau_unit == "spread":
-        if name or not num.size_known(pool.scores.shape[-1]):
-            spread = spread_over_group(pool.scores, pool.valid_mask, name)
-        else:
-            spread = num.score_spread(pool.scores, pool.valid_mask)
+        spread = num.spread_over_group(pool.scores, pool.valid_mask, name)
         tau = tau * torch.where(spread.isfinite(), spread, 1.0)  # the metric reports what is not
     if pool.query_ids is None or not pool.query_ids.numel():
         found = metric(_lists(pool, tau))

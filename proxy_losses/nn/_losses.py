@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from .. import _step
-from .._band import Band, check_band_options
 from .._checks import INTERPOLATIONS, check_choice, check_quantile, warn_user
+from .._metrics.partial_auc import PARTIAL_AUC
 from .._pool import Batch, Pool
 from .._step import ClassLosses, Options
 from ._base import RankingLoss
@@ -225,11 +225,13 @@ class PAUCAtBudgetLoss(RankingLoss):
         distributed: str = "gather",
     ) -> None:
         check_choice("quantile_interpolation", quantile_interpolation, INTERPOLATIONS)
-        self._band = Band(
-            alpha, beta, surrogate, n_knots, tau_scale, pos_numerator, budget_basis,
-            quantile_interpolation,
-        )  # fmt: skip
-        check_band_options(self._band)
+        self._settings = {
+            "alpha": alpha, "beta": beta, "surrogate": surrogate, "n_knots": n_knots,
+            "tau_scale": tau_scale, "pos_numerator": pos_numerator, "budget_basis": budget_basis,
+            "interpolation": quantile_interpolation,
+        }  # fmt: skip
+        assert PARTIAL_AUC.check is not None
+        PARTIAL_AUC.check(self._settings)
         super().__init__(
             num_classes, queue_size, temperature, reduction, ignore_index,
             update_queue_in_eval, gather_distributed, max_pool_size, query_shape,
@@ -246,7 +248,7 @@ class PAUCAtBudgetLoss(RankingLoss):
         self._degenerate_warned = False
 
     def _classes(self, pool: Pool, options: Options) -> ClassLosses:
-        losses = _step.partial_auc_classes(pool, self._tau, options, band=self._band)
+        losses = _step.partial_auc_classes(pool, self._tau, options, settings=self._settings)
         if self._degenerate_warned or torch.compiler.is_compiling():
             return losses
         assert losses.degenerate is not None
