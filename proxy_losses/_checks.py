@@ -86,8 +86,11 @@ def check_lists(
     valid_mask: Tensor | None = None,
     sample_weight: Tensor | None = None,
     **masks: Tensor | None,
-) -> None:
-    """Check the arguments that every list-wise metric takes, and further bool masks by name."""
+) -> torch.Size:
+    """Check the arguments that every list-wise metric takes, and further bool masks by name.
+
+    Returns the shape [..., M] that they have together.
+    """
     check_floating("scores", scores)
     if scores.dim() == 0:
         raise ValueError("scores must have at least one axis [..., M], got a 0-d tensor")
@@ -100,6 +103,8 @@ def check_lists(
     if sample_weight is not None:
         check_floating("sample_weight", sample_weight)
         check_same_list("sample_weight", sample_weight, scores)
+    given = (pos_mask, valid_mask, sample_weight, *masks.values())
+    return common_shape(scores.shape, *(x.shape for x in given if x is not None))
 
 
 def check_tau(tau: float | Tensor, lists: torch.Size) -> None:
@@ -140,7 +145,7 @@ def _as_float(x: Real) -> float:
 def check_positive(name: str, x: float) -> None:
     """Raise unless x is a finite number > 0."""
     _check_number(name, x)
-    if not (x > 0 and (not isinstance(x, Real) or math.isfinite(_as_float(x)))):
+    if not 0 < x < math.inf:
         raise ValueError(f"{name} must be positive and finite, got {x}")
 
 

@@ -24,7 +24,6 @@ from ._metrics import PARTIAL_AUC, RECALL, SMOOTH_AP
 from ._metrics._record import Found, Metric, Option, Settings, check_settings, over_lists
 from ._queue import QueueState, enqueue
 from ._ranks import How
-from ._select import spread_over_group
 from .distributed import all_reduce, group_name
 
 if TYPE_CHECKING:
@@ -98,11 +97,7 @@ def over_classes(
 
 def _spread(pool: Pool, name: str) -> Tensor:
     scores, valid = pool.lists.scores, pool.lists.valid
-    if name or not num.size_known(scores.shape[-1]):
-        valid = torch.ones_like(scores[0], dtype=torch.bool) if valid is None else valid
-        spread = spread_over_group(scores, valid, name)
-    else:
-        spread = num.score_spread(scores, valid)
+    spread = num.spread_over_group(scores, valid, name)
     return torch.where(spread.isfinite(), spread, 1.0)  # the metric reports what is not
 
 

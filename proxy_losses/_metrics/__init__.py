@@ -1,7 +1,8 @@
 """The metrics: one file each, and the roll of those that have a loss."""
 
 from ._record import Example, Found, Metric, Option, examples, over_lists, table_row
-from ._until import PARTIAL_AUC, RECALL
+from .partial_auc import PARTIAL_AUC
+from .recall import RECALL
 from .smooth_ap import SMOOTH_AP
 
 __all__ = [

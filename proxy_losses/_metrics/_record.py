@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 from .. import _numerics as num
 from .._checks import check_choice
 from .._ranks import How, Lists, default_rtol
-from ..distributed import all_reduce, group_name
 
 Settings = Mapping[str, Any]  # option name -> value
 
@@ -92,43 +90,8 @@ def over_lists(
     """The metric of scores of any floating dtype, inside or outside of autocast."""
     if how.rtol is None:  # that of the scores as given
         how = how._replace(rtol=default_rtol(lists.scores.dtype))
-    found: Found = _lifted(lists.scores, metric.evaluate, lists, tau, (settings, how, stats))
-    return found
-
-
-@num.full_precision
-def _lifted(
-    scores: Tensor,
-    evaluate: Evaluate,
-    lists: Lists,
-    tau: float | Tensor,
-    asked: tuple[Settings, How, bool],
-) -> Found:
-    settings, how, stats = asked
-    lists = lists._replace(scores=scores)
-    weight = lists.weight
-    if weight is not None and weight.dtype.itemsize > scores.dtype.itemsize:
-        # The overall scale has no effect: at this one the narrower dtype holds the largest.
-        pos = lists.pos if lists.valid is None else lists.pos & lists.valid
-        weight = torch.where(pos, weight, 0.0)
-        none = weight.new_zeros(*weight.shape[:-1], 1)
-        largest = torch.cat([weight.detach(), none], -1).amax(-1, keepdim=True)
-        largest = all_reduce(largest, "max", group_name(how.group))
-        weight = weight / torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
-        lists = lists._replace(weight=weight)
+    evaluate = num.full_precision(metric.evaluate)
     return evaluate(lists, tau, settings, how, stats=stats)
-
-
-def rank_stats(
-    lists: Lists, tau: float | Tensor, saturation: Tensor, defined: Tensor, how: How
-) -> dict[str, Tensor]:
-    """Diagnostics of a metric with one temperature for all of a list's rows."""
-    tau = torch.as_tensor(tau, dtype=saturation.dtype, device=saturation.device).detach()
-    floats = {"saturation": saturation, "tau_eff": tau.expand(saturation.shape)}
-    found = {name: torch.where(defined, x, torch.nan) for name, x in floats.items()}
-    pos = lists.pos if lists.valid is None else lists.pos & lists.valid
-    count = pos.sum(-1).expand(defined.shape)
-    return {**found, "pos_count": all_reduce(count, "sum", group_name(how.group))}
 
 
 def table_row(metric: Metric) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from .. import _numerics as num
 from .._checks import check_lists, check_rtol
 from .._ranks import How, Lists, rank_mean, rank_slopes
 from ..distributed import group_name
-from ._record import Found, Metric, Settings, over_lists, rank_stats
+from ._record import Found, Metric, Settings, over_lists
 
 if TYPE_CHECKING:
     from ..distributed import ProcessGroup
@@ -134,29 +135,35 @@ def smooth_ap_saturation(
         tensor(0.5000)
     """
     check_lists(scores, pos_mask, valid_mask)
-    lists = Lists(scores, pos_mask, valid_mask)
-    share: Tensor = _saturation(scores, lists, tau, group)
-    return share
-
-
-@num.full_precision
-def _saturation(
-    scores: Tensor, lists: Lists, tau: float | Tensor, group: ProcessGroup | None
-) -> Tensor:
-    pos = lists.pos if lists.valid is None else lists.pos & lists.valid
-    scores = num.clean(scores, lists.valid)
-    slopes = rank_slopes(scores, pos, tau, valid_mask=lists.valid, group=group)
-    return num.saturated_share(slopes, pos, group_name(group))
+    tau = tau.detach() if isinstance(tau, Tensor) else tau
+    lists = Lists(scores.detach(), pos_mask, valid_mask)
+    stats: dict[str, Tensor] = num.full_precision(_stats)(lists, tau, How(group=group))
+    return stats["saturation"]
 
 
 def _evaluate(
     lists: Lists, tau: float | Tensor, settings: Settings, how: How, *, stats: bool
 ) -> Found:
+    scores, pos, valid, weight = lists[:4]
+    if weight is not None and weight.dtype.itemsize > scores.dtype.itemsize:
+        among = pos if valid is None else pos & valid
+        weight, _ = num.positive_weight(among, weight, scores.dtype, group_name(how.group))
+        lists = lists._replace(weight=weight)
     value, defined = rank_mean(lists, tau, "precision", how)
-    if not stats:
-        return Found(value, defined, {})
-    share = _saturation(lists.scores, lists, tau, how.group)
-    return Found(value, defined, rank_stats(lists, tau, share, defined, how))
+    return Found(value, defined, _stats(lists, tau, how, defined) if stats else {})
+
+
+def _stats(
+    lists: Lists, tau: float | Tensor, how: How, defined: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Diagnostics, NaN where not defined; None for all lists."""
+    scores, pos, valid = lists[:3]
+    pos, scores = pos if valid is None else pos & valid, num.clean(scores, valid)
+    slopes = rank_slopes(scores, pos, tau, valid_mask=valid, group=how.group)
+    if isinstance(tau, Tensor):
+        tau = tau[..., None]
+    every = torch.ones_like(slopes[..., 0], dtype=torch.bool) if defined is None else defined
+    return num.rank_stats(slopes, pos, tau, every[..., None], group_name(how.group))
 
 
 SMOOTH_AP = Metric(

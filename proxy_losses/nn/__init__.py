@@ -1,6 +1,6 @@
 """Stateful adapters: `torch.nn.Module` shims over the functional core."""
 
-from ._focal import SigmoidFocalLoss, SoftmaxFocalLoss
+from ._pointwise import SigmoidFocalLoss, SoftmaxFocalLoss
 from ._queue import MemoryQueue
 from ._ranking import PAUCAtBudgetLoss, RankingLoss, RecallAtQuantileLoss, SmoothAPLoss
 from ._wrapper import LossWarmupWrapper

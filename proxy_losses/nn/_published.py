@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from .. import _queue as q
+from .._metrics.recall import recall_at_quantile, recall_defined
 from .._metrics.smooth_ap import smooth_ap, smooth_ap_defined
-from .._recall import recall_at_quantile, recall_defined
 from .._schedule import in_warmup
 
 if TYPE_CHECKING:

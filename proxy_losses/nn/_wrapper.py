@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import _progress, _schedule
+from .. import _schedule
 from .._checks import (
     as_number,
     check_flag,
@@ -146,19 +146,19 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
         if gather_distributed is not None and hasattr(main_loss, "gather_distributed"):
             main_loss.gather_distributed = gather_distributed
         self._blend_weight = torch.zeros((), dtype=torch.float64)
-        self._enter(_progress.init_schedule(self._sched))
+        self._enter(_schedule.init_schedule(self._sched))
         self._set_temperature()
 
     def _enter(self, state: ScheduleState) -> None:
         """Take over a schedule state and what follows from it."""
-        weight = float(_progress.state_weight(state, self._sched, clock=self._clock))
+        weight = float(_schedule.state_weight(state, self._sched, clock=self._clock))
         self._state, self._main_weight = state, weight
         self._blend_weight.fill_(self._main_weight)  # in place: compiled code holds the tensor
 
     def _set_temperature(self) -> None:
         if self._has_temperature and int(self._state.switch_step) >= 0:
             self.main_loss.temperature = float(  # type: ignore[attr-defined]
-                _progress.state_temp(self._state, self._sched)
+                _schedule.state_temp(self._state, self._sched)
             )
 
     def _reset_queue(self) -> None:
@@ -197,7 +197,7 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
         """Call at the start of each epoch, before its first batch."""
         epoch = as_number("epoch", epoch)
         self._epoch_hook_seen = True
-        main, state = _progress.start_epoch(self._state, epoch, self._sched, clock=self._clock)
+        main, state = _schedule.start_epoch(self._state, epoch, self._sched, clock=self._clock)
         self._enter(state)
         if self.reset_queue_each_epoch and main:
             self._reset_queue()
@@ -205,7 +205,7 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
     def on_train_batch_start(self, global_step: int) -> None:
         """Call before each training step with the number of steps taken so far."""
         global_step = as_number("global_step", global_step)
-        switch, state = _progress.start_step(
+        switch, state = _schedule.start_step(
             self._state, global_step, self._sched, clock=self._clock
         )
         self._enter(state)
