@@ -50,6 +50,16 @@ class Pool(NamedTuple):
         return Pool(Lists(*(None if x is None else x[..., rows] for x in self.lists)), ids)  # type: ignore[arg-type]
 
 
+class Known(NamedTuple):
+    """What is known of a queue beside its values, so that they need not be asked."""
+
+    tidy: bool = False  # slots that are not filled hold the ignore_index of batch and queue
+    ones: tuple[str, ...] = ()  # fields that hold nothing but 1 or True
+
+
+NOTHING = Known()
+
+
 def wide(targets: Tensor) -> Tensor:
     """Class ids in int64, which holds any ignore_index; bools as they are."""
     return targets if targets.dtype == torch.bool else targets.to(torch.int64)
@@ -98,13 +108,9 @@ def join(
     queue: QueueState | None,
     ignore_index: int,
     reads: tuple[str, ...],
-    *,
-    tidy: bool = False,
+    known: Known = NOTHING,
 ) -> Pool:
-    """`make_pool` of what was checked, with targets in int64 or bool.
-
-    tidy says that slots of the queue that are not filled hold ignore_index, which is its own too.
-    """
+    """`make_pool` of what was checked, with targets in int64 or bool."""
     logits, targets, weight, iid, query_ids = batch
     n, num_classes = logits.shape
     if query_ids is not None:
@@ -115,23 +121,23 @@ def join(
         iid = iid if "iid" in reads else None
     else:
         queue = match_queue(queue, targets, query_ids)
-        known = None if tidy and not is_labels(targets) else valid_rows(targets, ignore_index)
-        stored = None if known is None and not is_labels(targets) else queue_rows(queue)[2]
         logits = torch.cat([logits, queue.logits.detach().to(logits)])
-        targets = torch.cat([targets, queue.targets.to(targets.device)])
-        if stored is None:
-            valid = targets != ignore_index
+        both = torch.cat([targets, queue.targets.to(targets.device)])
+        if known.tidy and not is_labels(targets):
+            valid = both != ignore_index
         else:
-            known = stored.new_ones(n) if known is None else known
-            valid = torch.cat([known, stored.to(known.device)])
-        if weight is None:  # a stored weight acts on later calls too
-            weight = queue.sample_weight.new_ones(n)
-        weight = torch.cat([weight, queue.sample_weight.to(weight)])
-        if "iid" in reads:
+            stored, now = queue_rows(queue)[2].to(both.device), valid_rows(targets, ignore_index)
+            valid = torch.cat([stored.new_ones(n) if now is None else now, stored])
+        targets = both
+        if weight is not None or "sample_weight" not in known.ones:
+            # A stored weight acts on later calls too.
+            weight = queue.sample_weight.new_ones(n) if weight is None else weight
+            weight = torch.cat([weight, queue.sample_weight.to(weight)])
+        if "iid" not in reads:
+            iid = None
+        elif iid is not None or "iid_mask" not in known.ones:
             iid = queue.iid_mask.new_ones(n) if iid is None else iid
             iid = torch.cat([iid, queue.iid_mask.to(iid.device)])
-        else:
-            iid = None
         if "live" in reads:
             live = torch.arange(targets.shape[0], device=targets.device) < n
         if query_ids is not None:

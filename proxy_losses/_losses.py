@@ -21,7 +21,16 @@ from ._checks import (
 )
 from ._lists import Batch, Pool, every_list, make_pool, some_valid, valid_rows
 from ._metrics import PARTIAL_AUC, RECALL, SMOOTH_AP
-from ._metrics._record import Found, Metric, Option, Settings, check_settings, over_lists
+from ._metrics._record import (
+    Found,
+    Metric,
+    Option,
+    Settings,
+    check_settings,
+    defaults_of,
+    over_lists,
+    reads_of,
+)
 from ._queue import QueueState, enqueue
 from ._ranks import How
 from .distributed import all_reduce, group_name
@@ -176,9 +185,9 @@ def keeps(
 
 def loss_function(metric: Metric) -> LossFunction:
     """``(logits, targets, queue, tau, ...) -> (loss, new queue)`` of a metric."""
-    defaults = {o.name: o.default for o in metric.options}
+    defaults = defaults_of(metric)
     others = {"tau_unit"} - ({"tau_unit"} if metric.own_spread else set())
-    others |= {"iid_mask"} & {f"{name}_mask" for name in metric.reads}
+    others |= {"iid_mask"} & {f"{name}_mask" for name in reads_of(metric, defaults)}
 
     def loss(
         logits: Tensor,
@@ -203,7 +212,7 @@ def loss_function(metric: Metric) -> LossFunction:
         check_settings(metric, settings)
         check_int("ignore_index", ignore_index)
         batch = Batch(logits, targets, sample_weight, more.get("iid_mask"), query_ids)
-        pool = make_pool(batch, queue, ignore_index=ignore_index, reads=metric.reads)
+        pool = make_pool(batch, queue, ignore_index=ignore_index, reads=reads_of(metric, settings))
         found = over_classes(metric, pool, tau, settings, options)
         value = reduce_classes(found, reduction, pool)
         if queue is None:
@@ -259,7 +268,7 @@ def _arguments(metric: Metric) -> list[tuple[Option, bool]]:
         Option("query_ids", None, "Tensor | None", QUERY_IDS),
         Option("query_shape", None, "tuple[int, int] | None", QUERY_SHAPE),
     ]  # fmt: skip
-    if "iid" not in metric.reads:
+    if "iid" not in reads_of(metric, defaults_of(metric)):
         rest = [o for o in rest if o.name != "iid_mask"]
     unit = [] if metric.own_spread else [Option("tau_unit", "score", "str", UNIT)]
     return [(o, True) for o in required] + [(o, False) for o in (*metric.options, *unit, *rest)]

@@ -59,7 +59,8 @@ class Metric(NamedTuple):
     defined: Callable[..., Tensor]  # the public function that says which lists count
     options: tuple[Option, ...] = ()
     check: Callable[[Settings], None] | None = None  # raises for options out of range
-    reads: tuple[str, ...] = ()  # of Lists, beside scores, pos, valid and weight: "iid", "live"
+    # Of Lists, beside scores, pos, valid and weight: "iid", "live"; or what the settings ask for.
+    reads: tuple[str, ...] | Callable[[Settings], tuple[str, ...]] = ()
     temperature: float = 0.01  # default of the module
     own_spread: bool = False  # tau multiplies a spread of the metric's own: no temperature_unit
     needs_negative: bool = True  # a list without negatives does not count
@@ -72,6 +73,16 @@ class Metric(NamedTuple):
     diagnostics: str = ""  # of the module, beside grad_pos_count
     loss_example: str = ""  # doctest of the loss function
     module_example: str = ""  # doctest of the module
+
+
+def reads_of(metric: Metric, settings: Settings) -> tuple[str, ...]:
+    """What the metric reads of `Lists`, with these settings, beside what all do."""
+    return metric.reads(settings) if callable(metric.reads) else metric.reads
+
+
+def defaults_of(metric: Metric) -> dict[str, Any]:
+    """Settings that nobody chose."""
+    return {o.name: o.default for o in metric.options}
 
 
 def check_settings(metric: Metric, settings: Settings, *, published: bool = False) -> None:

@@ -331,7 +331,7 @@ PARTIAL_AUC = Metric(
         ),
     ),
     check=_check,
-    reads=("iid", "live"),
+    reads=lambda settings: ("iid", "live") if settings["pos_numerator"] == "live" else ("iid",),
     temperature=0.1,
     own_spread=True,
     examples=(

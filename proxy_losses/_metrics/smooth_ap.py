@@ -146,9 +146,13 @@ def _evaluate(
 ) -> Found:
     scores, pos, valid, weight = lists[:4]
     if weight is not None and weight.dtype.itemsize > scores.dtype.itemsize:
-        among = pos if valid is None else pos & valid
-        weight, _ = num.positive_weight(among, weight, scores.dtype, group_name(how.group))
-        lists = lists._replace(weight=weight)
+        # The overall scale has no effect: at this one the narrower dtype holds the largest.
+        read = torch.where(pos if valid is None else pos & valid, weight, 0.0)
+        top, name = num.largest(read), group_name(how.group)
+        if name:
+            top = num.largest_over_group(name, top)[0]
+        scale = torch.where((top > 0) & top.isfinite(), top, 1.0)
+        lists = lists._replace(weight=(read / scale).to(scores.dtype))
     value, defined = rank_mean(lists, tau, "precision", how)
     return Found(value, defined, _stats(lists, tau, how, defined) if stats else {})
 

@@ -7,6 +7,7 @@ parts before the error, and keys that are missing or too many it reports after l
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -57,6 +58,8 @@ class MemoryQueue(nn.Module):
         for field, buffer in _BUFFERS.items():
             # ignore_index is an argument of the constructor, not a state of the run.
             self.register_buffer(buffer, getattr(state, field), persistent=field != "ignore_index")
+        self._ones: dict[str, tuple[weakref.ref[Tensor], int] | None] = {}
+        self.see_ones("sample_weight", "iid_mask")
         self._q_owner: Tensor
         self.register_buffer("_q_owner", torch.full((), NOBODY), persistent=False)
 
@@ -81,6 +84,28 @@ class MemoryQueue(nn.Module):
             else:  # the first multi-label batch, or the first with query_ids
                 setattr(self, buffer, new.clone())
 
+    def ones(self) -> tuple[str, ...]:
+        """Fields known to hold nothing but 1 or True: they did, and nothing was written since."""
+        if torch.compiler.is_compiling():
+            return ()
+        return tuple(
+            f for f, seen in self._ones.items() if seen is not None and seen == self._seen(f)
+        )
+
+    def see_ones(self, *fields: str) -> None:
+        """Remember that these fields hold nothing but 1 or True."""
+        self._ones.update({field: self._seen(field) for field in fields})
+
+    def _seen(self, field: str) -> tuple[weakref.ref[Tensor], int] | None:
+        buffer = self._buffers[_BUFFERS[field]]
+        if buffer is None or buffer.is_inference():  # those count no versions
+            return None
+        return weakref.ref(buffer), buffer._version
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has tensors of its own."""
+        return {**self.__dict__, "_ones": {}}
+
     @torch.no_grad()
     def write(self, batch: Batch) -> None:
         """Store a batch over the oldest rows, in place: what `enqueue` returns, to the bit."""
@@ -92,13 +117,16 @@ class MemoryQueue(nn.Module):
             self.store(room)
             state = self.state
         drop, slots, enqueued = q.next_slots(state, n)
-        missing = {"query_ids": q.NO_QUERY}  # what stands for None; 1 and True elsewhere
-        for field in q.QueueState._fields[:4] + ("query_ids",) * (state.query_ids.numel() > 0):
-            buffer, rows = getattr(state, field), getattr(batch, field)
-            if rows is None:
-                buffer.index_fill_(0, slots, missing.get(field, 1))
-            else:
-                buffer.index_copy_(0, slots, rows[drop:].to(buffer.device, buffer.dtype))
+        ones = self.ones()
+        for field, buffer in state._asdict().items():
+            if field in ("enqueued", "ignore_index") or not buffer.numel():
+                continue
+            rows = getattr(batch, field)
+            if rows is not None:
+                rows = rows[drop:] if drop else rows
+                buffer.index_copy_(0, slots, rows.to(buffer.device, buffer.dtype))
+            elif field not in ones:
+                buffer.index_fill_(0, slots, q.NO_QUERY if field == "query_ids" else 1)
         state.enqueued.copy_(enqueued)
 
     def check_owner(self, group: str) -> None:
@@ -128,6 +156,8 @@ class MemoryQueue(nn.Module):
     def reset(self) -> None:
         """Empty the queue."""
         self.store(q.reset_queue(self.state))
+        if not torch.compiler.is_compiling():
+            self.see_ones("sample_weight", "iid_mask")
         self._q_owner.fill_(NOBODY)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MemoryQueue:

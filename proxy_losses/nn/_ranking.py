@@ -23,7 +23,17 @@ from .._checks import (
     check_temperature,
     warn_user,
 )
-from .._lists import Batch, Pool, join, positives, some_valid, subsample_pool, valid_rows
+from .._lists import (
+    NOTHING,
+    Batch,
+    Known,
+    Pool,
+    join,
+    positives,
+    some_valid,
+    subsample_pool,
+    valid_rows,
+)
 from .._losses import (
     Options,
     check_options,
@@ -36,7 +46,7 @@ from .._losses import (
     reduce_classes,
 )
 from .._metrics import PARTIAL_AUC, RECALL, SMOOTH_AP
-from .._metrics._record import Found, Metric, Option, Settings, check_settings
+from .._metrics._record import Found, Metric, Option, Settings, check_settings, reads_of
 from .._queue import enqueue
 from ..distributed import default_group, group_name
 from ._batch import BatchLoss, as_floating, check_class_ids, readable
@@ -185,11 +195,11 @@ class RankingLoss(PublishedNames, BatchLoss):
             local = local._replace(sample_weight=local.sample_weight.detach())
         group, batch = self._all_rows(local)
         queue, settings = self._queue, self._settings()
-        tidy = queue is not None and queue.ignore_index == self.ignore_index
-        pool = join(
-            batch, None if queue is None else queue.state, self.ignore_index, self._metric.reads,
-            tidy=tidy,
-        )  # fmt: skip
+        state, known, reads = None, NOTHING, reads_of(self._metric, settings)
+        if queue is not None:
+            state = queue.state
+            known = Known(queue.ignore_index == self.ignore_index, queue.ones())
+        pool = join(batch, state, self.ignore_index, reads, known)
         self._want_diag = return_diagnostics
         options = Options(return_diagnostics, self.query_shape, self.temperature_unit, group)
         found = over_classes(self._metric, self._capped(pool), self._tau, settings, options)
@@ -285,6 +295,9 @@ class RankingLoss(PublishedNames, BatchLoss):
             self._judge_weight(said["weight"], said["weights"])
         if stray and self.num_classes > 1:
             check_class_ids(batch.targets, self.num_classes, self.ignore_index)
+        for field in ("sample_weight", "iid_mask"):
+            if said.get(field) and self._queue is not None:
+                self._queue.see_ones(field)
         if said.get("degenerate"):
             self._degenerate_warned = True
             warn_user(
@@ -321,6 +334,11 @@ class RankingLoss(PublishedNames, BatchLoss):
                 looks["low"], looks["high"] = rows.aminmax()
                 if counted is not None:
                     looks["some"] = counted.amax()
+        if self._queue is not None:  # what was learnt once need not be read again
+            state, known = self._queue.state, self._queue.ones()
+            for field in ("sample_weight", "iid_mask"):
+                if field not in known and getattr(batch, field) is None:
+                    looks[field] = (getattr(state, field) == 1).all().to(torch.float32)
         if found.degenerate is not None and not self._degenerate_warned:
             looks["degenerate"] = found.degenerate.to(torch.float32).amax()
         return looks
