@@ -190,7 +190,7 @@ RECALL = Metric(
             published="quantile_interpolation",
             late=True,
         ),
-    ),  # fmt: skip
+    ),
     check=_check,
     needs_negative=False,
     examples=({"quantile": 0.3},),
