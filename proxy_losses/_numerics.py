@@ -38,6 +38,17 @@ def size_known(size: int) -> bool:
     return bool(guard_or_false(size < some) or guard_or_false(size >= some))
 
 
+def readable(x: Tensor) -> bool:
+    """Whether Python may branch on the values of x: not when compiling, nor inside torch.func."""
+    if torch.compiler.is_compiling():
+        return False
+    try:
+        x.data_ptr()
+    except RuntimeError:  # a tensor wrapped by a transform has no data of its own
+        return False
+    return True
+
+
 def lift(x: Tensor) -> Tensor:
     """float16 and bfloat16 to float32; other dtypes unchanged."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -210,7 +221,8 @@ def quantiles(
         return s.new_zeros((*s.shape[:-1], len(levels)))
     last: int | Tensor = m - 1
     if valid_mask is not None:
-        last = valid_mask.sum(-1, keepdim=True) - 1
+        count = valid_mask.sum(-1, keepdim=True)
+        last = count - 1
         s, valid_mask = torch.broadcast_tensors(s, valid_mask)
     upper = [k for k, level in enumerate(levels) if level >= 0.5]
     lower = [k for k, level in enumerate(levels) if level < 0.5]
@@ -230,7 +242,7 @@ def quantiles(
     if len(found) > 1 and upper + lower != list(range(len(levels))):
         places = {k: place for place, k in enumerate(upper + lower)}
         out = torch.stack([out[..., places[k]] for k in range(len(levels))], -1)
-    return out if valid_mask is None else torch.where(last >= 0, out, 0.0)
+    return out if valid_mask is None else torch.where(count > 0, out, 0.0)
 
 
 def _ranks(levels: Sequence[float], last: int | Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
-from numbers import Real
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
 from .. import _numerics as num
-from .._checks import check_floating, check_fraction, check_integers, check_positive, check_real
+from .._checks import (
+    check_floating,
+    check_fraction,
+    check_integers,
+    check_number,
+    check_positive,
+    check_real,
+)
 
 SIGMOID_REDUCTIONS = ("none", "mean", "sum")
 SOFTMAX_REDUCTIONS = ("none", "mean", "mean_positive", "sum")
@@ -156,19 +164,38 @@ def _check_gamma(gamma: float | Tensor) -> None:
         check_floating("gamma", gamma)
         if gamma.dim():
             raise ValueError(f"gamma must be a number or a 0-d tensor, got {list(gamma.shape)}")
-    elif not isinstance(gamma, Real) or gamma != 0:
-        check_positive("gamma, unless 0,", gamma)
-        if isinstance(gamma, Real) and float(gamma) > MAX_GAMMA:
+    else:
+        check_number("gamma, unless 0,", gamma)
+        if gamma != 0:
+            check_positive("gamma, unless 0,", gamma)
+        if gamma > MAX_GAMMA:
             raise ValueError(f"gamma must be at most {MAX_GAMMA}, got {gamma}")
 
 
 # p_t near 1 has lost the digits of 1 - p_t. So both losses take 1 - p_t, its logarithm and that of
 # p_t from the logits, adding only terms of one sign; the error left is that of rounding the logits.
+# The usual gamma has its gradient written out, a third of the passes, in plain eager code.
+# Compilers fuse the plain formula, transforms want it, and so does whoever differentiates again.
+
+USUAL_GAMMA = 2
+
+
+def _written_out(gamma: float | Tensor, *tensors: Tensor) -> bool:
+    if torch.compiler.is_compiling() or isinstance(gamma, Tensor) or gamma != USUAL_GAMMA:
+        return False
+    return all(map(num.readable, tensors))
 
 
 @num.full_precision
 def _sigmoid(x: Tensor, targets: Tensor, alpha: float, gamma: float | Tensor) -> Tensor:
     t = targets.to(x.dtype)
+    if _written_out(gamma, x, t):
+        loss: Tensor = _Sigmoid.apply(x, t, alpha)  # type: ignore[no-untyped-call]
+        return loss
+    return _plain_sigmoid(x, t, alpha, gamma)
+
+
+def _plain_sigmoid(x: Tensor, t: Tensor, alpha: float, gamma: float | Tensor) -> Tensor:
     yes, no = _softplus(-x), _softplus(x)  # -log p, -log(1 - p)
     # lerp is exact at targets 0 and 1, and NaN where x is infinite.
     ce = torch.lerp(no, yes, t)
@@ -182,9 +209,46 @@ def _sigmoid(x: Tensor, targets: Tensor, alpha: float, gamma: float | Tensor) ->
         loss = (_like(gamma, x) * log_q).exp() * ce
     else:
         loss = q**gamma * ce
-    if alpha < 0:
-        return loss
-    return torch.lerp(x.new_full((), 1.0 - alpha), x.new_full((), alpha), t) * loss
+    return loss if alpha < 0 else _alpha_t(t, alpha) * loss
+
+
+def _alpha_t(t: Tensor, alpha: float) -> Tensor:
+    return torch.lerp(t.new_full((), 1.0 - alpha), t.new_full((), alpha), t)
+
+
+class _Sigmoid(torch.autograd.Function):
+    """`_plain_sigmoid` for the usual gamma."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, t: Tensor, alpha: float) -> Tensor:
+        p, minus = x.sigmoid(), -x
+        n = minus.sigmoid()  # 1 - p
+        # -log p and -log(1 - p) share the logarithm of the larger, taken from the smaller.
+        shared = torch.minimum(p, n).neg_().log1p_()
+        ce = torch.lerp(x.clamp(min=0.0), minus.clamp_(min=0.0), t).sub_(shared)
+        q = torch.lerp(p, n, t)  # 1 - p_t
+        scale = None if alpha < 0 else _alpha_t(t, alpha)
+        ctx.alpha = alpha
+        ctx.save_for_backward(x, t, p, n, ce, q, scale)
+        loss = q.square().mul_(ce)
+        return loss if scale is None else loss.mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, t, p, n, ce, q, scale = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again
+            plain = functools.partial(_plain_sigmoid, t=t, alpha=ctx.alpha, gamma=USUAL_GAMMA)
+            return _again(plain, x, grad), None, None
+        # q * (2 (1 - 2 t) p (1 - p) ce + q (p - t)), with p - t exact at targets 0 and 1
+        outer = (p * n).mul_(ce).mul_(2.0 - 4.0 * t)
+        slope = torch.lerp(p, -n, t).mul_(q).add_(outer).mul_(q).mul_(grad)
+        return slope if scale is None else slope.mul_(scale), None, None
+
+
+def _again(plain: Callable[[Tensor], Tensor], x: Tensor, grad: Tensor) -> Tensor:
+    """The gradient of a plain formula, itself differentiable."""
+    back: Tensor = torch.func.vjp(plain, x)[1](grad)[0]
+    return back
 
 
 @num.full_precision
@@ -196,21 +260,61 @@ def _softmax(
     gamma: float | Tensor,
     label_smoothing: float,
 ) -> Tensor:
-    x = num.clean(x, valid[:, None])
     stray = valid & ((targets < 0) | (targets >= x.shape[1]))
     index = torch.where(valid & ~stray, targets, 0)[:, None]
+    if not label_smoothing and _written_out(gamma, x, index, valid):
+        loss = _Softmax.apply(x, index, valid)  # type: ignore[no-untyped-call]
+    else:
+        loss = _plain_softmax(num.clean(x, valid[:, None]), index, gamma, label_smoothing)
+    loss = loss * torch.where(stray, torch.nan, 1.0).to(x.dtype)
+    if alpha is not None:
+        loss = alpha.to(x)[index[:, 0]] * loss
+    return torch.where(valid, loss, 0.0)
+
+
+def _plain_softmax(
+    x: Tensor, index: Tensor, gamma: float | Tensor, label_smoothing: float
+) -> Tensor:
     # Against all other classes at once p_t is sigmoid(margin). The fill leaves the class itself
     # out, and keeps the margin finite where there is no other.
     own = x.gather(1, index)[:, 0]
     rival = x.scatter(1, index, torch.finfo(x.dtype).min).logsumexp(1)
-    margin = (own - rival) * num.poison(torch.maximum(own, rival)[..., None])
-    margin = margin * torch.where(stray, torch.nan, 1.0)
+    margin = (own - rival) + num.poison(torch.maximum(own, rival)[..., None])[..., 0]
     ce = _softplus(-margin)
     if label_smoothing:
         ce = (1.0 - label_smoothing) * ce - label_smoothing * x.log_softmax(1).mean(1)
-    loss = (_like(gamma, x) * -_softplus(margin)).exp() * ce
-    if alpha is not None:
-        loss = alpha.to(x)[index[:, 0]] * loss
+    return (_like(gamma, x) * -_softplus(margin)).exp() * ce
+
+
+class _Softmax(torch.autograd.Function):
+    """`_plain_softmax` for the usual gamma, without smoothing, of the rows that count."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, index: Tensor, valid: Tensor) -> Tensor:
+        p, counts = x.softmax(1), valid[:, None]
+        # The logarithm of all exponentials, from the largest.
+        total = x.amax(1, keepdim=True) - p.amax(1, keepdim=True).log_()
+        p.scatter_(1, index, 0.0)
+        q = p.sum(1, keepdim=True)  # 1 - p_t
+        rival = total.sub_(x.gather(1, index)).add_(q.log())  # the others' logit, less its own
+        ce, q = torch.where(counts, _softplus(rival), 0.0), torch.where(counts, q, 0.0)
+        ctx.save_for_backward(x, index, valid, p, q, ce)
+        return (q.square() * ce)[:, 0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, index, valid, p, q, ce = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            plain = functools.partial(_kept_softmax, index=index, valid=valid)
+            return _again(plain, x, grad), None, None
+        share = (1.0 - q).mul_(ce).mul_(2.0).add_(q).mul_(q).mul_(grad[:, None])
+        # A NaN in a row that does not count ends here; one that does has a share that is NaN.
+        out = p.nan_to_num(nan=0.0).mul_(share)
+        return out.scatter_(1, index, share.mul_(q).neg_()), None, None
+
+
+def _kept_softmax(x: Tensor, index: Tensor, valid: Tensor) -> Tensor:
+    loss = _plain_softmax(num.clean(x, valid[:, None]), index, USUAL_GAMMA, 0.0)
     return torch.where(valid, loss, 0.0)
 
 
