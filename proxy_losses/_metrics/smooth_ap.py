@@ -166,7 +166,7 @@ def _stats(
     slopes = rank_slopes(scores, pos, tau, valid_mask=valid, group=how.group)
     if isinstance(tau, Tensor):
         tau = tau[..., None]
-    every = torch.ones_like(slopes[..., 0], dtype=torch.bool) if defined is None else defined
+    every = torch.ones_like(slopes.sum(-1), dtype=torch.bool) if defined is None else defined
     return num.rank_stats(slopes, pos, tau, every[..., None], group_name(how.group))
 
 

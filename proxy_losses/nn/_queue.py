@@ -42,6 +42,7 @@ def never_narrow(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
 
 NOBODY = -1
+ONES = ("sample_weight", "iid_mask")  # fields in which 1 or True stands for None
 
 
 class MemoryQueue(nn.Module):
@@ -59,7 +60,7 @@ class MemoryQueue(nn.Module):
             # ignore_index is an argument of the constructor, not a state of the run.
             self.register_buffer(buffer, getattr(state, field), persistent=field != "ignore_index")
         self._ones: dict[str, tuple[weakref.ref[Tensor], int] | None] = {}
-        self.see_ones("sample_weight", "iid_mask")
+        self.see_ones(*ONES)
         self._q_owner: Tensor
         self.register_buffer("_q_owner", torch.full((), NOBODY), persistent=False)
 
@@ -106,12 +107,15 @@ class MemoryQueue(nn.Module):
         """A copy has tensors of its own."""
         return {**self.__dict__, "_ones": {}}
 
-    @torch.no_grad()
     def write(self, batch: Batch) -> None:
-        """Store a batch over the oldest rows, in place: what `enqueue` returns, to the bit."""
+        """Store a batch over the oldest rows, in place: what `enqueue` returns, to the bit.
+
+        The weight of the batch has no gradient.
+        """
         state, n = self.state, batch.logits.shape[0]
         if n == 0:
             return
+        batch = batch._replace(logits=batch.logits.detach())
         room = q.match_queue(state, batch.targets, batch.query_ids)
         if room is not state:
             self.store(room)
@@ -157,7 +161,7 @@ class MemoryQueue(nn.Module):
         """Empty the queue."""
         self.store(q.reset_queue(self.state))
         if not torch.compiler.is_compiling():
-            self.see_ones("sample_weight", "iid_mask")
+            self.see_ones(*ONES)
         self._q_owner.fill_(NOBODY)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MemoryQueue:

@@ -47,11 +47,13 @@ from .._losses import (
 )
 from .._metrics import PARTIAL_AUC, RECALL, SMOOTH_AP
 from .._metrics._record import Found, Metric, Option, Settings, check_settings, reads_of
+from .._numerics import readable
 from .._queue import enqueue
 from ..distributed import default_group, group_name
-from ._batch import BatchLoss, as_floating, check_class_ids, readable
+from ._batch import BatchLoss, as_floating, check_class_ids
 from ._published import PublishedNames
 from ._queue import (
+    ONES,
     MemoryQueue,
     never_narrow,
     number_problems,
@@ -200,20 +202,21 @@ class RankingLoss(PublishedNames, BatchLoss):
             state = queue.state
             known = Known(queue.ignore_index == self.ignore_index, queue.ones())
         pool = join(batch, state, self.ignore_index, reads, known)
-        self._want_diag = return_diagnostics
+        if self._want_diag != return_diagnostics:
+            self._want_diag = return_diagnostics
         options = Options(return_diagnostics, self.query_shape, self.temperature_unit, group)
-        found = over_classes(self._metric, self._capped(pool), self._tau, settings, options)
+        drawn, rows = self._capped(pool)
+        found = over_classes(self._metric, drawn, self._tau, settings, options)
         out: list[Any] = [reduce_classes(found, self.reduction, pool, group_name(group))]
         if return_per_class:
             out += [per_class(found), found.defined]
         if return_diagnostics:
-            valid, live = (
-                valid_rows(targets, self.ignore_index),
-                positives(targets, logits.shape[1]),
-            )
+            valid = valid_rows(targets, self.ignore_index)
+            live = positives(targets, self.num_classes)
             count = (live if valid is None else live & valid).sum(-1)
             out.append({**found.stats, "grad_pos_count": count})
-        keep = self._look(batch, pool, found)
+        keep = self._look(batch, pool, found, known)
+        self._warn_capped(rows)
         if self.training or self.update_queue_in_eval:  # last: nothing can fail any more
             self._store(batch, pool, group, keep)
         return out[0] if len(out) == 1 else tuple(out)
@@ -238,22 +241,25 @@ class RankingLoss(PublishedNames, BatchLoss):
 
     _checked_settings: Settings | None = None
 
-    def _capped(self, pool: Pool) -> Pool:
+    def _capped(self, pool: Pool) -> tuple[Pool, int]:
+        """A draw of a pool above the cap and how many rows it had; the pool and 0 otherwise."""
         cap = self.max_pool_size
         if cap is None or pool.lists.pos.shape[-1] <= cap:
-            return pool
+            return pool, 0
         valid = pool.lists.valid
         rows = pool.lists.pos.shape[-1] if valid is None else int(valid.sum())
         if rows <= cap:
-            return pool
-        if not self._subsample_warned:
+            return pool, 0
+        # A counter instead of a generator: equal on every rank, and resumed with the state.
+        return subsample_pool(pool, cap, seed=int(self._draws)), rows
+
+    def _warn_capped(self, rows: int) -> None:
+        if rows and not self._subsample_warned:
             self._subsample_warned = True
             warn_user(
                 f"{type(self).__name__}: the pool of {rows} rows is above max_pool_size="
-                f"{cap} and is subsampled; the soft ranks here need no such cap"
+                f"{self.max_pool_size} and is subsampled; the soft ranks here need no such cap"
             )
-        # A counter instead of a generator: equal on every rank, and resumed with the state.
-        return subsample_pool(pool, cap, seed=int(self._draws))
 
     def _as_targets(self, targets: Tensor) -> Tensor:
         """[N, 1] to [N]; class ids, floats as BCE takes them included, to int64; labels to bool."""
@@ -274,30 +280,28 @@ class RankingLoss(PublishedNames, BatchLoss):
 
     # -- what the values say
 
-    def _look(self, batch: Batch, pool: Pool, found: Found) -> bool | None:
+    def _look(self, batch: Batch, pool: Pool, found: Found, known: Known) -> bool | None:
         """Raise and warn as the values ask, read all at once; whether to store the batch.
 
         On the CPU, in eager code: elsewhere nothing is read, and None says that nobody knows.
         """
         if not batch.logits.is_cpu or not readable(batch.logits):
             return None
-        looks = self._looks(batch, pool, found)
-        if not looks:
-            return bool(batch.logits.shape[0])
-        every = torch.stack(list(looks.values()))
+        asked = self._questions(batch, pool, found, known)
+        if not asked:
+            return False
+        every = torch.stack(list(asked.values()))
         if not readable(every):
             return None
-        said = dict(zip(looks, every.tolist(), strict=True))
-        stray = "ids" in said and not 0 <= said["ids"] <= said["id"] < max(self.num_classes, 2)
+        said = dict(zip(asked, every.tolist(), strict=True))
+        classes = max(self.num_classes, 2)
+        stray = "least id" in said and not 0 <= said["least id"] <= said["largest id"] < classes
         if stray and self.num_classes == 1:
             self._warn_binary(batch.targets)
-        if "weight" in said:
-            self._judge_weight(said["weight"], said["weights"])
+        if "least weight" in said:
+            self._judge_weight(said["least weight"], said["largest weight"])
         if stray and self.num_classes > 1:
             check_class_ids(batch.targets, self.num_classes, self.ignore_index)
-        for field in ("sample_weight", "iid_mask"):
-            if said.get(field) and self._queue is not None:
-                self._queue.see_ones(field)
         if said.get("degenerate"):
             self._degenerate_warned = True
             warn_user(
@@ -305,43 +309,44 @@ class RankingLoss(PublishedNames, BatchLoss):
                 "dispersion (all equal, or too few for this band), so no temperature can be set; "
                 "the class is left out. A longer queue or a wider band helps."
             )
-        if "low" not in said:
+        if self._queue is not None:
+            self._queue.see_ones(*(field for field in ONES if said.get(field)))
+        if "least logit" not in said:
             return False
-        if not (math.isfinite(said["low"]) and math.isfinite(said["high"])):
-            sound = is_sound(batch, self._stored_dtype(batch), ignore_index=self.ignore_index)
-            if not sound:
-                return False
-        return said.get("some") != 0 or bool(some_valid(pool))
+        sound = math.isfinite(said["least logit"]) and math.isfinite(said["largest logit"])
+        if not sound:  # in the padding it does no harm
+            dtype = self._stored_dtype(batch)
+            sound = bool(is_sound(batch, dtype, ignore_index=self.ignore_index))
+        return sound and (said.get("some row") != 0 or bool(some_valid(pool)))
 
-    def _looks(self, batch: Batch, pool: Pool, found: Found) -> dict[str, Tensor]:
+    def _questions(self, batch: Batch, pool: Pool, found: Found, known: Known) -> dict[str, Tensor]:
         """[] floating each: what the checks and the decision to store ask of the values."""
-        targets, weight, looks = batch.targets, batch.sample_weight, {}
-        stores = self._queue is not None or self.max_pool_size is not None
+        targets, weight, queue, ask = batch.targets, batch.sample_weight, self._queue, {}
+        stores = queue is not None or self.max_pool_size is not None
         stores = stores and (self.training or self.update_queue_in_eval)
         if n := batch.logits.shape[0]:
-            checks_ids = targets.dim() == 1 and targets.dtype != torch.bool
-            checks_ids = checks_ids and (self.num_classes == 1 or self._metric.checks_ids)
+            ids = targets.dim() == 1 and targets.dtype != torch.bool
+            ids = ids and (self.num_classes == 1 or self._metric.checks_ids)
             counted = None
-            if pool.lists.valid is not None and (stores or checks_ids):
+            if pool.lists.valid is not None and (stores or ids):
                 counted = pool.lists.valid[:n].to(torch.float32)
-            if checks_ids:
-                ids = targets if counted is None else targets * counted  # 0 in the padding
-                looks["ids"], looks["id"] = ids.aminmax()
+            if ids:  # 0 in the padding
+                real = targets if counted is None else targets * counted
+                ask["least id"], ask["largest id"] = real.aminmax()
             if weight is not None:
-                looks["weight"], looks["weights"] = weight.aminmax()
+                ask["least weight"], ask["largest weight"] = weight.aminmax()
             if stores:
                 rows = batch.logits.detach().to(self._stored_dtype(batch))
-                looks["low"], looks["high"] = rows.aminmax()
+                ask["least logit"], ask["largest logit"] = rows.aminmax()
                 if counted is not None:
-                    looks["some"] = counted.amax()
-        if self._queue is not None:  # what was learnt once need not be read again
-            state, known = self._queue.state, self._queue.ones()
-            for field in ("sample_weight", "iid_mask"):
-                if field not in known and getattr(batch, field) is None:
-                    looks[field] = (getattr(state, field) == 1).all().to(torch.float32)
+                    ask["some row"] = counted.amax()
+        if queue is not None:  # what was learnt once need not be read again
+            for field in ONES:
+                if field not in known.ones and getattr(batch, field) is None:
+                    ask[field] = (getattr(queue.state, field) == 1).all().to(torch.float32)
         if found.degenerate is not None and not self._degenerate_warned:
-            looks["degenerate"] = found.degenerate.to(torch.float32).amax()
-        return looks
+            ask["degenerate"] = found.degenerate.to(torch.float32).amax()
+        return ask
 
     def _warn_binary(self, targets: Tensor) -> None:
         stray = (targets != 0) & (targets != 1) & (targets != self.ignore_index)
