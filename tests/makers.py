@@ -33,7 +33,6 @@ def maker(metric: Metric) -> Callable[..., Any]:
 
 MAKERS = [maker(metric) for metric in METRICS]
 smooth, recall, pauc = MAKERS[:3]
-BAND = {"beta": 0.5, "quantile_interpolation": "linear"}
 assert recall().quantile == QUANTILE
 FUNCTIONS = {make: make.function for make in MAKERS}  # what each module is a memory for
 every_loss = pytest.mark.parametrize("make", MAKERS)
