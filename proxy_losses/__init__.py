@@ -12,18 +12,28 @@ callbacks of `proxy_losses.integrations.lightning` and `proxy_losses.integration
 the scorecards of `proxy_losses.integrations.sklearn`.
 """
 
-from ._focal import sigmoid_focal, softmax_focal
-from ._groups import QueryLists, query_lists
+from ._lists import QueryLists, RetrievalLists, query_lists, retrieval_lists
 from ._losses import partial_auc_loss, recall_at_quantile_loss, smooth_ap_loss
+from ._metrics.focal import sigmoid_focal, softmax_focal
+from ._metrics.partial_auc import partial_auc, partial_auc_defined
+from ._metrics.recall import recall_at_quantile, recall_defined, recall_saturation
+from ._metrics.smooth_ap import smooth_ap, smooth_ap_defined, smooth_ap_saturation
 from ._numerics import score_spread
-from ._pauc import partial_auc, partial_auc_defined
-from ._progress import init_schedule, start_epoch, start_step, state_temp, state_weight
 from ._queue import QueueState, enqueue, init_queue, queue_rows, reset_queue
 from ._ranks import SoftRanks, sigmoid_sums, soft_ranks
-from ._recall import recall_at_quantile, recall_defined, recall_saturation
-from ._retrieval import RetrievalLists, retrieval_lists
-from ._schedule import Schedule, ScheduleState, blend_weight, in_blend, in_warmup, temp_at
-from ._smooth_ap import smooth_ap, smooth_ap_defined, smooth_ap_saturation
+from ._schedule import (
+    Schedule,
+    ScheduleState,
+    blend_weight,
+    in_blend,
+    in_warmup,
+    init_schedule,
+    start_epoch,
+    start_step,
+    state_temp,
+    state_weight,
+    temp_at,
+)
 from .distributed import all_gather_no_grad, all_gather_with_grad
 from .nn import (
     LossWarmupWrapper,

@@ -86,8 +86,11 @@ def check_lists(
     valid_mask: Tensor | None = None,
     sample_weight: Tensor | None = None,
     **masks: Tensor | None,
-) -> None:
-    """Check the arguments that every list-wise metric takes, and further bool masks by name."""
+) -> torch.Size:
+    """Check the arguments that every list-wise metric takes, and further bool masks by name.
+
+    Returns the shape [..., M] that they have together.
+    """
     check_floating("scores", scores)
     if scores.dim() == 0:
         raise ValueError("scores must have at least one axis [..., M], got a 0-d tensor")
@@ -100,6 +103,8 @@ def check_lists(
     if sample_weight is not None:
         check_floating("sample_weight", sample_weight)
         check_same_list("sample_weight", sample_weight, scores)
+    given = (pos_mask, valid_mask, sample_weight, *masks.values())
+    return common_shape(scores.shape, *(x.shape for x in given if x is not None))
 
 
 def check_tau(tau: float | Tensor, lists: torch.Size) -> None:
@@ -124,7 +129,8 @@ def as_number(name: str, x: Any) -> Any:
     return x.item()
 
 
-def _check_number(name: str, x: object) -> None:
+def check_number(name: str, x: object) -> None:
+    """Raise `TypeError` unless x is a real number and no bool, or one that a compiler traces."""
     fraction = isinstance(x, Rational) and not isinstance(x, Integral)
     if isinstance(x, bool) or fraction or not isinstance(x, Real | torch.SymFloat | torch.SymInt):
         fail_type(name, "a number", x)
@@ -139,14 +145,14 @@ def _as_float(x: Real) -> float:
 
 def check_positive(name: str, x: float) -> None:
     """Raise unless x is a finite number > 0."""
-    _check_number(name, x)
-    if not (x > 0 and (not isinstance(x, Real) or math.isfinite(_as_float(x)))):
+    check_number(name, x)
+    if not 0 < x < math.inf:
         raise ValueError(f"{name} must be positive and finite, got {x}")
 
 
 def check_fraction(name: str, x: float, also: float | None = None) -> None:
     """Raise unless x is a number in [0, 1], or the one value `also`, which means none."""
-    _check_number(name, x)
+    check_number(name, x)
     if not 0.0 <= x <= 1.0 and (also is None or x != also):
         more = "" if also is None else f", or {also} for none"
         raise ValueError(f"{name} must be in [0, 1]{more}, got {x}")
@@ -154,7 +160,7 @@ def check_fraction(name: str, x: float, also: float | None = None) -> None:
 
 def check_temperature(name: str, x: float) -> None:
     """Raise unless x is a number that is a temperature in float32 too."""
-    _check_number(name, x)
+    check_number(name, x)
     low, high = TEMPERATURES
     if isinstance(x, Real) and not low <= _as_float(x) <= high:
         raise ValueError(f"{name} must be positive, in [{low}, {high}], got {x}")
@@ -184,7 +190,7 @@ def check_optional_flag(name: str, x: object) -> None:
 
 def check_quantile(quantile: float, interpolation: str) -> None:
     """Raise unless 0 < quantile < 1 and the interpolation is one of torch.quantile."""
-    _check_number("quantile", quantile)
+    check_number("quantile", quantile)
     if not 0.0 < quantile < 1.0:
         raise ValueError(
             f"quantile (the top fraction; 0.005 is the top 0.5 %) must be in (0, 1), got {quantile}"
@@ -194,8 +200,8 @@ def check_quantile(quantile: float, interpolation: str) -> None:
 
 def check_band(alpha: float, beta: float, n_knots: int) -> None:
     """Raise unless 0 <= alpha < beta <= 1 and n_knots is an integer >= 2."""
-    _check_number("alpha", alpha)
-    _check_number("beta", beta)
+    check_number("alpha", alpha)
+    check_number("beta", beta)
     if not 0.0 <= alpha < beta <= 1.0:
         raise ValueError(
             f"alpha and beta, the band of false-positive rates, must satisfy "

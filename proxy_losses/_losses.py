@@ -1,212 +1,334 @@
-"""The losses of a training step as pure functions: ``(loss, new queue)``."""
+"""The losses of a training step: lists and a metric, class by class, reduced; the queue's next."""
 
 from __future__ import annotations
 
+import inspect
+import textwrap
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+
+import torch
 from torch import Tensor
 
-from . import _step
-from ._band import Band
-from ._checks import REDUCTIONS, check_choice
-from ._pool import Batch
-from ._queue import QueueState
-from ._step import Options
+from . import _numerics as num
+from ._checks import (
+    MAX_WEIGHT,
+    REDUCTIONS,
+    TEMPERATURE_UNITS,
+    check_choice,
+    check_int,
+    check_list_shape,
+    check_tau,
+)
+from ._lists import Batch, Pool, every_list, make_pool, some_valid, valid_rows
+from ._metrics import PARTIAL_AUC, RECALL, SMOOTH_AP
+from ._metrics._record import (
+    Found,
+    Metric,
+    Option,
+    Settings,
+    check_settings,
+    defaults_of,
+    over_lists,
+    reads_of,
+)
+from ._queue import QueueState, enqueue
+from ._ranks import How
+from .distributed import all_reduce, group_name
+
+if TYPE_CHECKING:
+    from .distributed import ProcessGroup
 
 
-def smooth_ap_loss(
-    logits: Tensor,
-    targets: Tensor,
-    queue: QueueState | None,
-    tau: float | Tensor,
-    *,
-    tau_unit: str = "score",
-    reduction: str = "mean",
-    ignore_index: int = -100,
-    sample_weight: Tensor | None = None,
-    query_ids: Tensor | None = None,
-    query_shape: tuple[int, int] | None = None,
-) -> tuple[Tensor, QueueState | None]:
-    """1 - `smooth_ap` of every class over the batch and the queue, and the new queue.
+class Options(NamedTuple):
+    """What all losses take beside the arguments of their metric."""
 
-    ``loss = mean over classes c that count of 1 - smooth_ap(scores_c, pos_c)``, each class
-    against the rest, over the rows of the batch and of the queue.
+    stats: bool = False  # report diagnostics
+    query_shape: tuple[int, int] | None = None  # (queries, longest query), for compiled code
+    tau_unit: str = "score"  # "spread": tau multiplies `score_spread` of the pool
+    group: ProcessGroup | None = None  # processes that hold the pool together
 
-    Args:
-        logits: [N, C] floating.
-        targets: [N] class ids (C > 1: one-vs-rest; C = 1: {0, 1}, any other id counts as
-            positive), or [N, C] bool labels when C > 1.
-        queue: `QueueState` of rows seen before, or None. It has its own ignore_index.
-        tau: temperature > 0; a 0-d tensor when it varies inside a compiled function.
-        tau_unit: "score" for tau in units of the logits, "spread" to multiply it by the detached
-            `score_spread` of the pool, class by class, so that it keeps its meaning as logits grow.
-        reduction: "mean" or "sum" over the classes that count, or "none" for [C] with NaN where
-            a class has no positives, no negatives or no weight.
-        ignore_index: class id of rows that do not count; they take slots in the queue.
-        sample_weight: [N] floating >= 0, or None for 1; see `smooth_ap`.
-        query_ids: [N] integer query ids, or None. Each query is a list of its own, and the value
-            of a class is the mean over the queries that count. With a queue ids must mean the same
-            query from step to step; stored rows without one are left out.
-        query_shape: (queries, longest query), at least what the pool holds: needed with query_ids
-            inside `torch.compile` and `torch.vmap`; the loss is NaN if it does not suffice. None
-            reads it off the data.
 
-    Returns:
-        (loss, new queue). The loss is exactly 0 with zero gradient when no class counts; a pool
-        of padding alone leaves the queue as it was.
+class LossFunction(Protocol):
+    """A loss as a pure function; `inspect.signature` tells the keywords of each."""
 
-    Raises:
-        TypeError, ValueError: wrong dtypes, shapes or ranges.
+    __name__: str
 
-    Example:
-        >>> logits = torch.tensor([[2.0], [1.0], [0.0]], requires_grad=True)
-        >>> queue = init_queue(8, 1)
-        >>> loss, queue = smooth_ap_loss(logits, torch.tensor([0, 1, 0]), queue, 0.01)
-        >>> loss.item(), queue.enqueued.item()
-        (0.5, 3)
+    def __call__(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        queue: QueueState | None,
+        tau: float | Tensor,
+        **settings: Any,
+    ) -> tuple[Tensor, QueueState | None]: ...
+
+
+def check_options(options: Options, *, unit_name: str = "tau_unit") -> None:
+    """Raise unless the options are in range."""
+    check_list_shape("query_shape", options.query_shape)
+    check_choice(unit_name, options.tau_unit, TEMPERATURE_UNITS)
+
+
+# -- the metric of every class
+
+
+def over_classes(
+    metric: Metric, pool: Pool, tau: float | Tensor, settings: Settings, options: Options
+) -> Found:
+    """[C] each: the metric of every class; with query_ids its mean over the queries that count."""
+    lists, ids = pool
+    check_tau(tau, lists.scores.shape[:-1])
+    name = group_name(options.group)
+    if name and ids is not None:
+        raise ValueError("query_ids need the whole pool on every process: distributed='gather'")
+    if options.tau_unit == "spread":
+        tau = tau * _spread(pool, name)
+    how = How(group=options.group)
+    if ids is None or not ids.numel():
+        return over_lists(metric, lists, tau, settings, how, stats=options.stats)
+    assert lists.valid is not None
+    places = every_list(ids, lists.valid, options.query_shape)
+    if isinstance(tau, Tensor) and tau.dim():  # one per class
+        tau = tau[:, None]
+    found = _mean_over_lists([
+        over_lists(
+            metric, pool.take(p.rows).lists._replace(valid=p.valid_mask), tau, settings, how,
+            stats=options.stats,
+        )
+        for p in places
+    ])  # fmt: skip
+    if options.query_shape is None:
+        return found
+    fits = places[0].fits  # rows without a place must not pass unnoticed
+    value = torch.where(fits, found.value, torch.nan)
+    return found._replace(value=value, defined=found.defined | ~fits)
+
+
+def _spread(pool: Pool, name: str) -> Tensor:
+    scores, valid = pool.lists.scores, pool.lists.valid
+    spread = num.spread_over_group(scores, valid, name)
+    return torch.where(spread.isfinite(), spread, 1.0)  # the metric reports what is not
+
+
+def _mean_over_lists(parts: list[Found]) -> Found:
+    """[C] from parts of [C, Q]: means over the lists that count, sums of what is counted."""
+    defined = torch.cat([p.defined for p in parts], -1)
+    number = defined.sum(-1)
+
+    def mean(x: list[Tensor]) -> Tensor:
+        return torch.where(defined, torch.cat(x, -1), 0.0).sum(-1) / number.clamp(min=1)
+
+    stats = {}
+    for name, first in parts[0].stats.items():
+        each = [p.stats[name] for p in parts]
+        if first.is_floating_point():
+            stats[name] = torch.where(number > 0, mean(each), torch.nan)
+        else:
+            stats[name] = torch.cat(each, -1).sum(-1)
+    flags = [p.degenerate for p in parts if p.degenerate is not None]
+    degenerate = torch.cat(flags, -1).any(-1) & (number == 0) if flags else None
+    return Found(mean([p.value for p in parts]), number > 0, stats, degenerate)
+
+
+# -- reduction
+
+
+def per_class(found: Found) -> Tensor:
+    """[C] losses, NaN where the class does not count."""
+    # The value of such a class is 0 with zero gradient: a graph, not a NaN.
+    return torch.where(found.defined, 1.0 - found.value, torch.nan)
+
+
+def reduce_classes(found: Found, reduction: str, pool: Pool, name: str = "") -> Tensor:
+    """'mean' or 'sum' over the classes that count (exact 0 if none does), or 'none' [C].
+
+    'none' keeps NaN for classes that do not count, but gives zeros for a pool of padding alone.
     """
-    options = _checked(reduction, tau_unit, query_shape)
-    losses, queue = _step.step(
-        lambda pool: _step.smooth_ap_classes(pool, tau, options),
-        Batch(logits, targets, sample_weight, None, query_ids),
-        queue,
-        ignore_index=ignore_index,
-    )
-    return _step.reduce_classes(losses, reduction), queue
-
-
-def recall_at_quantile_loss(
-    logits: Tensor,
-    targets: Tensor,
-    queue: QueueState | None,
-    tau: float | Tensor,
-    *,
-    quantile: float = 0.005,
-    interpolation: str = "higher",
-    tau_unit: str = "score",
-    reduction: str = "mean",
-    ignore_index: int = -100,
-    sample_weight: Tensor | None = None,
-    query_ids: Tensor | None = None,
-    query_shape: tuple[int, int] | None = None,
-) -> tuple[Tensor, QueueState | None]:
-    """1 - `recall_at_quantile` of every class over the batch and the queue, and the new queue.
-
-    ``loss = mean over classes c that count of 1 - recall_at_quantile(scores_c, pos_c)``, each class
-    against the rest, over the rows of the batch and of the queue.
-
-    Args:
-        logits: [N, C] floating.
-        targets: [N] class ids or [N, C] bool labels, as in `smooth_ap_loss`.
-        queue: `QueueState` of rows seen before, or None.
-        tau: temperature > 0; a 0-d tensor when it varies inside a compiled function.
-        quantile: the top fraction, in (0, 1); 0.005 is the top 0.5 %.
-        interpolation: as in `torch.quantile`.
-        tau_unit: as in `smooth_ap_loss`.
-        reduction: "mean", "sum" or "none"; a class without positives does not count.
-        ignore_index: class id of rows that do not count.
-        sample_weight: [N] floating >= 0, or None for 1.
-        query_ids: as in `smooth_ap_loss`; the threshold is that of the query.
-        query_shape: as in `smooth_ap_loss`.
-
-    Returns:
-        (loss, new queue), as `smooth_ap_loss`.
-
-    Raises:
-        TypeError, ValueError: wrong dtypes, shapes or ranges.
-
-    Example:
-        >>> logits = torch.arange(200.0)[:, None]
-        >>> targets = (torch.arange(200) >= 199).long()
-        >>> loss, _ = recall_at_quantile_loss(logits, targets, None, 0.01)
-        >>> loss.item()
-        0.5
-    """
-    options = _checked(reduction, tau_unit, query_shape)
-    losses, queue = _step.step(
-        lambda pool: _step.recall_classes(
-            pool, tau, options, quantile=quantile, interpolation=interpolation
-        ),
-        Batch(logits, targets, sample_weight, None, query_ids),
-        queue,
-        ignore_index=ignore_index,
-    )
-    return _step.reduce_classes(losses, reduction), queue
-
-
-def partial_auc_loss(
-    logits: Tensor,
-    targets: Tensor,
-    queue: QueueState | None,
-    tau: float | Tensor,
-    *,
-    alpha: float = 0.0,
-    beta: float = 0.005,
-    surrogate: str = "trapezoid",
-    n_knots: int = 2,
-    tau_scale: str = "iqr",
-    pos_numerator: str = "pool",
-    budget_basis: str = "fpr",
-    interpolation: str = "higher",
-    reduction: str = "mean",
-    ignore_index: int = -100,
-    sample_weight: Tensor | None = None,
-    iid_mask: Tensor | None = None,
-    query_ids: Tensor | None = None,
-    query_shape: tuple[int, int] | None = None,
-) -> tuple[Tensor, QueueState | None]:
-    """1 - `partial_auc` of every class over the batch and the queue, and the new queue.
-
-    ``loss = mean over classes c that count of 1 - partial_auc(scores_c, pos_c)``, each class
-    against the rest, over the rows of the batch and of the queue.
-
-    Args:
-        logits: [N, C] floating.
-        targets: [N] class ids or [N, C] bool labels, as in `smooth_ap_loss`.
-        queue: `QueueState` of rows seen before, or None.
-        tau: temperature > 0 in units of the reference's spread; a 0-d tensor when it varies inside
-            a compiled function.
-        alpha: lower false-positive rate of the band.
-        beta: upper false-positive rate of the band, the budget; 0.005 is 0.5 % of the negatives.
-        surrogate: "trapezoid" or "pairwise", see `partial_auc`.
-        n_knots: false-positive rates of the trapezoid.
-        tau_scale: "iqr" or "band", see `partial_auc`.
-        pos_numerator: "pool", or "live" for the positives of the batch alone.
-        budget_basis: "fpr" or "population", see `partial_auc`.
-        interpolation: as in `torch.quantile`.
-        reduction: "mean", "sum" or "none"; `partial_auc_defined` says which classes count.
-        ignore_index: class id of rows that do not count.
-        sample_weight: [N] floating >= 0, or None for 1.
-        iid_mask: [N] bool, rows that may set the band, or None for all; stored with the rows.
-        query_ids: as in `smooth_ap_loss`; the band is that of the query.
-        query_shape: as in `smooth_ap_loss`.
-
-    Returns:
-        (loss, new queue), as `smooth_ap_loss`.
-
-    Raises:
-        TypeError, ValueError: wrong dtypes, shapes or ranges.
-
-    Example:
-        >>> logits = torch.arange(1000.0)[:, None]
-        >>> targets = (torch.arange(1000) >= 999).long()
-        >>> loss, _ = partial_auc_loss(logits, targets, None, 1e-4, surrogate="pairwise")
-        >>> loss.item()
-        0.0
-    """
-    options = _checked(reduction, "score", query_shape)
-    band = Band(
-        alpha, beta, surrogate, n_knots, tau_scale, pos_numerator, budget_basis, interpolation
-    )
-    losses, queue = _step.step(
-        lambda pool: _step.partial_auc_classes(pool, tau, options, band=band),
-        Batch(logits, targets, sample_weight, iid_mask, query_ids),
-        queue,
-        ignore_index=ignore_index,
-    )
-    return _step.reduce_classes(losses, reduction), queue
-
-
-def _checked(reduction: str, tau_unit: str, query_shape: tuple[int, int] | None) -> Options:
     check_choice("reduction", reduction, REDUCTIONS)
-    options = Options(False, query_shape, tau_unit)
-    _step.check_options(options)
-    return options
+    if reduction == "none":
+        return torch.where(all_reduce(some_valid(pool), "max", name), per_class(found), 0.0)
+    losses = torch.add(found.defined, found.value, alpha=-1)  # 0 - 0 where it does not count
+    if losses.numel() == 1:
+        return losses.reshape(())
+    total = losses.sum()
+    return total / found.defined.sum().clamp(min=1) if reduction == "mean" else total
+
+
+# -- the queue
+
+
+def is_sound(batch: Batch, dtype: torch.dtype, *, ignore_index: int) -> Tensor:
+    """[] bool: the numbers of all rows that count are finite in the dtype they are stored in."""
+    sound = batch.logits.detach().to(dtype).isfinite().all(-1)
+    if batch.sample_weight is not None:
+        sound = sound & (batch.sample_weight.detach().abs() < MAX_WEIGHT)
+    valid = valid_rows(batch.targets, ignore_index)
+    return (sound if valid is None else sound | ~valid).all()
+
+
+def keeps(
+    batch: Batch, pool: Pool, dtype: torch.dtype, *, ignore_index: int, name: str = ""
+) -> Tensor:
+    """[] bool, whether to store the batch, the same on all processes.
+
+    A batch with a non-finite number in a row that counts is not stored: its loss is NaN, and the
+    next one does not hear of it. (Where the number only is too large for the dtype of the queue,
+    or lies in a class that does not count, the loss is that of the rest.) Nor is one whose pool
+    is padding alone.
+    """
+    sound = all_reduce(is_sound(batch, dtype, ignore_index=ignore_index), "min", name)
+    return all_reduce(some_valid(pool), "max", name) & sound
+
+
+# -- loss functions
+
+
+def loss_function(metric: Metric) -> LossFunction:
+    """``(logits, targets, queue, tau, ...) -> (loss, new queue)`` of a metric."""
+    defaults = defaults_of(metric)
+    others = {"tau_unit"} - ({"tau_unit"} if metric.own_spread else set())
+    others |= {"iid_mask"} & {f"{name}_mask" for name in reads_of(metric, defaults)}
+
+    def loss(
+        logits: Tensor,
+        targets: Tensor,
+        queue: QueueState | None,
+        tau: float | Tensor,
+        *,
+        reduction: str = "mean",
+        ignore_index: int = -100,
+        sample_weight: Tensor | None = None,
+        query_ids: Tensor | None = None,
+        query_shape: tuple[int, int] | None = None,
+        **more: Any,
+    ) -> tuple[Tensor, QueueState | None]:
+        for name in more:
+            if name not in defaults and name not in others:
+                raise TypeError(f"{metric.name}_loss() got an unexpected keyword argument {name!r}")
+        check_choice("reduction", reduction, REDUCTIONS)
+        options = Options(False, query_shape, more.get("tau_unit", "score"))
+        check_options(options)
+        settings = {name: more.get(name, default) for name, default in defaults.items()}
+        check_settings(metric, settings)
+        check_int("ignore_index", ignore_index)
+        batch = Batch(logits, targets, sample_weight, more.get("iid_mask"), query_ids)
+        pool = make_pool(batch, queue, ignore_index=ignore_index, reads=reads_of(metric, settings))
+        found = over_classes(metric, pool, tau, settings, options)
+        value = reduce_classes(found, reduction, pool)
+        if queue is None:
+            return value, None
+        return value, enqueue(
+            queue, *batch[:2], sample_weight=sample_weight, iid_mask=batch.iid_mask,
+            query_ids=query_ids,
+            where=keeps(batch, pool, queue.logits.dtype, ignore_index=ignore_index),
+        )  # fmt: skip
+
+    return cast(LossFunction, _dressed(loss, metric))
+
+
+TARGETS = """[N] class ids (C > 1: one-vs-rest; C = 1: {0, 1}, any other id counts as positive),
+    or [N, C] bool labels when C > 1."""
+UNIT = """"score" for tau in units of the logits, "spread" to multiply it by the detached
+    `score_spread` of the pool, class by class, so that it keeps its meaning as logits grow."""
+QUERY_IDS = """[N] integer query ids, or None. Each query is a list of its own, and the value of a
+    class is the mean over the queries that count. With a queue ids must mean the same query from
+    step to step; stored rows without one are left out."""
+QUERY_SHAPE = """(queries, longest query), at least what the pool holds: needed with query_ids
+    inside `torch.compile` and `torch.vmap`; the loss is NaN if it does not suffice. None reads it
+    off the data."""
+
+
+def _arguments(metric: Metric) -> list[tuple[Option, bool]]:
+    """Arguments in their order, and whether one is required."""
+    own = " in units of the reference's spread" if metric.own_spread else ""
+    required = [
+        Option("logits", None, "Tensor", "[N, C] floating."),
+        Option("targets", None, "Tensor", TARGETS),
+        Option(
+            "queue", None, "QueueState | None",
+            "`QueueState` of rows seen before, or None. It has its own ignore_index.",
+        ),
+        Option(
+            "tau", None, "float | Tensor",
+            f"temperature > 0{own}; a 0-d tensor when it varies inside a compiled function.",
+        ),
+    ]  # fmt: skip
+    rest = [
+        Option(
+            "reduction", "mean", "str",
+            f'"mean" or "sum" over the classes that {metric.counts}, or "none" for [C] with NaN '
+            f"where a class does not (`{metric.defined.__name__}` says which do).",
+        ),
+        Option("ignore_index", -100, "int",
+               "class id of rows that do not count; they take slots in the queue."),
+        Option("sample_weight", None, "Tensor | None",
+               f"[N] floating >= 0, or None for 1; see `{metric.name}`."),
+        Option("iid_mask", None, "Tensor | None",
+               "[N] bool, rows that may set the band, or None for all; stored with the rows."),
+        Option("query_ids", None, "Tensor | None", QUERY_IDS),
+        Option("query_shape", None, "tuple[int, int] | None", QUERY_SHAPE),
+    ]  # fmt: skip
+    if "iid" not in reads_of(metric, defaults_of(metric)):
+        rest = [o for o in rest if o.name != "iid_mask"]
+    unit = [] if metric.own_spread else [Option("tau_unit", "score", "str", UNIT)]
+    return [(o, True) for o in required] + [(o, False) for o in (*metric.options, *unit, *rest)]
+
+
+def paragraph(text: str, indent: int, hanging: int = 0) -> str:
+    """The text in lines of 100, indented."""
+    first, more = " " * indent, " " * (indent + hanging)
+    return textwrap.fill(
+        " ".join(text.split()), 100, initial_indent=first, subsequent_indent=more,
+        break_on_hyphens=False, break_long_words=False,
+    )  # fmt: skip
+
+
+def example(text: str) -> str:
+    """A doctest of a record as a section of a docstring."""
+    return "Example:\n" + textwrap.indent(textwrap.dedent(text).strip("\n "), "    ")
+
+
+def _document(metric: Metric) -> str:
+    name = metric.name
+    formula = (
+        f"``loss = mean over classes c that count of 1 - {name}(scores_c, pos_c)``, each class "
+        "against the rest, over the rows of the batch and of the queue; see "
+        f"`{name}`."
+    )
+    returns = (
+        "(loss, new queue). The loss is exactly 0 with zero gradient when no class counts; a pool "
+        "of padding alone leaves the queue as it was."
+    )
+    parts = [
+        f"1 - `{name}` of every class over the batch and the queue, and the new queue.",
+        paragraph(formula, 0),
+        "Args:\n" + "\n".join(
+            paragraph(f"{o.name}: {o.text}", 4, 4) for o, _ in _arguments(metric)
+        ),
+        "Returns:\n" + paragraph(returns, 4),
+        "Raises:\n    TypeError, ValueError: wrong dtypes, shapes or ranges.",
+    ]  # fmt: skip
+    return "\n\n".join([*parts, *([example(metric.loss_example)] if metric.loss_example else [])])
+
+
+def _dressed(loss: Any, metric: Metric) -> Any:
+    """The function with the name, signature and text of its metric."""
+    empty, data = inspect.Parameter.empty, inspect.Parameter.POSITIONAL_OR_KEYWORD
+    parameters = [
+        inspect.Parameter(
+            o.name, data if required else inspect.Parameter.KEYWORD_ONLY,
+            default=empty if required else o.default, annotation=o.kind,
+        )
+        for o, required in _arguments(metric)
+    ]  # fmt: skip
+    result = "tuple[Tensor, QueueState | None]"
+    loss.__name__ = loss.__qualname__ = f"{metric.name}_loss"
+    loss.__doc__ = _document(metric)
+    loss.__annotations__ = {**{p.name: p.annotation for p in parameters}, "return": result}
+    loss.__signature__ = inspect.Signature(parameters, return_annotation=result)
+    return loss
+
+
+smooth_ap_loss = loss_function(SMOOTH_AP)
+recall_at_quantile_loss = loss_function(RECALL)
+partial_auc_loss = loss_function(PARTIAL_AUC)

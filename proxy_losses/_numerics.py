@@ -1,23 +1,31 @@
-"""Arithmetic shared by all metrics: precision, masked means, quantiles by selection."""
+"""Arithmetic shared by all metrics: precision, masked means, quantiles by selection and spread."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from .distributed import all_reduce
+from ._effects import LIBRARY, register
+from .distributed import all_reduce, all_reduce_with_grad, average_grad, reduce_now
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-# float32 counts exactly up to here; torch.quantile refuses longer lists.
-_EXACT_FLOAT32 = 1 << 24
-# Rows that settle a spread to about 1 %.
-_SPREAD_ROWS = 1 << 16
+EXACT_FLOAT32 = 1 << 24  # float32 counts exactly up to here; torch.quantile refuses longer lists
+SPREAD_ROWS = 1 << 16  # rows that settle a spread to about 1 %
+# Selection over shards:
+TABLE_BYTES = 1 << 20  # of one round, where digits can be made small enough
+MIN_BITS, MAX_BITS = 4, 11
+CHUNK = 1 << 16  # rows of a list per pass: temporaries stay in cache
+
+LIBRARY.define(
+    "sharded_quantiles(Tensor scores, Tensor? valid, Tensor levels, str interpolation, bool exact,"
+    " str group) -> Tensor"
+)
 
 
 def size_known(size: int) -> bool:
@@ -30,22 +38,35 @@ def size_known(size: int) -> bool:
     return bool(guard_or_false(size < some) or guard_or_false(size >= some))
 
 
+def readable(x: Tensor) -> bool:
+    """Whether Python may branch on the values of x: not when compiling, nor inside torch.func."""
+    if torch.compiler.is_compiling():
+        return False
+    try:
+        x.data_ptr()
+    except RuntimeError:  # a tensor wrapped by a transform has no data of its own
+        return False
+    return True
+
+
 def lift(x: Tensor) -> Tensor:
     """float16 and bfloat16 to float32; other dtypes unchanged."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def full_precision(fn: F) -> F:
-    """Run fn, whose first argument is the scores, outside autocast and with the scores lifted."""
+    """Run fn outside autocast, the scores lifted: its first argument, or in a tuple of lists."""
 
     @wraps(fn)
-    def run(scores: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def run(first: Any, *args: Any, **kwargs: Any) -> Any:
+        scores = getattr(first, "scores", first)
         if not isinstance(scores, Tensor):  # let fn's own checks name the argument
-            return fn(scores, *args, **kwargs)
+            return fn(first, *args, **kwargs)
+        lifted = lift(scores) if first is scores else first._replace(scores=lift(scores))
         if not torch.is_autocast_enabled(scores.device.type):
-            return fn(lift(scores), *args, **kwargs)
+            return fn(lifted, *args, **kwargs)
         with torch.autocast(device_type=scores.device.type, enabled=False):
-            return fn(lift(scores), *args, **kwargs)
+            return fn(lifted, *args, **kwargs)
 
     return run  # type: ignore[return-value]
 
@@ -56,116 +77,360 @@ def clean(scores: Tensor, valid_mask: Tensor | None) -> Tensor:
 
 
 def poison(scores: Tensor) -> Tensor:
-    """[...]: 1 where all scores [..., M] of the list are finite, NaN elsewhere; no gradient."""
-    return (scores.detach() * 0.0).sum(-1) + 1.0
+    """[..., 1]: 0 where all scores [..., M] of the list are finite, NaN elsewhere; no gradient."""
+    return (scores.detach() * 0.0).sum(-1, keepdim=True)
 
 
-def positive_weight(pos: Tensor, sample_weight: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """Weight of each row in the mean over positives: 0 off pos, else 1 or its sample_weight."""
-    if sample_weight is None:
-        return pos.to(dtype)
-    return torch.where(pos, sample_weight.to(dtype), 0.0)
+def largest_over_group(name: str, *flags: Tensor) -> tuple[Tensor, ...]:
+    """float64: the largest of each [...] over the processes, NaN counted as infinite."""
+    wide = torch.stack(torch.broadcast_tensors(*(x.detach().double() for x in flags)))
+    return all_reduce(wide.nan_to_num(nan=math.inf), "max", name).unbind()
 
 
-def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
-    """Sum of weight * values over the last axis divided by the sum of weight; 0 where that is 0."""
-    total = weight.sum(-1)
-    return (weight * values).sum(-1) / torch.where(total > 0, total, 1.0)
-
-
-def positions(
-    levels: Tensor, count: Tensor, interpolation: str, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Ranks from below between which a quantile lies, as `torch.quantile` rounds them.
-
-    levels and count broadcast; dtype is what ranks are rounded in, see `rank_dtype`. Returns
-    (below, above, mix): the quantile is ``lerp(below, above, mix)``, and mix None says that both
-    are the same rank.
-    """
-    rank = levels.to(dtype) * (count - 1).clamp(min=0).to(dtype)
-    if interpolation == "nearest":
-        below = above = rank.round()
-    else:
-        below, above = rank.floor(), rank.ceil()
-    if interpolation == "lower":
-        above = below
-    elif interpolation == "higher":
-        below = above
-    mix = {"linear": rank - below, "midpoint": torch.full_like(rank, 0.5)}.get(interpolation)
-    return below.to(torch.int64), above.to(torch.int64), mix
-
-
-def rank_dtype(rows: int, dtype: torch.dtype) -> torch.dtype:
-    """What ranks in lists of so many rows are rounded in; long ones not in float32."""
-    return torch.float64 if rows > _EXACT_FLOAT32 else dtype
-
-
-def masked_quantile(
-    scores: Tensor, q: float, interpolation: str, valid_mask: Tensor | None = None
-) -> Tensor:
-    """`masked_quantiles` at one level: [..., M] -> [...]."""
-    dtype = rank_dtype(scores.shape[-1], scores.dtype)
-    level = torch.full((1,), q, dtype=dtype, device=scores.device)
-    return masked_quantiles(scores, level, (q, q), interpolation, valid_mask)[..., 0]
-
-
-def masked_quantiles(
-    scores: Tensor,
-    levels: Tensor,
-    reach: tuple[float, float],
-    interpolation: str,
-    valid_mask: Tensor | None = None,
-) -> Tensor:
-    """`torch.quantile(scores[valid], levels)` of every list [..., M] -> [..., K], detached.
-
-    The same rank arithmetic as `torch.quantile`, hence the same value wherever that one works;
-    found by sorting the shorter tail that holds all levels instead of everything, at any length.
-    A list without valid rows gives 0. Non-finite valid scores give an unspecified value: see
-    `poison`.
+def clean_lists(
+    scores: Tensor, valid_mask: Tensor | None, some: Tensor, name: str = ""
+) -> tuple[Tensor, Tensor]:
+    """Scores with 0 in rows and in lists that do not count, and what poisons those that do.
 
     Args:
         scores: [..., M].
-        levels: [K] floating, in the dtype of scores.
-        reach: the lowest and the highest level as Python numbers, which fix the tail.
+        valid_mask: [..., M] bool or None for all.
+        some: [..., 1] bool, lists that count.
+        name: of the group of processes that hold the lists, "" for this one.
+
+    Returns:
+        ([..., M]; [..., 1], NaN where a list that counts has a score that is not finite, else 0).
+    """
+    cleaned = torch.where(some if valid_mask is None else valid_mask & some, scores, 0.0)
+    broken = poison(cleaned)
+    if name:
+        broken = torch.where(largest_over_group(name, broken)[0] > 0, math.nan, broken)
+    return cleaned, broken
+
+
+def lift_tau(tau: float | Tensor, like: Tensor, some: Tensor, name: str = "") -> float | Tensor:
+    """A tau of lists as [..., 1] in the dtype of the scores; a number as it is.
+
+    NaN unless > 0 in lists that count, `some` [..., 1], and 1 in those that do not.
+    """
+    if not isinstance(tau, Tensor):
+        return tau
+    tau = average_grad(tau.to(like.device, like.dtype), name)[..., None]
+    return torch.where(some, torch.where(tau > 0, tau, math.nan), 1.0)
+
+
+def largest(values: Tensor) -> Tensor:
+    """[..., 1]: the largest over the last axis, 0 of no values; no gradient."""
+    values = values.detach()
+    if not size_known(values.shape[-1]) or not values.shape[-1]:
+        values = torch.nn.functional.pad(values, (0, 1))
+    return values.amax(-1, keepdim=True)
+
+
+def positive_weight(
+    pos: Tensor, sample_weight: Tensor | None, dtype: torch.dtype, name: str = ""
+) -> tuple[Tensor, Tensor]:
+    """Weights of rows in a mean over positives, and whether a list has any.
+
+    Args:
+        pos: [..., M] bool.
+        sample_weight: [..., M] floating, read at pos; None for 1.
+        dtype: of the weights.
+        name: of the group of processes that hold the list, "" for this one.
+
+    Returns:
+        (weights [..., M], 0 off pos and at most 1: as large as that they fit in dtype whatever
+        their scale; [..., 1] bool, False where they are all 0).
+    """
+    if sample_weight is None:
+        some = pos.any(-1, keepdim=True)
+        return pos.to(dtype), all_reduce(some, "max", name) if name else some
+    wide = torch.promote_types(sample_weight.dtype, dtype)
+    weight = torch.where(pos, sample_weight.to(wide), 0.0)
+    top = largest(weight)
+    if name:
+        top = largest_over_group(name, top)[0].to(top.dtype)
+    none = top <= 0  # a NaN is one, and shows
+    return (weight / torch.where(none, 1.0, top)).to(dtype), ~none
+
+
+def mean_of(values: Tensor, weight: Tensor, name: str = "") -> Tensor:
+    """[...]: mean of values [..., M] by weights of `positive_weight`; 0 where they are all 0."""
+    if not name:
+        return (weight * values).sum(-1) / weight.sum(-1).clamp(min=1.0)
+    parts = torch.broadcast_tensors(weight * values, weight)
+    sums = torch.stack([part.sum(-1, dtype=torch.float64) for part in parts])
+    hit, total = all_reduce_with_grad(sums, name).unbind()
+    return (hit / total.clamp(min=1.0)).to(values.dtype)
+
+
+def rank_dtype(rows: int, dtype: torch.dtype, exact: bool) -> torch.dtype:
+    """What ranks in lists of so many rows are rounded in; long ones not in float32."""
+    return torch.float64 if exact or rows > EXACT_FLOAT32 else dtype
+
+
+def positions(rank: Tensor, interpolation: str) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Whole ranks from below between which a quantile lies: (below, above, mix).
+
+    The quantile is ``lerp(below, above, mix)``; mix None says that both are the same rank.
+    """
+    if interpolation == "nearest":
+        below = above = rank.round()
+    elif interpolation == "lower":
+        below = above = rank.floor()
+    elif interpolation == "higher":
+        below = above = rank.ceil()
+    else:
+        below, above = rank.floor(), rank.ceil()
+    mix = None
+    if interpolation == "linear":
+        mix = rank - below
+    elif interpolation == "midpoint":
+        mix = torch.full_like(rank, 0.5)
+    return below.to(torch.int64), above.to(torch.int64), mix
+
+
+def quantiles(
+    scores: Tensor,
+    levels: Sequence[float],
+    interpolation: str,
+    valid_mask: Tensor | None = None,
+    name: str = "",
+    *,
+    exact: bool = False,
+) -> Tensor:
+    """`torch.quantile(scores[valid], levels)` of every list [..., M] -> [..., K], detached.
+
+    Found by sorting tails instead of everything, at any length, and exactly over the rows of all
+    processes of a group. A list without valid rows gives 0. Non-finite valid scores give an
+    unspecified value: see `poison`.
+
+    Args:
+        scores: [..., M] float32 or float64.
+        levels: K numbers in [0, 1].
         interpolation: as in `torch.quantile`.
-        valid_mask: [..., M] bool or None.
+        valid_mask: [..., M] bool or None for all.
+        name: of the group of processes that hold the rows together, "" for this one.
+        exact: ranks in float64, as `torch.quantile` has them in double precision; False for ranks
+            that round as the scores do, hence the very value of `torch.quantile` where that works.
+    """
+    s, m = scores.detach(), scores.shape[-1]
+    if name or not size_known(m):
+        return sharded_quantiles(s, levels, interpolation, valid_mask, name, exact=exact)
+    if m == 0:
+        return s.new_zeros((*s.shape[:-1], len(levels)))
+    last: int | Tensor = m - 1
+    if valid_mask is not None:
+        count = valid_mask.sum(-1, keepdim=True)
+        last = count - 1
+        s, valid_mask = torch.broadcast_tensors(s, valid_mask)
+    upper = [k for k, level in enumerate(levels) if level >= 0.5]
+    lower = [k for k, level in enumerate(levels) if level < 0.5]
+    found = []
+    for side, top in (upper, True), (lower, False):
+        if side:
+            asked = [levels[k] for k in side]
+            share = 1.0 - min(asked) if top else max(asked)
+            rows = min(m, math.ceil(share * (m - 1)) + 3)  # 3 covers the rounding of ranks
+            filled = s
+            if valid_mask is not None:
+                filled = torch.where(valid_mask, s, -math.inf if top else math.inf)
+            ordered = filled.topk(rows, dim=-1, largest=top).values
+            ranks = _ranks(asked, last, s, rank_dtype(m, s.dtype, exact))
+            found.append(_at_ranks(ordered, ranks, last if top else None, interpolation))
+    out = found[0] if len(found) == 1 else torch.cat(found, -1)
+    if len(found) > 1 and upper + lower != list(range(len(levels))):
+        places = {k: place for place, k in enumerate(upper + lower)}
+        out = torch.stack([out[..., places[k]] for k in range(len(levels))], -1)
+    return out if valid_mask is None else torch.where(count > 0, out, 0.0)
+
+
+def _ranks(levels: Sequence[float], last: int | Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """[..., K]: ranks from below, as `torch.quantile` rounds them, of lists that end at rank last.
+
+    Numbers meet tensors before any arithmetic among them, lest a compiler bake one in.
+    """
+    if isinstance(last, Tensor):
+        last = last.to(dtype)
+    else:
+        last = torch.full((1,) * like.dim(), last, dtype=dtype, device=like.device)
+    each = [last * level for level in levels]
+    return each[0] if len(each) == 1 else torch.cat(each, -1)
+
+
+def _at_ranks(
+    ordered: Tensor, ranks: Tensor, last: int | Tensor | None, interpolation: str
+) -> Tensor:
+    """[..., K] from a tail [..., T] in order, counted from below or from rank last downwards."""
+
+    def at(rank: Tensor) -> Tensor:
+        index = (rank if last is None else last - rank).clamp(0, ordered.shape[-1] - 1)
+        return ordered.gather(-1, index.expand(*ordered.shape[:-1], index.shape[-1]))
+
+    below, above, mix = positions(ranks, interpolation)
+    value = at(below)
+    if mix is not None:
+        value = torch.lerp(value, at(above), mix.to(value.dtype).expand(value.shape))
+    return value
+
+
+def sharded_quantiles(
+    scores: Tensor,
+    levels: Sequence[float],
+    interpolation: str,
+    valid_mask: Tensor | None,
+    name: str,
+    *,
+    exact: bool = False,
+) -> Tensor:
+    """`quantiles` over the rows of all processes, without gathering scores.
+
+    Floats are ordered like integers of their bits. Digit by digit from the top, every rank counts
+    its rows per value of the digit, the counts are summed, and each wanted rank descends into the
+    digit that holds it: a few sums of small tables, whatever the number of rows.
     """
     s = scores.detach()
-    m = s.shape[-1]
-    if m == 0:
-        return s.new_zeros((*s.shape[:-1], levels.numel()))
-    if valid_mask is None:
-        count = torch.full((1,) * s.dim(), m, dtype=torch.int64, device=s.device)
-    else:
-        count = valid_mask.sum(-1, keepdim=True)
-        s, valid_mask = torch.broadcast_tensors(s, valid_mask)
-    low, high = map(float, reach)
-    top = 1.0 - low <= high
     if valid_mask is not None:
-        s = s.masked_fill(~valid_mask, -math.inf if top else math.inf)
-    share = 1.0 - low if top else high
-    tail = min(m, math.ceil(share * (m - 1)) + 3)  # 3 covers the rounding of ranks
-    ordered = s.topk(tail, dim=-1, largest=top).values
-    below, above, mix = positions(levels, count, interpolation, rank_dtype(m, s.dtype))
-    last = (count - 1).clamp(min=0)
+        s, valid_mask = torch.broadcast_tensors(s, valid_mask)
+    lists, m = s.shape[:-1], s.shape[-1]
+    flat = lists.numel()
+    valid = None if valid_mask is None else valid_mask.reshape(flat, m)
+    wanted = torch.stack([torch.full((), x, dtype=torch.float64, device=s.device) for x in levels])
+    out: Tensor = torch.ops.proxy_losses.sharded_quantiles(
+        s.reshape(flat, m), valid, wanted, interpolation, exact, name
+    )
+    return out.reshape(*lists, -1)
 
-    def at_rank(index: Tensor) -> Tensor:
-        index = (last - index if top else index).clamp(0, tail - 1)
-        return ordered.gather(-1, index.expand(*s.shape[:-1], index.shape[-1]))
 
-    value = at_rank(below)
+def digits(wanted: int, width: int) -> list[tuple[int, int]]:
+    """(shift, bits) of each round, for so many ranks wanted in all lists and keys of width bits."""
+    bits = MAX_BITS
+    while bits > MIN_BITS and (8 * wanted << bits) > TABLE_BYTES:
+        bits -= 1
+    rounds = -(-width // bits)
+    bits = -(-width // rounds)
+    return [(max(width - bits * (k + 1), 0), min(bits, width - bits * k)) for k in range(rounds)]
+
+
+def payload(lists: int, wanted: int, width: int) -> int:
+    """Bytes that a rank hands to the sums: wanted ranks per list, keys of width bits."""
+    first, *others = (8 * lists << bits for _, bits in digits(lists * wanted, width))
+    return first + 8 + wanted * sum(others)
+
+
+def _keys(scores: Tensor) -> Tensor:
+    """Signed integers in the order of the scores; -0.0 counts as 0.0."""
+    kind = torch.int32 if scores.dtype == torch.float32 else torch.int64
+    return _flip((scores + 0.0).view(kind))
+
+
+def _flip(bits: Tensor) -> Tensor:
+    """Bits of floats to ordered integers, and back."""
+    info = torch.iinfo(bits.dtype)
+    return bits ^ ((bits >> (info.bits - 1)) & info.max)
+
+
+def radix_quantiles(
+    scores: Tensor,
+    valid: Tensor | None,
+    levels: Tensor,
+    interpolation: str,
+    exact: bool,
+    group: str,
+) -> Tensor:
+    """[L, K] of scores [L, M], valid [L, M] and levels [K]."""
+    lists, rows = scores.shape
+    info = torch.iinfo(torch.int32 if scores.dtype == torch.float32 else torch.int64)
+    levels = levels.to(scores.device)
+    among = 1 if interpolation in ("lower", "higher", "nearest") else 2
+    (shift, bits), *others = digits(lists * levels.numel() * among, info.bits)
+    half = 1 << (bits - 1)  # the first digit is signed
+    own = scores.new_zeros((lists << bits) + 1, dtype=torch.int64)
+    own[-1] = rows
+    table, where = own[:-1], torch.arange(lists, device=scores.device)[:, None] << bits
+    for begin in range(0, rows, CHUNK):
+        part = slice(begin, begin + CHUNK)
+        digit = (_keys(scores[:, part]) >> shift).long() + half + where
+        one = torch.ones_like(digit) if valid is None else valid[:, part].long()
+        table.scatter_add_(0, digit.flatten(), one.flatten())
+    total = reduce_now(own, "sum", group) if group else own
+    histogram = total[:-1].view(lists, 1, -1)
+    count = histogram.sum(-1)
+    dtype = rank_dtype(int(total[-1]), scores.dtype, exact)
+    ranks = levels.to(dtype) * (count - 1).clamp(min=0).to(dtype)
+    below, above, mix = positions(ranks, interpolation)
+    rank = torch.cat([below, above], 1) if among == 2 else below  # [L, T]
+    prefix, rank = _descend(histogram.expand(-1, rank.shape[1], -1), rank)
+    prefix -= half
+    keys, place = _candidates(scores, valid, prefix, shift)
+    for shift, bits in others:
+        before, width = shift + bits, rank.shape[1]
+        table = rank.new_zeros(width, lists << bits)
+        for t in range(width):
+            kept = (keys >> before == prefix[:, t][place]).nonzero()[:, 0]
+            digit = (keys[kept] >> shift) & ((1 << bits) - 1)
+            index = (place[kept] << bits) + digit
+            table[t].scatter_add_(0, index, torch.ones_like(index))
+        table = reduce_now(table, "sum", group) if group else table
+        digit, rank = _descend(table.view(width, lists, -1).transpose(0, 1), rank)
+        prefix = (prefix << bits) + digit
+    found = _flip(prefix.to(torch.int32 if info.bits == 32 else torch.int64)).view(scores.dtype)
     if mix is not None:
-        value = torch.lerp(value, at_rank(above), mix.to(s.dtype).expand(value.shape))
-    return torch.where(count > 0, value, 0.0)
+        low, high = found.chunk(2, 1)
+        found = torch.lerp(low, high, mix.to(scores.dtype).expand(low.shape))
+    return torch.where(count > 0, found, 0.0)
 
 
-@full_precision
+def _descend(histogram: Tensor, rank: Tensor) -> tuple[Tensor, Tensor]:
+    """Digit [L, T] that holds the row of this rank, and the row's rank inside; counts [L, T, D]."""
+    upto = histogram.cumsum(-1)
+    digit = (upto <= rank[..., None]).sum(-1).clamp(max=histogram.shape[-1] - 1)
+    before = (upto - histogram).gather(-1, digit[..., None])[..., 0]
+    return digit, rank - before
+
+
+def _candidates(
+    scores: Tensor, valid: Tensor | None, prefix: Tensor, shift: int
+) -> tuple[Tensor, Tensor]:
+    """Keys of the rows that begin with a wanted prefix of their list, and their lists."""
+    found = [(prefix.new_zeros(0), prefix.new_zeros(0))]
+    for begin in range(0, scores.shape[1], CHUNK):
+        part = slice(begin, begin + CHUNK)
+        keys = _keys(scores[:, part])
+        top = keys >> shift
+        kept = (top[..., None] == prefix[:, None]).any(-1)
+        if valid is not None:
+            kept &= valid[:, part]
+        lists, row = kept.nonzero(as_tuple=True)
+        found.append((keys[lists, row].long(), lists))
+    keys, lists = (torch.cat(column) for column in zip(*found, strict=True))
+    return keys, lists
+
+
+register(
+    "sharded_quantiles", radix_quantiles,
+    lambda scores, valid, levels, *how: scores.new_empty(scores.shape[0], levels.shape[0]),
+)  # fmt: skip
+
+
+def spread_floor(upper: Tensor, lower: Tensor, dtype: torch.dtype) -> Tensor:
+    """The largest difference of two scores of a dtype, near these, that may be rounding alone.
+
+    A score is known to half a unit in its last place, so two that are one unit apart may stand for
+    the same number. A unit is at most eps times the score, or times the least normal number, and
+    two units are more than that.
+    """
+    info = torch.finfo(dtype)
+    return torch.maximum(upper.abs(), lower.abs()).clamp(min=info.tiny) * info.eps
+
+
 def score_spread(scores: Tensor, valid_mask: Tensor | None = None) -> Tensor:
     """Robust spread of the scores, for a temperature in units that grow with them; detached.
 
     ``(q75 - q25) / 1.349``, which is the standard deviation of normal scores; where more than half
-    of the scores are tied and it is 0, their standard deviation; 1 where that is 0 too. A list
-    with a non-finite score gives NaN. Lists above 65,536 rows are read at an even stride.
+    of the scores are tied and it is 0, their standard deviation; 1 where that is 0 too. A spread
+    below the rounding of the scores, one unit in the last place, is none. A list with a non-finite
+    score gives NaN. Lists above 65,536 rows are read at an even stride.
 
     Args:
         scores: [..., M] floating.
@@ -178,22 +443,40 @@ def score_spread(scores: Tensor, valid_mask: Tensor | None = None) -> Tensor:
         >>> round(score_spread(torch.arange(101.0)).item(), 2)
         37.06
     """
-    s = scores.detach()
-    stride = -(-s.shape[-1] // _SPREAD_ROWS) or 1
-    s = s[..., ::stride]
-    valid_mask = None if valid_mask is None else valid_mask[..., ::stride]
-    s = clean(s, valid_mask)
-    upper, lower = (masked_quantile(s, q, "linear", valid_mask) for q in (0.75, 0.25))
-    weight = torch.ones_like(s) if valid_mask is None else valid_mask.expand(s.shape).to(s.dtype)
-    mean = weighted_mean(s, weight)
-    deviation = weighted_mean((s - mean[..., None]).square(), weight).sqrt()
-    return spread_of(upper, lower, deviation) * poison(s)
+    return spread_over_group(scores, valid_mask, "")
 
 
-def spread_of(upper: Tensor, lower: Tensor, deviation: Tensor) -> Tensor:
-    """From quartiles and standard deviation, as `score_spread` says."""
-    spread = torch.where(upper > lower, (upper - lower) / 1.349, deviation)
-    return torch.where(spread > 0, spread, 1.0)
+def spread_over_group(scores: Tensor, valid_mask: Tensor | None, name: str) -> Tensor:
+    """`score_spread`; of lists whose rows are on several processes every row is read."""
+    rows = scores.shape[-1]
+    if not name and size_known(rows) and rows > SPREAD_ROWS:
+        stride = -(-rows // SPREAD_ROWS)
+        scores = scores[..., ::stride]
+        valid_mask = None if valid_mask is None else valid_mask[..., ::stride]
+    given: torch.dtype = scores.dtype
+    return _spread(scores, valid_mask, given, name)
+
+
+@full_precision
+def _spread(scores: Tensor, valid_mask: Tensor | None, given: torch.dtype, name: str) -> Tensor:
+    s = clean(scores.detach(), valid_mask)
+    upper, lower = quantiles(s, (0.75, 0.25), "linear", valid_mask, name).split(1, -1)
+    # Where it matters half of the scores are at `lower`: then there is nothing to cancel.
+    away = s.double() - lower
+    here = (
+        torch.ones_like(s, dtype=torch.bool) if valid_mask is None else valid_mask.expand(s.shape)
+    )
+    weight, _ = positive_weight(here, None, torch.float64, name)
+    mean = mean_of(away, weight, name)[..., None]
+    deviation = mean_of((away - mean).square(), weight, name).sqrt()[..., None].to(s.dtype)
+    floor = spread_floor(upper, lower, given)
+    width = upper - lower
+    spread = torch.where(width > floor, width / 1.349, deviation)
+    found = torch.where(spread > floor, spread, 1.0) + poison(s)
+    if name:
+        broken = largest_over_group(name, found.isnan())[0] > 0
+        found = torch.where(broken, math.nan, found)
+    return found[..., 0]
 
 
 def saturated_share(slopes: Tensor, pos: Tensor, group: str = "") -> Tensor:
@@ -203,3 +486,25 @@ def saturated_share(slopes: Tensor, pos: Tensor, group: str = "") -> Tensor:
     gone, total = all_reduce(counts, "sum", group)
     share: Tensor = gone / total.clamp(min=1)
     return share
+
+
+def rank_stats(
+    slopes: Tensor, pos: Tensor, tau: float | Tensor, counts: Tensor, name: str = ""
+) -> dict[str, Tensor]:
+    """What recall and Smooth-AP report of lists, [...] each: saturation, tau_eff, pos_count.
+
+    Args:
+        slopes: [..., M], 1/4 for a positive with the steepest sigmoid.
+        pos: [..., M] bool.
+        tau: a number or [..., 1].
+        counts: [..., 1] bool; NaN where it is False, but for pos_count.
+        name: of the group of processes that hold the lists, "" for this one.
+    """
+    flat = pos & (slopes < 1e-4 * 0.25)
+    sums = torch.stack([flat.sum(-1, keepdim=True), pos.expand(flat.shape).sum(-1, keepdim=True)])
+    gone, total = all_reduce(sums, "sum", name).unbind()
+    share = (gone / total.clamp(min=1)).to(slopes.dtype)
+    used = torch.as_tensor(tau, dtype=slopes.dtype, device=slopes.device).detach()
+    floats = {"saturation": share, "tau_eff": used.expand(share.shape)}
+    stats = {key: torch.where(counts, x, math.nan)[..., 0] for key, x in floats.items()}
+    return {**stats, "pos_count": total[..., 0]}

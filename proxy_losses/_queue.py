@@ -148,7 +148,7 @@ def enqueue(
         (tensor([2., 3.]), tensor([1, 0]))
     """
     check_queue(queue)
-    capacity, num_classes = queue.logits.shape
+    num_classes = queue.logits.shape[1]
     check_batch(logits, targets, num_classes)
     n = logits.shape[0]
     check_row_extras(n, sample_weight, iid_mask, query_ids)
@@ -170,14 +170,7 @@ def enqueue(
         query_ids = queue.query_ids.new_full((n,), NO_QUERY)
     if where is None:
         where = torch.ones_like(queue.enqueued, dtype=torch.bool)
-    if n >= capacity:  # only the last rows survive; they start a new turn at slot 0
-        drop, slots = n - capacity, torch.arange(capacity, device=queue.enqueued.device)
-        last = queue.enqueued + n + capacity - 1
-        enqueued = last - last % capacity
-    else:
-        drop, slots = 0, torch.arange(n, device=queue.enqueued.device)
-        slots = (queue.enqueued + slots) % capacity
-        enqueued = queue.enqueued + n
+    drop, slots, enqueued = next_slots(queue, n)
 
     def put(field: Tensor, rows: Tensor | None) -> Tensor:
         old = field.index_select(0, slots)
@@ -195,6 +188,17 @@ def enqueue(
         query_ids=put(queue.query_ids, query_ids) if grouped else queue.query_ids,
         enqueued=torch.where(where, enqueued, queue.enqueued),
     )
+
+
+def next_slots(queue: QueueState, n: int) -> tuple[int, Tensor, Tensor]:
+    """Of n rows how many to drop, the slots of the others, and the counter after them."""
+    capacity = queue.logits.shape[0]
+    if n >= capacity:  # only the last rows survive; they start a new turn at slot 0
+        last = queue.enqueued + n + capacity - 1
+        slots = torch.arange(capacity, device=queue.enqueued.device)
+        return n - capacity, slots, last - last % capacity
+    slots = torch.arange(n, device=queue.enqueued.device)
+    return 0, (queue.enqueued + slots) % capacity, queue.enqueued + n
 
 
 def enqueue_unsized(

@@ -1,39 +1,40 @@
-"""The one list of loss modules that the module tests run over, and batches for them."""
+"""The loss modules that the module tests run over, one for each metric, and batches for them."""
 
 from __future__ import annotations
 
 import functools
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 
 import proxy_losses as P
+from proxy_losses._metrics import METRICS, Example, Metric
 
 PAD, QUANTILE = -100, 0.3
 COMMON = {"num_classes": 1, "queue_size": 8, "temperature": 0.25}
 # "linear": quartiles of two negatives already differ, so batches may be small.
-BAND = {"beta": 0.5, "quantile_interpolation": "linear"}
+SETTINGS = {"partial_auc": {"beta": 0.5, "interpolation": "linear"}}  # others: the first example
 
 
-def smooth(**kwargs):
-    return P.SmoothAPLoss(**{**COMMON, **kwargs})
+def maker(metric: Metric) -> Callable[..., Any]:
+    """Makes a small module of the metric's loss."""
+    example = Example("", metric, SETTINGS.get(metric.name, metric.examples[0]))
+
+    def make(**kwargs):
+        return getattr(P, metric.module)(**{**COMMON, **example.arguments, **kwargs})
+
+    make.__name__ = metric.name
+    make.function = functools.partial(getattr(P, f"{metric.name}_loss"), **example.settings)
+    return make
 
 
-def recall(**kwargs):
-    return P.RecallAtQuantileLoss(**{**COMMON, "quantile": QUANTILE, **kwargs})
-
-
-def pauc(**kwargs):
-    return P.PAUCAtBudgetLoss(**{**COMMON, **BAND, **kwargs})
-
-
-MAKERS = [smooth, recall, pauc]
-FUNCTIONS = {  # what each module is a memory for
-    smooth: P.smooth_ap_loss,
-    recall: functools.partial(P.recall_at_quantile_loss, quantile=QUANTILE),
-    pauc: functools.partial(P.partial_auc_loss, beta=0.5, interpolation="linear"),
-}
+MAKERS = [maker(metric) for metric in METRICS]
+smooth, recall, pauc = MAKERS[:3]
+assert recall().quantile == QUANTILE
+FUNCTIONS = {make: make.function for make in MAKERS}  # what each module is a memory for
 every_loss = pytest.mark.parametrize("make", MAKERS)
 
 

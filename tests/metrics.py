@@ -1,8 +1,13 @@
-"""The one list of metrics that the contract matrix runs over; a new metric joins here."""
+"""What the contract matrix runs over: every example of every metric's record.
+
+A new metric joins by its record and a function of its name in `reference`. What `MORE` tells of it
+is optional: the metric it becomes as tau -> 0, and a plain form of its gradient.
+"""
 
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,34 +18,32 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score
 from torch import Tensor
 
-import proxy_losses as P
+from proxy_losses._metrics import METRICS as RECORDS
+from proxy_losses._metrics import Example, examples
 
 from . import reference
 
 
 class Metric(NamedTuple):
+    """An example of a metric, as the tests call it."""
+
     name: str
     fn: Callable[..., Tensor]  # (scores, pos, tau, *, valid_mask, sample_weight)
     reference: Callable[..., float]  # (scores, pos, tau, valid, weight) of one list
-    exact: Callable[..., float]  # (scores, pos): the metric it becomes as tau -> 0
     counts: Callable[..., Tensor]  # (scores, pos, valid, weight)
     needs_negative: bool
+    tau_of_spread: bool  # tau multiplies a spread of the scores
+    exact: Callable[..., float] | None = None  # (scores, pos): the metric it becomes as tau -> 0
     perfect: float = 1.0  # value as tau -> 0 when all positives lead
     # (scores, pos, weight) -> value of any scores in plain torch, at TAU, with what is a constant
     # of the gradient taken from the given scores; None where there is no such thing
     frozen: Callable[..., Callable[[Tensor], Tensor]] | None = None
-    tau_of_spread: bool = False  # tau multiplies a spread of the scores
 
 
+EXAMPLES = {  # by name of the function and what the settings choose
+    "_".join([e.metric.name, *e.label.split(", ")[1:]]): e for e in examples(RECORDS)
+}
 QUANTILE = 0.3
-
-
-def recall(scores: Tensor, pos: Tensor, tau: float | Tensor, **kwargs: object) -> Tensor:
-    return P.recall_at_quantile(scores, pos, tau, quantile=QUANTILE, **kwargs)
-
-
-def reference_recall(scores, pos, tau, valid=None, weight=None) -> float:
-    return reference.recall_at_quantile(scores, pos, tau, valid, weight, QUANTILE)
 
 
 def exact_recall(scores: np.ndarray, pos: np.ndarray) -> float:
@@ -53,11 +56,6 @@ def frozen_recall(scores: Tensor, pos: Tensor, weight: Tensor) -> Callable[[Tens
     theta = torch.quantile(scores, 1 - QUANTILE, dim=-1, keepdim=True, interpolation="higher")
     w = torch.where(pos, weight, 0.0)
     return lambda s: (w * torch.sigmoid((s - theta) / TAU)).sum(-1) / w.sum(-1)
-
-
-# Dyadic, so that levels and knots are exact in any order of operations.
-TRAPEZOID = {"alpha": 0.125, "beta": 0.625, "n_knots": 3}
-PAIRWISE = {"alpha": 0.0, "beta": 0.5, "surrogate": "pairwise"}
 
 
 def at_levels(scores: Tensor, among: Tensor, levels: list[float]) -> Tensor:
@@ -113,46 +111,39 @@ def exact_pairwise(scores: np.ndarray, pos: np.ndarray) -> float:
     return float(least + (2 * standard - 1) * (max_fpr - least)) / max_fpr
 
 
-def partial_auc_metric(name: str, options: dict[str, Any], **fields: Any) -> Metric:
-    keys = options.keys() - {"n_knots"}
+MORE: dict[str, dict[str, Any]] = {
+    "smooth_ap": {"exact": lambda s, p: average_precision_score(p, s)},
+    "recall_at_quantile": {"exact": exact_recall, "frozen": frozen_recall},
+    "partial_auc": {"exact": exact_trapezoid, "frozen": frozen_trapezoid},
+    "partial_auc_pairwise": {"exact": exact_pairwise, "frozen": frozen_pairwise},
+}
+# What these forms are written for; dyadic, so that levels and knots are exact in any order.
+assert EXAMPLES["recall_at_quantile"].settings == {"quantile": QUANTILE}
+assert EXAMPLES["partial_auc"].settings == {"alpha": 0.125, "beta": 0.625, "n_knots": 3}
+assert EXAMPLES["partial_auc_pairwise"].settings["beta"] == 0.5
+
+
+def as_tested(name: str, example: Example) -> Metric:
+    record, settings = example.metric, example.settings
+    known = inspect.signature(record.defined).parameters
+    options = {k: x for k, x in settings.items() if k in known}
+
+    def counts(scores, pos, valid, weight) -> Tensor:
+        first = (scores, pos) if "scores" in known else (pos,)
+        return record.defined(*first, valid_mask=valid, sample_weight=weight, **options)
+
     return Metric(
         name,
-        functools.partial(P.partial_auc, **options),
-        functools.partial(reference.partial_auc, **options),
-        counts=lambda s, p, v, w: P.partial_auc_defined(
-            s, p, valid_mask=v, sample_weight=w, **{k: options[k] for k in keys}
-        ),
-        needs_negative=True,
-        tau_of_spread=True,
-        **fields,
+        functools.partial(record.function, **settings),
+        functools.partial(getattr(reference, record.name), **settings),
+        counts,
+        record.needs_negative,
+        record.own_spread,
+        **MORE.get(name, {}),
     )
 
 
-METRICS = [
-    Metric(
-        "smooth_ap",
-        P.smooth_ap,
-        reference.smooth_ap,
-        lambda s, p: average_precision_score(p, s),
-        lambda s, p, v, w: P.smooth_ap_defined(p, v, w),
-        needs_negative=True,
-    ),
-    Metric(
-        "recall_at_quantile",
-        recall,
-        reference_recall,
-        exact_recall,
-        lambda s, p, v, w: P.recall_defined(p, v, w),
-        needs_negative=False,
-        frozen=frozen_recall,
-    ),
-    partial_auc_metric(
-        "partial_auc_trapezoid", TRAPEZOID, exact=exact_trapezoid, frozen=frozen_trapezoid
-    ),
-    partial_auc_metric(
-        "partial_auc_pairwise", PAIRWISE, exact=exact_pairwise, frozen=frozen_pairwise
-    ),
-]
+METRICS = [as_tested(name, example) for name, example in EXAMPLES.items()]
 
 every_metric = pytest.mark.parametrize("metric", METRICS, ids=lambda m: m.name)
 TAU = 0.3

@@ -93,7 +93,7 @@ def test_integer_steps_settle():
     [
         "smooth_ap",
         "partial_auc_pairwise",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("recall", "partial_auc_trapezoid")),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("recall_at_quantile", "partial_auc")),
     ],
 )
 def test_backward_of_a_compiled_loss(name):

@@ -59,6 +59,8 @@ def test_value_is_the_formula_on_any_lists(metric, m, seed, tau, rate):
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**16), m=st.integers(3, 60))
 def test_limit_is_the_exact_metric(metric, seed, m):
+    if metric.exact is None:
+        pytest.skip("it becomes no metric that is computed elsewhere")
     rng = np.random.default_rng(seed)
     scores = rng.permutation(m).astype(float)  # gaps of 1: sigmoid(-1 / (tau m)) underflows
     pos = rng.random(m) < 0.4

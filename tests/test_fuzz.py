@@ -1,6 +1,6 @@
 """Any arguments and any batch: an error that names the argument, or a result with its NaN policy.
 
-A loss module joins CONSTRUCTORS, a ranking loss also `makers.MAKERS` and `makers.FUNCTIONS`.
+A ranking loss joins by its record; another loss module joins CONSTRUCTORS.
 """
 
 import copy
@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import proxy_losses as P
+from proxy_losses._metrics import METRICS, Metric
 from proxy_losses._queue import NO_QUERY
 
 from .fuzzing import ANYTHING, FUZZ, a_batch, documented
-from .makers import BAND, FUNCTIONS, MAKERS, PAD, every_loss, smooth
+from .makers import FUNCTIONS, MAKERS, PAD, every_loss, smooth
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 # -- constructors
@@ -33,15 +34,21 @@ RANKING = {
     "ignore_index": PAD, "update_queue_in_eval": True, "gather_distributed": None,
     "max_pool_size": 5, "query_shape": (2, 3),
 }  # fmt: skip
+CHOSEN = {  # what is more telling than the defaults, where a metric has such an option
+    "quantile": 0.3, "quantile_interpolation": "linear", "beta": 0.5, "alpha": 0.1,
+    "surrogate": "pairwise", "n_knots": 3, "tau_scale": "band", "pos_numerator": "live",
+    "budget_basis": "population",
+}  # fmt: skip
+
+
+def ranking(metric: Metric) -> dict[str, Any]:
+    unit = {} if metric.own_spread else {"temperature_unit": "spread"}
+    options = {o.attribute: CHOSEN.get(o.attribute, o.default) for o in metric.options}
+    return {**RANKING, **unit, **options}
+
+
 CONSTRUCTORS = {  # class -> a good value of every argument
-    P.SmoothAPLoss: {**RANKING, "temperature_unit": "spread"},
-    P.RecallAtQuantileLoss: {
-        **RANKING, "quantile": 0.3, "quantile_interpolation": "linear", "temperature_unit": "score",
-    },
-    P.PAUCAtBudgetLoss: {
-        **RANKING, **BAND, "alpha": 0.1, "surrogate": "pairwise", "n_knots": 3,
-        "tau_scale": "band", "pos_numerator": "live", "budget_basis": "population",
-    },
+    **{getattr(P, metric.module): ranking(metric) for metric in METRICS},
     P.SigmoidFocalLoss: {
         "alpha": 0.5, "gamma": 1.5, "reduction": "mean", "gather_distributed": None,
     },

@@ -45,6 +45,7 @@ def test_arguments_are_readable_and_have_the_published_defaults(make):
     }  # fmt: skip
     cls = type(make())
     names = list(inspect.signature(cls).parameters)
+    given = {n: p.default for n, p in inspect.signature(cls).parameters.items()} | given
     module, default = cls(**{n: given[n] for n in names}), cls(2)
     assert {n: getattr(module, n) for n in names} == {n: given[n] for n in names}
     assert type(module.temperature) is float

@@ -29,7 +29,7 @@ def test_equals_torch_quantile(interpolation, m, q, dtype, ties, seed):
     g = torch.Generator().manual_seed(seed)
     scores = torch.randn(2, m, generator=g, dtype=dtype)
     scores = scores.round() if ties else scores
-    ours = num.masked_quantile(scores, q, interpolation)
+    ours = num.quantiles(scores, [q], interpolation)[..., 0]
     theirs = torch.quantile(scores, q, dim=-1, interpolation=interpolation)
     assert torch.equal(ours, theirs)
 
@@ -40,7 +40,7 @@ def test_equals_torch_quantile(interpolation, m, q, dtype, ties, seed):
 def test_masked_equals_removed(interpolation, m, q, rate, seed):
     g = torch.Generator().manual_seed(seed)
     scores, valid = torch.randn(3, m, generator=g), torch.rand(3, m, generator=g) < rate
-    ours = num.masked_quantile(scores, q, interpolation, valid)
+    ours = num.quantiles(scores, [q], interpolation, valid)[..., 0]
     for k in range(3):
         kept = scores[k, valid[k]]
         expected = torch.quantile(kept, q, interpolation=interpolation) if len(kept) else 0.0
@@ -63,8 +63,8 @@ def test_several_levels_equal_torch_quantile(interpolation, m, levels, dtype, ti
     scores = torch.randn(2, m, generator=g, dtype=dtype)
     scores = scores.round() if ties else scores
     valid = None if rate is None else torch.rand(2, m, generator=g) < rate
-    q, reach = torch.tensor(levels, dtype=dtype), (min(levels), max(levels))
-    ours = num.masked_quantiles(scores, q, reach, interpolation, valid)
+    q = torch.tensor(levels, dtype=dtype)
+    ours = num.quantiles(scores, levels, interpolation, valid)
     assert ours.shape == (2, len(levels))
     for k in range(2):
         kept = scores[k] if valid is None else scores[k, valid[k]]
@@ -81,7 +81,7 @@ def test_a_narrow_band_sorts_its_tail_alone(monkeypatch):
     )
     scores = torch.randn(10_000)
     for reach in (0.99, 1.0), (0.0, 0.01):
-        found = num.masked_quantiles(scores, torch.tensor(reach), reach, "higher")
+        found = num.quantiles(scores, reach, "higher")
         assert torch.equal(
             found, torch.quantile(scores, torch.tensor(reach), interpolation="higher")
         )
@@ -89,15 +89,14 @@ def test_a_narrow_band_sorts_its_tail_alone(monkeypatch):
 
 
 def test_several_levels_of_no_rows():
-    q = torch.tensor([0.2, 0.8])
-    assert num.masked_quantiles(torch.zeros(3, 0), q, (0.2, 0.8), "linear").tolist() == [[0, 0]] * 3
+    assert num.quantiles(torch.zeros(3, 0), [0.2, 0.8], "linear").tolist() == [[0, 0]] * 3
 
 
 @every_interpolation
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_recall_threshold(interpolation, dtype):
     scores = num.lift(torch.randn(1000).to(dtype))
-    assert num.masked_quantile(scores, 0.995, interpolation) == torch.quantile(
+    assert num.quantiles(scores, [0.995], interpolation) == torch.quantile(
         scores, 0.995, interpolation=interpolation
     )
 
@@ -109,14 +108,14 @@ def test_more_rows_than_torch_quantile_takes():
         torch.quantile(scores, 0.999)
     k = int(np.ceil(0.999 * (m - 1)))
     expected = np.partition(scores.numpy(), k)[k]
-    assert num.masked_quantile(scores, 0.999, "higher").item() == expected
+    assert num.quantiles(scores, [0.999], "higher").item() == expected
 
 
 def test_transforms():
     scores, valid = torch.randn(4, 30), torch.rand(4, 30) < 0.7
 
     def f(s, v):
-        return num.masked_quantile(s, 0.8, "linear", v)
+        return num.quantiles(s, [0.8], "linear", v)
 
     expected = f(scores, valid)
     assert torch.equal(torch.func.vmap(f)(scores, valid), expected)
@@ -127,4 +126,4 @@ def test_transforms():
 
 def test_threshold_is_a_constant_of_the_gradient():
     scores = torch.randn(30, requires_grad=True)
-    assert not num.masked_quantile(scores, 0.8, "linear").requires_grad
+    assert not num.quantiles(scores, [0.8], "linear").requires_grad

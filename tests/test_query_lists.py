@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.func import vmap
 
 import proxy_losses as P
-from proxy_losses._groups import every_list
+from proxy_losses._lists import every_list
 
 from .compiling import compile_fresh
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import proxy_losses as P
-from proxy_losses import _pool
+from proxy_losses import _lists
 
 from .makers import FUNCTIONS, PAD, every_loss, pauc, warned
 from .test_query_loss import SHAPE, queries
@@ -130,18 +130,19 @@ def test_a_class_left_out_of_some_queries_is_no_news():
 def test_a_capped_pool_keeps_its_ids(make):
     rows, extras = given(0, 60)
     module = make(num_classes=3, queue_size=0, max_pool_size=30)
-    pool = _pool.make_pool(
-        _pool.Batch(*rows, extras["sample_weight"], None, extras["query_ids"]), None
+    pool = _lists.make_pool(
+        _lists.Batch(*rows, extras["sample_weight"], None, extras["query_ids"]), None
     )
-    drawn = _pool.subsample_pool(pool, 30, seed=0)
-    assert drawn.valid_mask.sum() == 30
-    ids = torch.where(drawn.pos_mask.any(0), drawn.pos_mask.int().argmax(0), PAD)
+    drawn = _lists.subsample_pool(pool, 30, seed=0)
+    lists = drawn.lists
+    assert lists.valid.sum() == 30
+    ids = torch.where(lists.pos.any(0), lists.pos.int().argmax(0), PAD)
     want, _ = FUNCTIONS[make](
-        drawn.scores.T,
+        lists.scores.T,
         ids,
         None,
         0.25,
-        sample_weight=drawn.sample_weight,
+        sample_weight=lists.weight,
         query_ids=drawn.query_ids,
     )
     loss = module(*rows, **extras)

@@ -10,24 +10,16 @@ import torch
 import proxy_losses as P
 
 from . import reference
-from .metrics import PAIRWISE, TRAPEZOID, lists
+from .metrics import EXAMPLES, lists
 
 TIGHT = {"rtol": 1e-12, "atol": 1e-14}
-LOSSES = {
-    "smooth_ap": (P.smooth_ap_loss, reference.smooth_ap, {}),
-    "recall": (
-        P.recall_at_quantile_loss,
-        lambda s, p, t, v, w: reference.recall_at_quantile(s, p, t, v, w, quantile=0.2),
-        {"quantile": 0.2},
-    ),
-    **{
-        f"partial_auc_{options.get('surrogate', 'trapezoid')}": (
-            P.partial_auc_loss,
-            functools.partial(reference.partial_auc, **options),
-            options,
-        )
-        for options in (TRAPEZOID, PAIRWISE)
-    },
+LOSSES = {  # name -> (loss function, reference of a list, settings)
+    name: (
+        getattr(P, f"{example.metric.name}_loss"),
+        functools.partial(getattr(reference, example.metric.name), **example.settings),
+        example.settings,
+    )
+    for name, example in EXAMPLES.items()
 }
 every_loss = pytest.mark.parametrize("name", LOSSES)
 

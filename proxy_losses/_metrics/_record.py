@@ -7,7 +7,9 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
-from .._ranks import How, Lists
+from .. import _numerics as num
+from .._checks import check_choice
+from .._ranks import How, Lists, default_rtol
 
 Settings = Mapping[str, Any]  # option name -> value
 
@@ -38,6 +40,12 @@ class Option(NamedTuple):
     text: str  # its entry in docstrings
     published: str = ""  # its name in the published constructor, where that differs
     late: bool = False  # published constructors have it after gather_distributed
+    choices: tuple[str, ...] = ()  # all that it may be
+
+    @property
+    def attribute(self) -> str:
+        """Its name as an argument and attribute of the module."""
+        return self.published or self.name
 
 
 class Metric(NamedTuple):
@@ -51,8 +59,77 @@ class Metric(NamedTuple):
     defined: Callable[..., Tensor]  # the public function that says which lists count
     options: tuple[Option, ...] = ()
     check: Callable[[Settings], None] | None = None  # raises for options out of range
-    reads: tuple[str, ...] = ()  # of Lists, beside scores, pos, valid and weight: "iid", "live"
+    # Of Lists, beside scores, pos, valid and weight: "iid", "live"; or what the settings ask for.
+    reads: tuple[str, ...] | Callable[[Settings], tuple[str, ...]] = ()
     temperature: float = 0.01  # default of the module
     own_spread: bool = False  # tau multiplies a spread of the metric's own: no temperature_unit
     needs_negative: bool = True  # a list without negatives does not count
     examples: tuple[dict[str, Any], ...] = ({},)  # settings that tests and the doctor try
+    checks_ids: bool = False  # the module refuses ids of no class
+    table: str = ""  # what it measures, as the README's table says it
+    shown: str = ""  # the option that the table shows
+    counts: str = "count"  # classes that ..., for docstrings
+    note: str = ""  # of the module's docstring
+    diagnostics: str = ""  # of the module, beside grad_pos_count
+    loss_example: str = ""  # doctest of the loss function
+    module_example: str = ""  # doctest of the module
+
+
+def reads_of(metric: Metric, settings: Settings) -> tuple[str, ...]:
+    """What the metric reads of `Lists`, with these settings, beside what all do."""
+    return metric.reads(settings) if callable(metric.reads) else metric.reads
+
+
+def defaults_of(metric: Metric) -> dict[str, Any]:
+    """Settings that nobody chose."""
+    return {o.name: o.default for o in metric.options}
+
+
+def check_settings(metric: Metric, settings: Settings, *, published: bool = False) -> None:
+    """Raise unless every option is in its range; errors name those of the module if published."""
+    for o in metric.options:
+        if o.choices:
+            check_choice(o.attribute if published else o.name, settings[o.name], o.choices)
+    if metric.check is not None:
+        metric.check(settings)
+
+
+def over_lists(
+    metric: Metric, lists: Lists, tau: float | Tensor, settings: Settings, how: How, *,
+    stats: bool = False,
+) -> Found:  # fmt: skip
+    """The metric of scores of any floating dtype, inside or outside of autocast."""
+    if how.rtol is None:  # that of the scores as given
+        how = how._replace(rtol=default_rtol(lists.scores.dtype))
+    evaluate = num.full_precision(metric.evaluate)
+    return evaluate(lists, tau, settings, how, stats=stats)
+
+
+def table_row(metric: Metric) -> str:
+    """The metric's row in the README's table of pieces."""
+    shown = "".join(f", {o.name}={o.default!r}" for o in metric.options if o.name == metric.shown)
+    call = f"`{metric.name}(scores, pos_mask, tau{shown})`"
+    return f"| {metric.table} | {call} | `{metric.module}` |"
+
+
+class Example(NamedTuple):
+    """A metric with settings: what tests and the doctor run."""
+
+    label: str
+    metric: Metric
+    settings: dict[str, Any]  # of the function and of the loss function
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The settings as arguments of the module."""
+        names = {o.name: o.attribute for o in self.metric.options}
+        return {names[name]: x for name, x in self.settings.items()}
+
+
+def examples(metrics: tuple[Metric, ...]) -> list[Example]:
+    """Every example of every metric, under the name of the module and of what it chooses."""
+    return [
+        Example(", ".join([m.module, *(x for x in s.values() if isinstance(x, str))]), m, dict(s))
+        for m in metrics
+        for s in m.examples
+    ]

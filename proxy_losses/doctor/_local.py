@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Callable
 from typing import Any
@@ -9,18 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import LossWarmupWrapper, PAUCAtBudgetLoss, RecallAtQuantileLoss, SmoothAPLoss, smooth_ap
+from .. import LossWarmupWrapper, SmoothAPLoss, nn, smooth_ap
+from .._metrics import METRICS, examples
 from ._outcome import Outcome, bounded
 
 LOSSES: dict[str, Callable[..., Any]] = {
-    "SmoothAPLoss": lambda **kw: SmoothAPLoss(1, temperature=0.2, **kw),
-    "RecallAtQuantileLoss": lambda **kw: RecallAtQuantileLoss(
-        1, quantile=0.2, temperature=0.2, **kw
-    ),
-    "PAUCAtBudgetLoss": lambda **kw: PAUCAtBudgetLoss(1, beta=0.3, **kw),
-    "PAUCAtBudgetLoss, pairwise": lambda **kw: PAUCAtBudgetLoss(
-        1, beta=0.3, surrogate="pairwise", **kw
-    ),
+    example.label: functools.partial(
+        getattr(nn, example.metric.module), 1, temperature=0.2, **example.arguments
+    )
+    for example in examples(METRICS)
 }
 
 

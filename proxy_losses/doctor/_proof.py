@@ -14,37 +14,31 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .. import (
-    PAUCAtBudgetLoss,
-    QueueState,
-    RecallAtQuantileLoss,
-    SmoothAPLoss,
-    enqueue,
-    init_queue,
-    partial_auc_loss,
-    recall_at_quantile_loss,
-    smooth_ap_loss,
-)
+from .. import QueueState, _losses, enqueue, init_queue
+from .. import nn as losses
+from .._metrics import METRICS, examples
 
 STEPS, FEATURES = 3, 4
 TAU = 0.3
 
 
 class Kind(NamedTuple):
-    """A module, the function it must agree with, and the arguments of both."""
+    """A module, the function it must agree with, and the settings of each."""
 
     module: Callable[..., Any]
     function: Callable[..., tuple[Tensor, QueueState | None]]
-    kwargs: dict[str, Any]
+    arguments: dict[str, Any]
+    settings: dict[str, Any]
 
 
 KINDS = {
-    "SmoothAPLoss": Kind(SmoothAPLoss, smooth_ap_loss, {}),
-    "RecallAtQuantileLoss": Kind(RecallAtQuantileLoss, recall_at_quantile_loss, {"quantile": 0.2}),
-    "PAUCAtBudgetLoss": Kind(PAUCAtBudgetLoss, partial_auc_loss, {"beta": 0.4, "n_knots": 3}),
-    "PAUCAtBudgetLoss, pairwise": Kind(
-        PAUCAtBudgetLoss, partial_auc_loss, {"beta": 0.4, "surrogate": "pairwise"}
-    ),
+    example.label: Kind(
+        getattr(losses, example.metric.module),
+        getattr(_losses, f"{example.metric.name}_loss"),
+        example.arguments,
+        example.settings,
+    )
+    for example in examples(METRICS)
 }
 
 
@@ -130,7 +124,7 @@ class _OneProcess:
         x, targets, weight = _rows(case, seed)
         weights = {"sample_weight": weight} if case.weighted else {}
         logits = self.model(x)
-        loss, _ = kind.function(logits, targets, self._stored(), TAU, **kind.kwargs, **weights)
+        loss, _ = kind.function(logits, targets, self._stored(), TAU, **kind.settings, **weights)
         parts = case.rows if case.distributed == "shard" else (sum(case.rows),)
         for k, part in enumerate(_slices(parts) if self.queues else []):
             extra = {"sample_weight": weight[part]} if case.weighted else {}
@@ -161,7 +155,7 @@ def check(case: Case, rank: int, device: torch.device) -> Result:
     model = DistributedDataParallel(_model(case, device))
     loss_fn = KINDS[case.kind].module(
         case.classes, queue_size=case.queue, temperature=TAU, distributed=case.distributed,
-        **KINDS[case.kind].kwargs,
+        **KINDS[case.kind].arguments,
     ).to(device)  # fmt: skip
     worst = Result(0.0, 0.0, 0.0)
     for step in range(STEPS):

@@ -1,9 +1,8 @@
 """Stateful adapters: `torch.nn.Module` shims over the functional core."""
 
-from ._base import RankingLoss
-from ._focal import SigmoidFocalLoss, SoftmaxFocalLoss
-from ._losses import PAUCAtBudgetLoss, RecallAtQuantileLoss, SmoothAPLoss
+from ._pointwise import SigmoidFocalLoss, SoftmaxFocalLoss
 from ._queue import MemoryQueue
+from ._ranking import PAUCAtBudgetLoss, RankingLoss, RecallAtQuantileLoss, SmoothAPLoss
 from ._wrapper import LossWarmupWrapper
 
 __all__ = [

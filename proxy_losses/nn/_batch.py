@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import MAX_WEIGHT, warn_user
+from .._numerics import readable
 from ..distributed import all_gather_with_grad, world_size
 
 
@@ -18,17 +19,6 @@ def as_floating(sample_weight: Any) -> Any:
     ):
         return sample_weight.float()
     return sample_weight
-
-
-def readable(x: Tensor) -> bool:
-    """Whether Python may branch on the values of x: not when compiling, nor inside torch.func."""
-    if torch.compiler.is_compiling():
-        return False
-    try:
-        x.data_ptr()
-    except RuntimeError:  # a tensor wrapped by a transform has no data of its own
-        return False
-    return True
 
 
 def check_class_ids(targets: Tensor, num_classes: int, ignore_index: int) -> None:
@@ -54,13 +44,15 @@ class BatchLoss(nn.Module):
     def _check_weight(self, sample_weight: Tensor | None) -> None:
         if sample_weight is None or not readable(sample_weight) or not sample_weight.numel():
             return
-        if not (sample_weight.abs() < MAX_WEIGHT).all():
+        self._judge_weight(*torch.stack(sample_weight.detach().aminmax()).tolist())
+
+    def _judge_weight(self, low: float, high: float) -> None:
+        """Raise or warn about a weight of this range, which has a NaN if the weight has one."""
+        if not (abs(low) < MAX_WEIGHT and abs(high) < MAX_WEIGHT):
             raise ValueError(f"sample_weight must be finite, below {MAX_WEIGHT:.1e}")
-        if (sample_weight < 0).any():
-            raise ValueError(
-                f"sample_weight must be non-negative, got {float(sample_weight.min())}"
-            )
-        if not self._zero_weight_warned and not sample_weight.any():
+        if low < 0:
+            raise ValueError(f"sample_weight must be non-negative, got {low}")
+        if high == 0 and not self._zero_weight_warned:
             self._zero_weight_warned = True
             warn_user(
                 f"{type(self).__name__}: sample_weight is entirely zero; rows of weight 0 give no "

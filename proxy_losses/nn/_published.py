@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from .. import _queue as q
-from .._recall import recall_at_quantile, recall_defined
+from .._metrics.recall import recall_at_quantile, recall_defined
+from .._metrics.smooth_ap import smooth_ap, smooth_ap_defined
 from .._schedule import in_warmup
-from .._smooth_ap import smooth_ap, smooth_ap_defined
 
 if TYPE_CHECKING:
     from .._schedule import Clock, Schedule, ScheduleState

@@ -1,8 +1,14 @@
-"""A `QueueState` kept in buffers."""
+"""A `QueueState` kept in buffers, and its checkpoints.
+
+Checkpoints are looked through before anything of them is loaded: a loss loads whole or not at all.
+What lies outside the losses is torch's: `load_state_dict` of an outer module may have loaded other
+parts before the error, and keys that are missing or too many it reports after loading the rest.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,8 +16,8 @@ from torch import Tensor, nn
 
 from .. import _queue as q
 from .._checks import is_labels
+from .._lists import Batch
 from ..distributed import all_reduce, rank_and_size
-from ._saved import queue_problems, refuse
 
 # Buffer names are those of imbalanced-losses, so that its checkpoints load.
 _BUFFERS = {
@@ -36,27 +42,38 @@ def never_narrow(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
 
 NOBODY = -1
+ONES = ("sample_weight", "iid_mask")  # fields in which 1 or True stands for None
 
 
 class MemoryQueue(nn.Module):
     """Remembers a `QueueState` between calls and in checkpoints."""
 
+    _q_logits: Tensor
     _q_targets: Tensor
     _q_query_ids: Tensor
 
     def __init__(self, capacity: int, num_classes: int, ignore_index: int) -> None:
         super().__init__()
+        self.ignore_index = ignore_index
         state = q.init_queue(capacity, num_classes, ignore_index=ignore_index)
         for field, buffer in _BUFFERS.items():
             # ignore_index is an argument of the constructor, not a state of the run.
             self.register_buffer(buffer, getattr(state, field), persistent=field != "ignore_index")
+        self._ones: dict[str, tuple[weakref.ref[Tensor], int] | None] = {}
+        self.see_ones(*ONES)
         self._q_owner: Tensor
         self.register_buffer("_q_owner", torch.full((), NOBODY), persistent=False)
 
     @property
     def state(self) -> q.QueueState:
         """The state; its tensors are the buffers themselves."""
-        return q.QueueState(**{f: getattr(self, b) for f, b in _BUFFERS.items()})
+        buffers = self._buffers
+        return q.QueueState(*(buffers[b] for b in _BUFFERS.values()))  # type: ignore[arg-type]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the stored logits."""
+        return self._q_logits.dtype
 
     @torch.no_grad()
     def store(self, state: q.QueueState) -> None:
@@ -67,6 +84,54 @@ class MemoryQueue(nn.Module):
                 old.copy_(new)  # in place: compiled steps and CUDA graphs keep the address
             else:  # the first multi-label batch, or the first with query_ids
                 setattr(self, buffer, new.clone())
+
+    def ones(self) -> tuple[str, ...]:
+        """Fields known to hold nothing but 1 or True: they did, and nothing was written since."""
+        if torch.compiler.is_compiling():
+            return ()
+        return tuple(
+            f for f, seen in self._ones.items() if seen is not None and seen == self._seen(f)
+        )
+
+    def see_ones(self, *fields: str) -> None:
+        """Remember that these fields hold nothing but 1 or True."""
+        self._ones.update({field: self._seen(field) for field in fields})
+
+    def _seen(self, field: str) -> tuple[weakref.ref[Tensor], int] | None:
+        buffer = self._buffers[_BUFFERS[field]]
+        if buffer is None or buffer.is_inference():  # those count no versions
+            return None
+        return weakref.ref(buffer), buffer._version
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has tensors of its own."""
+        return {**self.__dict__, "_ones": {}}
+
+    def write(self, batch: Batch) -> None:
+        """Store a batch over the oldest rows, in place: what `enqueue` returns, to the bit.
+
+        The weight of the batch has no gradient.
+        """
+        state, n = self.state, batch.logits.shape[0]
+        if n == 0:
+            return
+        batch = batch._replace(logits=batch.logits.detach())
+        room = q.match_queue(state, batch.targets, batch.query_ids)
+        if room is not state:
+            self.store(room)
+            state = self.state
+        drop, slots, enqueued = q.next_slots(state, n)
+        ones = self.ones()
+        for field, buffer in state._asdict().items():
+            if field in ("enqueued", "ignore_index") or not buffer.numel():
+                continue
+            rows = getattr(batch, field)
+            if rows is not None:
+                rows = rows[drop:] if drop else rows
+                buffer.index_copy_(0, slots, rows.to(buffer.device, buffer.dtype))
+            elif field not in ones:
+                buffer.index_fill_(0, slots, q.NO_QUERY if field == "query_ids" else 1)
+        state.enqueued.copy_(enqueued)
 
     def check_owner(self, group: str) -> None:
         """Raise on every process if the rows of one were replaced by those of another."""
@@ -95,6 +160,8 @@ class MemoryQueue(nn.Module):
     def reset(self) -> None:
         """Empty the queue."""
         self.store(q.reset_queue(self.state))
+        if not torch.compiler.is_compiling():
+            self.see_ones(*ONES)
         self._q_owner.fill_(NOBODY)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MemoryQueue:
@@ -106,6 +173,7 @@ class MemoryQueue(nn.Module):
     ) -> None:
         """Read checkpoints of the published packages too, and those of a multi-label queue."""
         state = self.state
+        present_names(state_dict, prefix)
         refuse(self, queue_problems(state, state_dict, prefix))
         if prefix + "_q_logits" not in state_dict:  # torch says what is missing
             super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
@@ -128,3 +196,99 @@ class MemoryQueue(nn.Module):
                 *state.logits.shape, device=state.targets.device, multi_label=is_labels(targets)
             ).targets
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self._tidy()
+
+    @torch.no_grad()
+    def _tidy(self) -> None:
+        """Slots that are not filled hold ignore_index: then ids alone tell which rows count."""
+        state = self.state
+        if state.enqueued.is_meta or is_labels(state.targets):
+            return
+        rest = state.targets[int(state.enqueued) :]
+        if (rest != state.ignore_index).any():  # rows of another ignore_index, or none at all
+            self._q_targets = state.targets.clone()
+            self._q_targets[int(state.enqueued) :] = state.ignore_index
+
+
+# -- checkpoints
+
+
+def refuse(module: nn.Module, problems: list[str]) -> None:
+    """Raise `RuntimeError`, as `load_state_dict` does, if there are problems."""
+    if problems:
+        lines = "\n\t".join(problems)
+        raise RuntimeError(
+            f"Error(s) in loading state_dict for {type(module).__name__}, of which nothing was "
+            f"loaded:\n\t{lines}"
+        )
+
+
+def present_names(saved: dict[str, Any], prefix: str) -> None:
+    """Give the rows of a checkpoint of 0.4 their present names."""
+    if prefix + "_q_groups" in saved:
+        saved[prefix + "_q_query_ids"] = saved.pop(prefix + "_q_groups")
+
+
+def queue_problems(queue: q.QueueState, saved: Mapping[str, Any], prefix: str) -> list[str]:
+    """What keeps the saved rows from being loaded into this queue; none if there are none saved."""
+    capacity, classes = queue.logits.shape
+    shapes: dict[str, list[tuple[int, ...]]] = {
+        "_q_logits": [(capacity, classes)],
+        "_q_targets": [(capacity,), (capacity, classes)],
+        "_q_weight": [(capacity,)],
+        "_q_iid": [(capacity,)],
+        "_q_enqueued": [()],
+        "_q_ptr": [(1,), ()],
+        "_q_query_ids": [(0,), (capacity,)],
+    }
+    found = {name: saved[prefix + name] for name in shapes if prefix + name in saved}
+    if not found:
+        return []
+    needed = {"_q_logits", "_q_targets"}
+    needed |= {"_q_ptr"} if "_q_ptr" in found else {"_q_weight", "_q_iid", "_q_enqueued"}
+    if missing := sorted(needed - set(found)):
+        return [f"the queue is incomplete: {prefix} lacks {', '.join(missing)}"]
+    for name, x in found.items():
+        if not isinstance(x, Tensor):
+            return [f"{prefix}{name} must be a tensor, got {type(x).__name__}"]
+    rows = found["_q_logits"].shape
+    if len(rows) == 2 and rows != (capacity, classes):
+        return [
+            f"size mismatch for {prefix}_q_logits: the checkpoint has queue_size={rows[0]} and "
+            f"num_classes={rows[1]}, this module queue_size={capacity} and num_classes={classes}"
+        ]
+    problems = [
+        f"size mismatch for {prefix}{name}: expected {' or '.join(str(list(s)) for s in allowed)}, "
+        f"got {list(found[name].shape)}"
+        for name, allowed in shapes.items()
+        if name in found and found[name].shape not in allowed
+    ]
+    targets = found["_q_targets"]
+    if targets.dim() == 2 and not problems and not is_labels(targets):
+        problems.append(f"{prefix}_q_targets [N, C] must be bool, got {targets.dtype}")
+    count = found["_q_ptr" if "_q_ptr" in found else "_q_enqueued"]
+    if not problems and not count.is_meta and int(count) < 0:
+        problems.append(f"{prefix} must have stored 0 rows or more, got {int(count)}")
+    return problems
+
+
+def number_problems(
+    saved: Mapping[str, Any], key: str, check: Callable[[str, Any], None]
+) -> list[str]:
+    """Whether a saved tensor is one number that passes the check; nothing if it was not saved."""
+    if key not in saved:
+        return []
+    x = saved[key]
+    if isinstance(x, Tensor) and x.is_meta:
+        return []
+    if not isinstance(x, Tensor) or x.numel() != 1:
+        return [f"{key} must be a tensor of one number, got {x!r:.80}"]
+    return problems_of(check, key, x.item())
+
+
+def problems_of(check: Callable[..., None], *args: Any) -> list[str]:
+    try:
+        check(*args)
+    except (TypeError, ValueError) as error:
+        return [str(error)]
+    return []

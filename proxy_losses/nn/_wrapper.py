@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .. import _progress, _schedule
-from .._checks import as_number, check_flag, check_int, check_optional_flag, warn_user
+from .. import _schedule
+from .._checks import (
+    as_number,
+    check_flag,
+    check_int,
+    check_optional_flag,
+    check_temperature,
+    warn_user,
+)
 from .._schedule import Clock, Schedule, ScheduleState
 from ._published import PublishedSchedule
-from ._resume import SavedSchedule
+from ._queue import problems_of, refuse
+from ._ranking import RankingLoss
 
 
 def _first(out: Any) -> Any:
@@ -31,7 +39,7 @@ def _takes_sample_weight(loss: Callable[..., Any]) -> bool:
     )
 
 
-class LossWarmupWrapper(PublishedSchedule, SavedSchedule):
+class LossWarmupWrapper(PublishedSchedule, nn.Module):
     """Trains with a standard loss first, blends into a ranking loss, then decays its temperature.
 
     Call `on_train_epoch_start(epoch)` and `on_train_batch_start(global_step)` from the training
@@ -138,19 +146,19 @@ class LossWarmupWrapper(PublishedSchedule, SavedSchedule):
         if gather_distributed is not None and hasattr(main_loss, "gather_distributed"):
             main_loss.gather_distributed = gather_distributed
         self._blend_weight = torch.zeros((), dtype=torch.float64)
-        self._enter(_progress.init_schedule(self._sched))
+        self._enter(_schedule.init_schedule(self._sched))
         self._set_temperature()
 
     def _enter(self, state: ScheduleState) -> None:
         """Take over a schedule state and what follows from it."""
-        weight = float(_progress.state_weight(state, self._sched, clock=self._clock))
+        weight = float(_schedule.state_weight(state, self._sched, clock=self._clock))
         self._state, self._main_weight = state, weight
         self._blend_weight.fill_(self._main_weight)  # in place: compiled code holds the tensor
 
     def _set_temperature(self) -> None:
         if self._has_temperature and int(self._state.switch_step) >= 0:
             self.main_loss.temperature = float(  # type: ignore[attr-defined]
-                _progress.state_temp(self._state, self._sched)
+                _schedule.state_temp(self._state, self._sched)
             )
 
     def _reset_queue(self) -> None:
@@ -189,7 +197,7 @@ class LossWarmupWrapper(PublishedSchedule, SavedSchedule):
         """Call at the start of each epoch, before its first batch."""
         epoch = as_number("epoch", epoch)
         self._epoch_hook_seen = True
-        main, state = _progress.start_epoch(self._state, epoch, self._sched, clock=self._clock)
+        main, state = _schedule.start_epoch(self._state, epoch, self._sched, clock=self._clock)
         self._enter(state)
         if self.reset_queue_each_epoch and main:
             self._reset_queue()
@@ -197,7 +205,7 @@ class LossWarmupWrapper(PublishedSchedule, SavedSchedule):
     def on_train_batch_start(self, global_step: int) -> None:
         """Call before each training step with the number of steps taken so far."""
         global_step = as_number("global_step", global_step)
-        switch, state = _progress.start_step(
+        switch, state = _schedule.start_step(
             self._state, global_step, self._sched, clock=self._clock
         )
         self._enter(state)
@@ -250,6 +258,44 @@ class LossWarmupWrapper(PublishedSchedule, SavedSchedule):
             w = self._blend_weight.to(device=main.device, dtype=main.dtype)
         return (1.0 - w) * warm + w * main
 
+    def get_extra_state(self) -> dict[str, Any]:
+        """Where the schedule is, as plain numbers."""
+        switch = int(self._state.switch_step)
+        return {
+            "clock": self._clock,
+            "epoch": int(self._state.epoch),
+            "global_step": int(self._state.step),
+            "switch_step": switch if switch >= 0 else None,
+            "batch_hook_seen": self._batch_hook_seen,
+            "temperature": getattr(self.main_loss, "temperature", None),
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Continue from `get_extra_state`; what it lacks stays as it is."""
+        if problems := schedule_problems(state, self._clock):
+            raise ValueError("; ".join(problems))
+        state = {**self.get_extra_state(), **state}
+        switch = -1 if state["switch_step"] is None else state["switch_step"]
+        numbers = (state["epoch"], state["global_step"], switch)
+        self._enter(ScheduleState(*(torch.tensor(int(n), dtype=torch.int64) for n in numbers)))
+        self._batch_hook_seen = state["batch_hook_seen"]
+        self._epoch_hook_seen |= self._batch_hook_seen  # a run may resume within an epoch
+        if self._has_temperature and state["temperature"] is not None:
+            self.main_loss.temperature = state["temperature"]  # type: ignore[attr-defined]
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Load the schedule and the losses, or nothing; the schedule may be missing."""
+        # Checkpoints from before the schedule was saved stay loadable.
+        state = state_dict.setdefault(prefix + "_extra_state", self.get_extra_state())
+        problems = schedule_problems(state, self._clock)
+        for name, module in self.named_modules():
+            if isinstance(module, RankingLoss):
+                problems += module.problems_with(state_dict, f"{prefix}{name}.")
+        refuse(self, problems)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
     def _check_driven(self) -> None:
         by_epoch = self._clock == "epoch" and (self.warmup_epochs or self.blend_epochs)
         hooks = {
@@ -288,3 +334,24 @@ def _check_clocks(
         raise ValueError("blend_epochs and blend_steps exclude each other; give one")
     if blend_steps is not None and warmup_steps is None:
         raise ValueError("blend_steps requires warmup_steps")
+
+
+def schedule_problems(state: object, clock: str) -> list[str]:
+    """What keeps a wrapper from continuing from this extra state; keys may be missing."""
+    if not isinstance(state, Mapping):
+        return [f"the schedule's state must be a dict, got {type(state).__name__}"]
+    saved_clock = state.get("clock", clock)
+    if saved_clock != clock:
+        return [
+            f"the checkpoint is of a warmup counted in {saved_clock}s and this wrapper's is in "
+            f"{clock}s (warmup_epochs, warmup_steps)"
+        ]
+    problems = []
+    for name, minimum in (("epoch", None), ("global_step", None), ("switch_step", -1)):
+        if name in state and (name != "switch_step" or state[name] is not None):
+            problems += problems_of(check_int, name, state[name], minimum)
+    if not isinstance(state.get("batch_hook_seen", False), bool):
+        problems.append(f"batch_hook_seen must be a bool, got {state['batch_hook_seen']!r:.80}")
+    if state.get("temperature") is not None:
+        problems += problems_of(check_temperature, "temperature", state["temperature"])
+    return problems

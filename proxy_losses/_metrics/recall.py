@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from . import _numerics as num
-from ._checks import check_lists, check_quantile, check_tau, common_shape
-from ._select import mean_over_group, sharded_quantiles
-from .distributed import average_grad, group_name
+from .. import _numerics as num
+from .._checks import INTERPOLATIONS, check_lists, check_quantile, check_tau
+from .._ranks import How, Lists
+from ..distributed import group_name
+from ._record import Found, Metric, Option, Settings
 
 if TYPE_CHECKING:
-    from .distributed import ProcessGroup
+    from ..distributed import ProcessGroup
 
 
 def recall_defined(
@@ -34,9 +35,7 @@ def recall_defined(
         tensor([ True, False])
     """
     pos = pos_mask if valid_mask is None else pos_mask & valid_mask
-    if sample_weight is not None:
-        pos = pos & (sample_weight > 0)
-    return pos.any(-1)
+    return num.positive_weight(pos, sample_weight, torch.float32)[1][..., 0]
 
 
 def recall_at_quantile(
@@ -93,65 +92,16 @@ def recall_at_quantile(
     Reference: the surrogate of Boyd et al., "Accuracy at the Top", NeurIPS 2012, with a sigmoid in
     place of the hinge.
     """
-    out: tuple[Tensor, Tensor] = recall_and_counts(
-        scores, pos_mask, tau, quantile, interpolation, valid_mask, sample_weight, group
-    )
-    return out[0]
-
-
-@num.full_precision
-def recall_and_counts(
-    scores: Tensor,
-    pos_mask: Tensor,
-    tau: float | Tensor,
-    quantile: float,
-    interpolation: str,
-    valid_mask: Tensor | None,
-    sample_weight: Tensor | None,
-    group: ProcessGroup | None = None,
-) -> tuple[Tensor, Tensor]:
-    """`recall_at_quantile` and `recall_defined`."""
-    check_lists(scores, pos_mask, valid_mask, sample_weight)
-    name = group_name(group)
-    above = _above(scores, pos_mask, tau, quantile, interpolation, valid_mask, name)
-    pos = pos_mask if valid_mask is None else pos_mask & valid_mask
-    weight = num.positive_weight(pos, sample_weight, above.dtype)
-    sound = num.poison(num.clean(scores, valid_mask))
-    counts = recall_defined(pos_mask, valid_mask, sample_weight)
-    if name:
-        recall, counts = mean_over_group(above, weight, counts, sound, name)
-    else:
-        recall = num.weighted_mean(above, weight) * sound
-    return torch.where(counts, recall, 0.0), counts
-
-
-def _above(
-    scores: Tensor,
-    pos_mask: Tensor,
-    tau: float | Tensor,
-    quantile: float,
-    interpolation: str,
-    valid_mask: Tensor | None,
-    name: str = "",
-) -> Tensor:
-    """[..., M]: the soft step of every row above the threshold of its list."""
+    check_tau(tau, check_lists(scores, pos_mask, valid_mask, sample_weight)[:-1])
     check_quantile(quantile, interpolation)
-    lists = common_shape(
-        scores.shape, pos_mask.shape, scores.shape if valid_mask is None else valid_mask.shape
-    )[:-1]
-    check_tau(tau, lists)
-    if isinstance(tau, Tensor):
-        tau = average_grad(tau.to(scores.device, scores.dtype), name)[..., None]
-    scores = num.clean(scores, valid_mask)
-    if name or not num.size_known(scores.shape[-1]):
-        level = torch.full((1,), 1.0 - quantile, dtype=torch.float64, device=scores.device)
-        theta = sharded_quantiles(scores, level, interpolation, valid_mask, name)[..., 0]
-    else:
-        theta = num.masked_quantile(scores, 1.0 - quantile, interpolation, valid_mask)
-    return torch.sigmoid((scores - theta[..., None]) / tau)
+    lists = Lists(scores, pos_mask, valid_mask, sample_weight)
+    settings = {"quantile": quantile, "interpolation": interpolation}
+    found: Found = num.full_precision(_evaluate)(
+        lists, tau, settings, How(group=group), stats=False
+    )
+    return found.value
 
 
-@num.full_precision
 def recall_saturation(
     scores: Tensor,
     pos_mask: Tensor,
@@ -188,9 +138,93 @@ def recall_saturation(
         >>> recall_saturation(scores, pos, 0.05, quantile=0.5)  # the threshold is 1
         tensor(0.5000)
     """
-    check_lists(scores, pos_mask, valid_mask)
-    name = group_name(group)
-    above = _above(scores.detach(), pos_mask, tau, quantile, interpolation, valid_mask, name)
+    check_tau(tau, check_lists(scores, pos_mask, valid_mask)[:-1])
+    check_quantile(quantile, interpolation)
+    tau = tau.detach() if isinstance(tau, Tensor) else tau
+    lists = Lists(scores.detach(), pos_mask, valid_mask)
+    settings = {"quantile": quantile, "interpolation": interpolation}
+    found: Found = num.full_precision(_evaluate)(lists, tau, settings, How(group=group), stats=True)
+    return found.stats["saturation"].nan_to_num(nan=0.0)
+
+
+def _evaluate(
+    lists: Lists, tau: float | Tensor, settings: Settings, how: How, *, stats: bool
+) -> Found:
+    """The formula, over checked lists in full precision."""
+    scores, pos, valid, given = lists[:4]
+    name = group_name(how.group)
+    if valid is not None:
+        pos = pos & valid
+    weight, some = num.positive_weight(pos, given, scores.dtype, name)
+    scores, broken = num.clean_lists(scores, valid, some, name)
+    levels = (1.0 - settings["quantile"],)
+    theta = num.quantiles(lists.scores, levels, settings["interpolation"], valid, name)
+    theta = torch.where(some, theta + broken, 0.0)
+    width = num.lift_tau(tau, scores, some, name)
+    above = torch.sigmoid((scores - theta) / width)
+    found = Found(num.mean_of(above, weight, name), some[..., 0], {})
+    if not stats:
+        return found
     above = above.detach()
-    pos = pos_mask if valid_mask is None else pos_mask & valid_mask
-    return num.saturated_share(above * (1.0 - above), pos, name)
+    return found._replace(stats=num.rank_stats(above * (1.0 - above), pos, width, some, name))
+
+
+def _check(settings: Settings) -> None:
+    check_quantile(settings["quantile"], settings["interpolation"])
+
+
+RECALL = Metric(
+    name="recall_at_quantile",
+    module="RecallAtQuantileLoss",
+    title="smooth recall in the top fraction of the scores",
+    function=recall_at_quantile,
+    evaluate=_evaluate,
+    defined=recall_defined,
+    options=(
+        Option(
+            "quantile",
+            0.005,
+            "float",
+            "the top fraction, in (0, 1): 0.005 is the top 0.5 % of the pool. Below about "
+            "1 / quantile rows in the pool the threshold is its largest score.",
+        ),
+        Option(
+            "interpolation",
+            "higher",
+            "str",
+            "as in `torch.quantile`.",
+            published="quantile_interpolation",
+            late=True,
+            choices=INTERPOLATIONS,
+        ),
+    ),
+    check=_check,
+    needs_negative=False,
+    examples=({"quantile": 0.3},),
+    checks_ids=True,
+    table="recall in the top fraction",
+    shown="quantile",
+    counts="have positives",
+    note=(
+        "Only positives get a gradient, so nothing holds the other scores down: train with a share "
+        "of cross-entropy, as with final_main_weight=0.75 of `LossWarmupWrapper`."
+    ),
+    diagnostics=(
+        "saturation, the share of positives whose rank has numerically no gradient "
+        "(`recall_saturation`); tau_eff, the temperature in units of the logits; pos_count, "
+        "the positives ranked"
+    ),
+    loss_example="""
+    >>> logits = torch.arange(200.0)[:, None]
+    >>> targets = (torch.arange(200) >= 199).long()
+    >>> loss, _ = recall_at_quantile_loss(logits, targets, None, 0.01)
+    >>> loss.item()
+    0.5
+    """,
+    module_example="""
+    >>> loss_fn = RecallAtQuantileLoss(num_classes=1, quantile=0.5, queue_size=0)
+    >>> logits = torch.tensor([[2.0], [1.0], [0.0], [-1.0]])
+    >>> loss_fn(logits, torch.tensor([1, 0, 0, 0])).item()
+    0.0
+    """,
+)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
-from . import _numerics as num
-from ._checks import check_lists, check_rtol
-from ._ranks import PRECISION, How, Lists, default_rtol, rank_mean, rank_slopes
-from .distributed import group_name
+from .. import _numerics as num
+from .._checks import check_lists, check_rtol
+from .._ranks import PRECISION, How, Lists, rank_mean, rank_slopes
+from ..distributed import group_name
+from ._record import Found, Metric, Settings, over_lists
 
 if TYPE_CHECKING:
-    from .distributed import ProcessGroup
+    from ..distributed import ProcessGroup
 
 
 def smooth_ap_defined(
@@ -93,42 +95,10 @@ def smooth_ap(
     Reference: Brown et al., "Smooth-AP: Smoothing the Path Towards Large-Scale Image Retrieval",
     ECCV 2020, arXiv:2007.12163.
     """
-    value, _ = smooth_ap_and_counts(scores, pos_mask, tau, valid_mask, sample_weight, rtol, group)
-    return value
-
-
-def smooth_ap_and_counts(
-    scores: Tensor,
-    pos_mask: Tensor,
-    tau: float | Tensor,
-    valid_mask: Tensor | None,
-    sample_weight: Tensor | None,
-    rtol: float | None = None,
-    group: ProcessGroup | None = None,
-) -> tuple[Tensor, Tensor]:
-    """`smooth_ap` and `smooth_ap_defined`."""
     check_lists(scores, pos_mask, valid_mask, sample_weight)
     check_rtol(rtol)
-    if rtol is None:
-        rtol = default_rtol(scores.dtype)
-    out: tuple[Tensor, Tensor] = _lifted(
-        scores, pos_mask, tau, valid_mask, sample_weight, rtol, group
-    )
-    return out
-
-
-@num.full_precision
-def _lifted(
-    scores: Tensor,
-    pos_mask: Tensor,
-    tau: float | Tensor,
-    valid_mask: Tensor | None,
-    sample_weight: Tensor | None,
-    rtol: float,
-    group: ProcessGroup | None,
-) -> tuple[Tensor, Tensor]:
     lists = Lists(scores, pos_mask, valid_mask, sample_weight)
-    return rank_mean(lists, tau, PRECISION, How(rtol, group=group))
+    return over_lists(SMOOTH_AP, lists, tau, {}, How(rtol, group=group)).value
 
 
 def smooth_ap_saturation(
@@ -165,19 +135,58 @@ def smooth_ap_saturation(
         tensor(0.5000)
     """
     check_lists(scores, pos_mask, valid_mask)
-    share: Tensor = _saturation(scores, pos_mask, tau, valid_mask, group)
-    return share
+    tau = tau.detach() if isinstance(tau, Tensor) else tau
+    lists = Lists(scores.detach(), pos_mask, valid_mask)
+    stats: dict[str, Tensor] = num.full_precision(_stats)(lists, tau, How(group=group))
+    return stats["saturation"]
 
 
-@num.full_precision
-def _saturation(
-    scores: Tensor,
-    pos_mask: Tensor,
-    tau: float | Tensor,
-    valid_mask: Tensor | None,
-    group: ProcessGroup | None,
-) -> Tensor:
-    pos = pos_mask if valid_mask is None else pos_mask & valid_mask
-    scores = num.clean(scores, valid_mask)
-    slopes = rank_slopes(scores, pos, tau, valid_mask=valid_mask, group=group)
-    return num.saturated_share(slopes, pos, group_name(group))
+def _evaluate(
+    lists: Lists, tau: float | Tensor, settings: Settings, how: How, *, stats: bool
+) -> Found:
+    value, defined = rank_mean(lists, tau, PRECISION, how)
+    return Found(value, defined, _stats(lists, tau, how, defined) if stats else {})
+
+
+def _stats(
+    lists: Lists, tau: float | Tensor, how: How, defined: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Diagnostics, NaN where not defined; None for all lists."""
+    scores, pos, valid = lists[:3]
+    pos, scores = pos if valid is None else pos & valid, num.clean(scores, valid)
+    slopes = rank_slopes(scores, pos, tau, valid_mask=valid, group=how.group)
+    if isinstance(tau, Tensor):
+        tau = tau[..., None]
+    every = torch.ones_like(slopes.sum(-1), dtype=torch.bool) if defined is None else defined
+    return num.rank_stats(slopes, pos, tau, every[..., None], group_name(how.group))
+
+
+SMOOTH_AP = Metric(
+    name="smooth_ap",
+    module="SmoothAPLoss",
+    title="Smooth-AP (Brown et al., ECCV 2020)",
+    function=smooth_ap,
+    evaluate=_evaluate,
+    defined=smooth_ap_defined,
+    table="average precision",
+    counts="have positives and negatives",
+    diagnostics=(
+        "saturation, the share of positives whose rank has numerically no gradient "
+        "(`smooth_ap_saturation`); tau_eff, the temperature in units of the logits; pos_count, "
+        "the positives ranked"
+    ),
+    loss_example="""
+    >>> logits = torch.tensor([[2.0], [1.0], [0.0]], requires_grad=True)
+    >>> queue = init_queue(8, 1)
+    >>> loss, queue = smooth_ap_loss(logits, torch.tensor([0, 1, 0]), queue, 0.01)
+    >>> loss.item(), queue.enqueued.item()
+    (0.5, 3)
+    """,
+    module_example="""
+    >>> loss_fn = SmoothAPLoss(num_classes=1, queue_size=256, temperature=0.05)
+    >>> logits = torch.tensor([[2.0], [1.0], [0.0]], requires_grad=True)
+    >>> loss = loss_fn(logits, torch.tensor([0, 1, 0]))
+    >>> round(loss.item(), 3)
+    0.5
+    """,
+)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
-from .. import _focal
 from .._checks import check_fraction, check_int, check_optional_flag
-from .._pointwise import check_class_targets, check_elements
+from .._metrics import focal
+from .._metrics.focal import check_class_targets, check_elements
 from ._batch import BatchLoss, as_floating, check_class_ids
 from ._queue import never_narrow
 
@@ -35,7 +35,7 @@ class SigmoidFocalLoss(BatchLoss):
         0.1576
     """
 
-    SUPPORTED_REDUCTIONS = _focal.SIGMOID_REDUCTIONS
+    SUPPORTED_REDUCTIONS = focal.SIGMOID_REDUCTIONS
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class SigmoidFocalLoss(BatchLoss):
         check_elements(inputs, targets, sample_weight)
         inputs, targets, sample_weight = self._gather(inputs, targets, sample_weight)
         self._check_weight(sample_weight)  # on all rows: every process raises, or none
-        return _focal.sigmoid_focal(
+        return focal.sigmoid_focal(
             inputs, targets, alpha=self.alpha, gamma=self.gamma, reduction=self.reduction,
             sample_weight=sample_weight,
         )  # fmt: skip
@@ -104,7 +104,7 @@ class SoftmaxFocalLoss(BatchLoss):
         0.0185
     """
 
-    SUPPORTED_REDUCTIONS = _focal.SOFTMAX_REDUCTIONS
+    SUPPORTED_REDUCTIONS = focal.SOFTMAX_REDUCTIONS
     alpha: Tensor | None
 
     def __init__(
@@ -122,7 +122,7 @@ class SoftmaxFocalLoss(BatchLoss):
         check_int("background_class", background_class)
         check_optional_flag("gather_distributed", gather_distributed)
         if alpha is not None:
-            alpha = _focal.class_weights(alpha).detach().clone().float()
+            alpha = focal.class_weights(alpha).detach().clone().float()
         self.register_buffer("alpha", alpha)
         self.gamma = gamma
         self.reduction = reduction
@@ -154,7 +154,7 @@ class SoftmaxFocalLoss(BatchLoss):
         if targets.is_cpu:  # elsewhere the answer would have to be waited for
             check_class_ids(targets, inputs.shape[1], self.ignore_index)
         self._check_weight(sample_weight)
-        return _focal.softmax_focal(
+        return focal.softmax_focal(
             inputs, targets, alpha=self.alpha, gamma=self.gamma, reduction=self.reduction,
             label_smoothing=self.label_smoothing, ignore_index=self.ignore_index,
             background_class=self.background_class, sample_weight=sample_weight,

@@ -1,0 +1,366 @@
+"""Partial area under the ROC curve, over a band of false-positive rates."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .. import _numerics as num
+from .._checks import (
+    BUDGET_BASES,
+    INTERPOLATIONS,
+    POS_NUMERATORS,
+    SURROGATES,
+    TAU_SCALES,
+    check_band,
+    check_choice,
+    check_lists,
+    check_rtol,
+    check_tau,
+)
+from .._ranks import How, Lists, sigmoid_sums
+from ..distributed import all_reduce, group_name
+from ._record import Found, Metric, Option, Settings
+
+if TYPE_CHECKING:
+    from ..distributed import ProcessGroup
+
+
+def partial_auc(
+    scores: Tensor,
+    pos_mask: Tensor,
+    tau: float | Tensor,
+    *,
+    alpha: float = 0.0,
+    beta: float = 0.005,
+    surrogate: str = "trapezoid",
+    n_knots: int = 2,
+    tau_scale: str = "iqr",
+    pos_numerator: str = "pool",
+    budget_basis: str = "fpr",
+    interpolation: str = "higher",
+    iid_mask: Tensor | None = None,
+    live_mask: Tensor | None = None,
+    valid_mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    rtol: float | None = None,
+    group: ProcessGroup | None = None,
+) -> Tensor:
+    r"""Smooth partial AUC over the false-positive rates [alpha, beta], in [0, 1]; larger is better.
+
+    The reference is the iid negatives; ``t(f)`` is their (1 - f) quantile and ``T`` is tau times
+    their spread, both constants of the gradient.
+
+    - trapezoid: the mean over n_knots false-positive rates f_k, evenly spaced over the band with
+      the ends counted half, of ``mean over positives i of sigmoid((s_i - t(f_k)) / T)``. Only
+      positives get a gradient.
+    - pairwise: the mean over positives i and negatives j with ``t(beta) <= s_j <= t(alpha)`` of
+      ``sigmoid((s_i - s_j) / T)``. Both get a gradient; near-linear in M.
+
+    The value is normalised by beta - alpha, and does not change when all scores are shifted or
+    scaled. As tau -> 0 pairwise becomes the area of tie-free scores: with alpha 0 and beta times
+    the number of negatives whole, ``roc_auc_score(max_fpr=beta)`` before it is standardised, over
+    beta: ``beta / 2 + (2 * S - 1) * (1 - beta / 2)`` of the standardised S.
+
+    Args:
+        scores: [..., M] floating; lists on the last axis, leading axes are a batch. Half
+            precision is computed in, and returned as, float32.
+        pos_mask: [..., M] bool, the positives.
+        tau: temperature in units of the spread, > 0: a number, a 0-d tensor, or one value per
+            list [...].
+        alpha: lower false-positive rate, 0 <= alpha < beta; at 0 the band starts at the largest
+            negative.
+        beta: upper false-positive rate, at most 1; the budget. Needs about 1 / beta negatives.
+        surrogate: "trapezoid" or "pairwise".
+        n_knots: false-positive rates of the trapezoid, >= 2.
+        tau_scale: the spread that tau multiplies: "iqr", the interquartile range of the
+            reference, or "band", t(alpha) - t(beta).
+        pos_numerator: "pool" for all positives, "live" for those of live_mask.
+        budget_basis: the reference: "fpr" for the iid negatives, "population" for all iid rows,
+            which makes beta a share of alerts.
+        interpolation: as in `torch.quantile`.
+        iid_mask: [..., M] bool, rows drawn as they come, which may set the band; None means all.
+        live_mask: [..., M] bool, rows of the present batch; None means all.
+        valid_mask: [..., M] bool, rows that count; None means all.
+        sample_weight: [..., M] floating >= 0, weights of the mean over positives; negatives'
+            weights and the band do not depend on it.
+        rtol: accuracy asked of the pairwise sums, see `sigmoid_sums`.
+        group: as in `smooth_ap`; the band is that of the whole lists.
+
+    Returns:
+        [...] in the dtype of scores (float32 for half input). 0 with zero gradient for a list
+        without a positive in the numerator (of weight > 0), without iid negatives, with an empty
+        band (pairwise), or whose reference scores do not spread; `partial_auc_defined` tells
+        which. A non-finite valid score gives NaN.
+
+    Raises:
+        TypeError: wrong dtypes.
+        ValueError: shapes that do not fit, an option out of range.
+
+    Example:
+        >>> scores = torch.arange(1000.0)
+        >>> pos = torch.zeros(1000, dtype=torch.bool)
+        >>> pos[[999, 500]] = True  # one above the band, one below
+        >>> partial_auc(scores, pos, 1e-4, surrogate="pairwise")
+        tensor(0.5000)
+
+    Reference: McClish, "Analyzing a Portion of the ROC Curve", Medical Decision Making 1989; as a
+    training objective Narasimhan and Agarwal, ICML 2013.
+    """
+    lists = Lists(scores, pos_mask, valid_mask, sample_weight, iid_mask, live_mask)
+    settings = _settings(
+        alpha, beta, surrogate, n_knots=n_knots, tau_scale=tau_scale, pos_numerator=pos_numerator,
+        budget_basis=budget_basis, interpolation=interpolation,
+    )  # fmt: skip
+    return _checked(lists, tau, settings, How(rtol, group=group)).value
+
+
+def partial_auc_defined(
+    scores: Tensor,
+    pos_mask: Tensor,
+    *,
+    valid_mask: Tensor | None = None,
+    sample_weight: Tensor | None = None,
+    iid_mask: Tensor | None = None,
+    live_mask: Tensor | None = None,
+    alpha: float = 0.0,
+    beta: float = 0.005,
+    surrogate: str = "trapezoid",
+    tau_scale: str = "iqr",
+    pos_numerator: str = "pool",
+    budget_basis: str = "fpr",
+    interpolation: str = "higher",
+) -> Tensor:
+    """Which lists `partial_auc` is defined for.
+
+    Those with a positive in the numerator (of weight > 0), iid negatives, reference scores that
+    spread and, for "pairwise", a negative in the band.
+
+    Args:
+        scores: [..., M] floating.
+        pos_mask: [..., M] bool.
+        valid_mask: this and all other arguments as in `partial_auc`.
+        sample_weight: [..., M] floating >= 0.
+        iid_mask: [..., M] bool.
+        live_mask: [..., M] bool.
+        alpha: lower false-positive rate.
+        beta: upper false-positive rate.
+        surrogate: "trapezoid" or "pairwise".
+        tau_scale: "iqr" or "band".
+        pos_numerator: "pool" or "live".
+        budget_basis: "fpr" or "population".
+        interpolation: as in `torch.quantile`.
+
+    Returns:
+        [...] bool.
+
+    Raises:
+        TypeError: wrong dtypes.
+        ValueError: shapes that do not fit, an option out of range.
+
+    Example:
+        >>> tied = torch.zeros(5)  # no spread, no temperature
+        >>> pos = torch.tensor([True, False, False, False, False])
+        >>> partial_auc_defined(tied, pos), partial_auc_defined(torch.arange(5.0), pos)
+        (tensor(False), tensor(True))
+    """
+    masks = valid_mask, sample_weight, iid_mask, live_mask
+    settings = _settings(
+        alpha, beta, surrogate, n_knots=2, tau_scale=tau_scale, pos_numerator=pos_numerator,
+        budget_basis=budget_basis, interpolation=interpolation,
+    )  # fmt: skip
+    return _checked(Lists(scores.detach(), pos_mask, *masks), 1.0, settings, How()).defined
+
+
+def _settings(alpha: float, beta: float, surrogate: str, **others: object) -> Settings:
+    return {"alpha": alpha, "beta": beta, "surrogate": surrogate, **others}
+
+
+def _checked(lists: Lists, tau: float | Tensor, settings: Settings, how: How) -> Found:
+    _check(settings)
+    check_rtol(how.rtol)
+    scores, pos, valid, weight, iid, live = lists
+    shape = check_lists(scores, pos, valid, weight, iid_mask=iid, live_mask=live)
+    check_tau(tau, shape[:-1])
+    found: Found = num.full_precision(_evaluate)(lists, tau, settings, how, stats=False)
+    return found
+
+
+def _check(settings: Settings) -> None:
+    """Raise `ValueError` unless every setting is in its range."""
+    check_band(settings["alpha"], settings["beta"], settings["n_knots"])
+    check_choice("surrogate", settings["surrogate"], SURROGATES)
+    check_choice("tau_scale", settings["tau_scale"], TAU_SCALES)
+    check_choice("pos_numerator", settings["pos_numerator"], POS_NUMERATORS)
+    check_choice("budget_basis", settings["budget_basis"], BUDGET_BASES)
+    check_choice("interpolation", settings["interpolation"], INTERPOLATIONS)
+
+
+def _levels(settings: Settings) -> list[float]:
+    """Quantile levels 1 - f_k of the knots, from alpha to beta."""
+    alpha, beta = settings["alpha"], settings["beta"]
+    between = settings["n_knots"] - 2 if settings["surrogate"] == "trapezoid" else 0
+    inner = [1.0 - (alpha + (beta - alpha) * (k + 1) / (between + 1)) for k in range(between)]
+    return [1.0 - alpha, *inner, 1.0 - beta]
+
+
+def _evaluate(
+    lists: Lists, tau: float | Tensor, settings: Settings, how: How, *, stats: bool
+) -> Found:
+    """The formula, over checked lists in full precision."""
+    scores, pos, valid, given, iid, live = lists
+    name = group_name(how.group)
+    negative = ~pos if valid is None else valid & ~pos
+    if valid is not None:
+        pos = pos & valid
+    reference = negative if iid is None else negative & iid
+    some_negative = reference.any(-1, keepdim=True)
+    among = reference
+    if settings["budget_basis"] == "population":
+        among = reference | (pos if iid is None else pos & iid)
+    if settings["pos_numerator"] == "live" and live is not None:
+        pos = pos & live
+    weight, some_positive = num.positive_weight(pos, given, scores.dtype, name)
+    if name:
+        some_negative = all_reduce(some_negative, "max", name)
+    usable = some_positive & some_negative
+    cleaned, broken = num.clean_lists(scores, valid, usable, name)
+    levels, iqr = _levels(settings), settings["tau_scale"] == "iqr"
+    found = num.quantiles(
+        scores, [*levels, 0.75, 0.25] if iqr else levels, settings["interpolation"], among, name,
+        exact=True,
+    )  # fmt: skip
+    knots = found[..., : len(levels)]
+    first, last = knots[..., :1], knots[..., -1:]  # t(alpha) and t(beta)
+    upper, lower = (found[..., -2:-1], found[..., -1:]) if iqr else (first, last)
+    # NaN in a list with a score that is not finite: it counts, and shows.
+    scale = upper - lower + broken
+    degenerate = usable & (scale <= num.spread_floor(upper, lower, scores.dtype))
+    counts = usable & ~degenerate
+    temperature = num.lift_tau(tau, scores, counts, name) * torch.where(counts, scale, 1.0)
+    knots = torch.where(counts, knots, 0.0)
+    if settings["surrogate"] == "trapezoid":
+        each = _above_knots(cleaned, knots, temperature)
+    else:
+        band = negative & (scores >= last) & (scores <= first)
+        size = all_reduce(band.sum(-1, keepdim=True), "sum", name)
+        counts = counts & ((size > 0) | broken.isnan())
+        each = _above_band(cleaned, pos, band, temperature, size, how)
+    value = torch.where(counts[..., 0], num.mean_of(each, weight, name), 0.0)
+    out = Found(value, counts[..., 0], {}, degenerate[..., 0])
+    if not stats:
+        return out
+    each, plain = each.detach(), pos.to(each.dtype)
+    mean = num.mean_of(each, plain, name)[..., None]
+    variance = num.mean_of((each - mean).square(), plain, name)[..., None]
+    floats = {
+        "t_alpha": first, "t_beta": last, "tau_eff": temperature.detach(), "pauc_var": variance
+    }  # fmt: skip
+    report = {key: torch.where(counts, x, torch.nan)[..., 0] for key, x in floats.items()}
+    inside = reference & (scores >= last) & (scores <= first)
+    banded = all_reduce(inside.sum(-1, keepdim=True), "sum", name)
+    report["band_neg_count"] = torch.where(counts, banded, 0)[..., 0]
+    return out._replace(stats=report)
+
+
+def _above_knots(scores: Tensor, knots: Tensor, temperature: Tensor) -> Tensor:
+    """[..., M]: trapezoid mean over the knots [..., K] of the soft step above each."""
+    each = (scores[..., None, :] - knots[..., None]) / temperature[..., None]
+    above = torch.sigmoid(each)
+    count = knots.shape[-1]
+    if count == 2:
+        return above.mean(-2)
+    ends = 0.5 * (above[..., 0, :] + above[..., -1, :])
+    return (ends + above[..., 1:-1, :].sum(-2)) / (count - 1)
+
+
+def _above_band(
+    scores: Tensor, pos: Tensor, band: Tensor, temperature: Tensor, size: Tensor, how: How
+) -> Tensor:
+    """[..., M] at the positives: mean over the band's negatives of the soft step above each."""
+    # What is no temperature, or belongs to a broken list, is kept from the sums and shown after.
+    sound = temperature > 0
+    unit = torch.where(sound, temperature, 1.0)
+    sums = sigmoid_sums(
+        -torch.where(sound, scores, 0.0), band[..., None, :], pos, unit[..., 0],
+        rtol=how.rtol, method=how.method, group=how.group,
+    )  # fmt: skip
+    return torch.where(sound, sums[..., 0, :] / size.clamp(min=1), torch.nan)
+
+
+PARTIAL_AUC = Metric(
+    name="partial_auc",
+    module="PAUCAtBudgetLoss",
+    title="partial AUC over a band of false-positive rates",
+    function=partial_auc,
+    evaluate=_evaluate,
+    defined=partial_auc_defined,
+    options=(
+        Option("alpha", 0.0, "float", "lower false-positive rate of the band, 0 <= alpha < beta."),
+        Option(
+            "beta", 0.005, "float",
+            "upper false-positive rate, the budget, at most 1; 0.005 is 0.5 % of the negatives. "
+            "The pool should hold well over 1 / beta of them.",
+        ),
+        Option(
+            "surrogate", "trapezoid", "str",
+            '"trapezoid" (gradient to positives) or "pairwise" (and to the band\'s negatives).',
+            choices=SURROGATES,
+        ),
+        Option("n_knots", 2, "int", "false-positive rates of the trapezoid, >= 2."),
+        Option(
+            "tau_scale", "iqr", "str",
+            'the spread that the temperature multiplies, "iqr" or "band", see `partial_auc`.',
+            choices=TAU_SCALES,
+        ),
+        Option(
+            "pos_numerator", "pool", "str",
+            '"pool" for all positives, "live" for those of the batch alone.',
+            choices=POS_NUMERATORS,
+        ),
+        Option(
+            "budget_basis", "fpr", "str",
+            '"fpr" for a band of the iid negatives, "population" of all iid rows.',
+            choices=BUDGET_BASES,
+        ),
+        Option(
+            "interpolation", "higher", "str", "as in `torch.quantile`.",
+            published="quantile_interpolation", late=True, choices=INTERPOLATIONS,
+        ),
+    ),
+    check=_check,
+    reads=lambda settings: ("iid", "live") if settings["pos_numerator"] == "live" else ("iid",),
+    temperature=0.1,
+    own_spread=True,
+    examples=(
+        {"alpha": 0.125, "beta": 0.625, "n_knots": 3},
+        {"alpha": 0.0, "beta": 0.5, "surrogate": "pairwise"},
+    ),
+    table="partial AUC up to a false-positive budget",
+    shown="beta",
+    note=(
+        "Every class has its own band and temperature, read off its iid negatives. With the "
+        "trapezoid only positives get a gradient, so nothing holds the other scores down: train "
+        "with a share of cross-entropy, as with final_main_weight=0.75 of `LossWarmupWrapper`."
+    ),
+    diagnostics=(
+        "t_alpha and t_beta, the ends of the band; tau_eff, the temperature in units of the "
+        "logits; band_neg_count, the iid negatives in it; pauc_var, the unweighted variance of the "
+        "positives' share of the value"
+    ),
+    loss_example="""
+    >>> logits = torch.arange(1000.0)[:, None]
+    >>> targets = (torch.arange(1000) >= 999).long()
+    >>> loss, _ = partial_auc_loss(logits, targets, None, 1e-4, surrogate="pairwise")
+    >>> loss.item()
+    0.0
+    """,
+    module_example="""
+    >>> loss_fn = PAUCAtBudgetLoss(num_classes=1, beta=0.1, queue_size=0)
+    >>> logits = torch.cat([torch.tensor([500.0]), torch.arange(100.0)])[:, None]
+    >>> loss_fn(logits, (logits[:, 0] > 400).long()).item()
+    0.0
+    """,
+)  # fmt: skip

@@ -1,0 +1,525 @@
+"""The ranking losses: what all of them keep, the queue and the temperature, and one class each."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+
+import torch
+from torch import Tensor
+
+from .._checks import (
+    DISTRIBUTED,
+    REDUCTIONS,
+    as_number,
+    check_batch,
+    check_choice,
+    check_flag,
+    check_int,
+    check_optional_flag,
+    check_row_extras,
+    check_temperature,
+    warn_user,
+)
+from .._lists import (
+    NOTHING,
+    Batch,
+    Known,
+    Pool,
+    join,
+    positives,
+    some_valid,
+    subsample_pool,
+    valid_rows,
+)
+from .._losses import (
+    Options,
+    check_options,
+    example,
+    is_sound,
+    keeps,
+    over_classes,
+    paragraph,
+    per_class,
+    reduce_classes,
+)
+from .._metrics import PARTIAL_AUC, RECALL, SMOOTH_AP
+from .._metrics._record import Found, Metric, Option, Settings, check_settings, reads_of
+from .._numerics import readable
+from .._queue import enqueue
+from ..distributed import default_group, group_name
+from ._batch import BatchLoss, as_floating, check_class_ids
+from ._published import PublishedNames
+from ._queue import (
+    ONES,
+    MemoryQueue,
+    never_narrow,
+    number_problems,
+    present_names,
+    queue_problems,
+    refuse,
+)
+
+if TYPE_CHECKING:
+    from ..distributed import ProcessGroup
+
+LossOutput: TypeAlias = Tensor | tuple[Any, ...]
+STRAY = torch.iinfo(torch.int64).max  # a class id that no class has
+
+
+class RankingLoss(PublishedNames, BatchLoss):
+    """What the ranking losses share: pooling, queue, reduction, gather.
+
+    ``class MyLoss(RankingLoss, metric=MY_METRIC)`` makes a loss from the record of a metric:
+    constructor, signature and docstring.
+    """
+
+    _metric: ClassVar[Metric]
+
+    def __init_subclass__(cls, metric: Metric | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if metric is not None:
+            cls._metric = metric
+            cls.__doc__ = _document(metric)
+            cls.__init__ = _constructor(metric)  # type: ignore[method-assign]
+
+    def __init__(self, *args: Any, **given: Any) -> None:
+        super().__init__()
+        if args or not hasattr(self, "_metric"):
+            raise TypeError(f"{type(self).__name__} needs a metric: derive it from a loss")
+        metric = self._metric
+        settings = {o.name: given[o.attribute] for o in metric.options}
+        check_settings(metric, settings, published=True)
+        check_int("num_classes", given["num_classes"], 1)
+        check_int("queue_size", given["queue_size"], 0)
+        check_int("ignore_index", given["ignore_index"])
+        check_choice("reduction", given["reduction"], REDUCTIONS)
+        check_flag("update_queue_in_eval", given["update_queue_in_eval"])
+        check_optional_flag("gather_distributed", given["gather_distributed"])
+        if given["max_pool_size"] is not None:
+            check_int("max_pool_size", given["max_pool_size"], 1)
+        check_choice("distributed", given["distributed"], DISTRIBUTED)
+        if given["distributed"] == "shard" and given["max_pool_size"] is not None:
+            raise ValueError("max_pool_size needs distributed='gather', got 'shard'")
+        given = {"temperature_unit": "score", **given}
+        options = Options(False, given["query_shape"], given["temperature_unit"])
+        check_options(options, unit_name="temperature_unit")
+        for o in metric.options:  # a plain number, whatever kind was given
+            if isinstance(o.default, float):
+                given[o.attribute] = float(given[o.attribute])
+        self.num_classes: int
+        self.queue_size: int
+        self.reduction: str
+        self.ignore_index: int
+        self.update_queue_in_eval: bool
+        self.gather_distributed: bool | None
+        self.max_pool_size: int | None
+        self.query_shape: tuple[int, int] | None
+        self.distributed: str
+        self.temperature_unit: str
+        self._tau: Tensor
+        self.register_buffer("_tau", torch.zeros((), dtype=torch.float64))
+        for name, value in given.items():
+            setattr(self, name, value)
+        size = self.queue_size
+        self._queue = MemoryQueue(size, self.num_classes, self.ignore_index) if size else None
+        self._subsample_warned = False
+        self._degenerate_warned = False
+        self._want_diag = False  # a published name: whether the last call asked for diagnostics
+        if self.max_pool_size is not None:
+            self._draws: Tensor
+            self.register_buffer("_draws", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def temperature(self) -> float:
+        """Temperature in units of the logits; writable, and saved with the queue.
+
+        Compiled code reads it as a tensor. A checkpoint that has none leaves it as it is.
+        """
+        return self._temperature
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        value = as_number("temperature", value)
+        check_temperature("temperature", value)
+        self._temperature = float(value)
+        self._tau.fill_(self._temperature)
+
+    def reset_queue(self) -> None:
+        """Empty the queue."""
+        if self._queue is not None:
+            self._queue.reset()
+
+    def forward(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        iid_mask: Tensor | bool | None = None,
+        return_per_class: bool = False,
+        return_diagnostics: bool = False,
+        *,
+        sample_weight: Tensor | None = None,
+        query_ids: Tensor | None = None,
+    ) -> LossOutput:
+        """Loss of the batch against itself and the queue; in training, the batch is then stored.
+
+        Args:
+            logits: [N, C] floating.
+            targets: [N] or [N, 1] class ids; with C > 1 also [N, C] labels, bool or 0/1 floats.
+            iid_mask: [N] bool or None for all, stored with the rows; the rows that may set the
+                band of `PAUCAtBudgetLoss`, not read by the other losses. A bool here means
+                return_per_class, as it did in proxy-losses 0.1.1.
+            return_per_class: also return the losses of the classes and which of them count.
+            return_diagnostics: also return a dict of [C] tensors, see the class; they leave the
+                loss as it is.
+            sample_weight: [N] floating >= 0, finite, or None for 1; weighs the mean over
+                positives. It gets no gradient.
+            query_ids: [N] integer query ids or None; each query is ranked by itself, see
+                `smooth_ap_loss`.
+
+        Returns:
+            loss, or a tuple of it and, as asked for, per_class [C] with NaN where invalid and
+            valid [C] bool, and the diagnostics.
+
+        Raises:
+            TypeError, ValueError: wrong dtypes, shapes or values; nothing is stored then. Values
+                are looked at on the CPU, in eager code.
+        """
+        if isinstance(iid_mask, bool):
+            return_per_class, iid_mask = iid_mask, None
+        targets = self._as_targets(targets)
+        check_batch(logits, targets, self.num_classes)
+        local = Batch(logits, targets, as_floating(sample_weight), iid_mask, query_ids)
+        check_row_extras(logits.shape[0], *local[2:])
+        if local.sample_weight is not None:
+            local = local._replace(sample_weight=local.sample_weight.detach())
+        group, batch = self._all_rows(local)
+        queue, settings = self._queue, self._settings()
+        state, known, reads = None, NOTHING, reads_of(self._metric, settings)
+        if queue is not None:
+            state = queue.state
+            known = Known(queue.ignore_index == self.ignore_index, queue.ones())
+        pool = join(batch, state, self.ignore_index, reads, known)
+        if self._want_diag != return_diagnostics:
+            self._want_diag = return_diagnostics
+        options = Options(return_diagnostics, self.query_shape, self.temperature_unit, group)
+        drawn, rows = self._capped(pool)
+        found = over_classes(self._metric, drawn, self._tau, settings, options)
+        out: list[Any] = [reduce_classes(found, self.reduction, pool, group_name(group))]
+        if return_per_class:
+            out += [per_class(found), found.defined]
+        if return_diagnostics:
+            valid = valid_rows(targets, self.ignore_index)
+            live = positives(targets, self.num_classes)
+            count = (live if valid is None else live & valid).sum(-1)
+            out.append({**found.stats, "grad_pos_count": count})
+        keep = self._look(batch, pool, found, known)
+        self._warn_capped(rows)
+        if self.training or self.update_queue_in_eval:  # last: nothing can fail any more
+            self._store(batch, pool, group, keep)
+        return out[0] if len(out) == 1 else tuple(out)
+
+    def _all_rows(self, local: Batch) -> tuple[ProcessGroup | None, Batch]:
+        """The group that holds the pool together, if any, and the rows of this process's pool."""
+        if not self._gathers():
+            return None, local
+        if self.distributed != "shard":
+            return None, Batch(*self._gather(*local))
+        group = default_group()
+        if self._queue is not None and not torch.compiler.is_compiling():
+            self._queue.check_owner(group_name(group))
+        return group, local
+
+    def _settings(self) -> Settings:
+        found = {o.name: getattr(self, o.attribute) for o in self._metric.options}
+        if not torch.compiler.is_compiling() and found != self._checked_settings:
+            check_settings(self._metric, found, published=True)
+            self._checked_settings = found
+        return found
+
+    _checked_settings: Settings | None = None
+
+    def _capped(self, pool: Pool) -> tuple[Pool, int]:
+        """A draw of a pool above the cap and how many rows it had; the pool and 0 otherwise."""
+        cap = self.max_pool_size
+        if cap is None or pool.lists.pos.shape[-1] <= cap:
+            return pool, 0
+        valid = pool.lists.valid
+        rows = pool.lists.pos.shape[-1] if valid is None else int(valid.sum())
+        if rows <= cap:
+            return pool, 0
+        # A counter instead of a generator: equal on every rank, and resumed with the state.
+        return subsample_pool(pool, cap, seed=int(self._draws)), rows
+
+    def _warn_capped(self, rows: int) -> None:
+        if rows and not self._subsample_warned:
+            self._subsample_warned = True
+            warn_user(
+                f"{type(self).__name__}: the pool of {rows} rows is above max_pool_size="
+                f"{self.max_pool_size} and is subsampled; the soft ranks here need no such cap"
+            )
+
+    def _as_targets(self, targets: Tensor) -> Tensor:
+        """[N, 1] to [N]; class ids, floats as BCE takes them included, to int64; labels to bool."""
+        if not isinstance(targets, Tensor):
+            return targets
+        if targets.dim() == 2 and targets.shape[1] == 1:
+            targets = targets[:, 0]
+        if targets.is_complex() or targets.dtype == torch.bool:
+            return targets
+        floating = targets.is_floating_point()
+        if targets.dim() == 1 and floating:
+            wide = targets.to(torch.float64)
+            ids = wide.to(torch.int64)
+            return torch.where(ids == wide, ids, STRAY)  # 0.9 or NaN must not become a class
+        if targets.dim() == 2 and floating and self.num_classes > 1:
+            return targets.to(torch.float32) > 0.5
+        return targets.to(torch.int64) if targets.dim() == 1 else targets
+
+    # -- what the values say
+
+    def _look(self, batch: Batch, pool: Pool, found: Found, known: Known) -> bool | None:
+        """Raise and warn as the values ask, read all at once; whether to store the batch.
+
+        On the CPU, in eager code: elsewhere nothing is read, and None says that nobody knows.
+        """
+        if not batch.logits.is_cpu or not readable(batch.logits):
+            return None
+        asked = self._questions(batch, pool, found, known)
+        if not asked:
+            return False
+        every = torch.stack(list(asked.values()))
+        if not readable(every):
+            return None
+        said = dict(zip(asked, every.tolist(), strict=True))
+        classes = max(self.num_classes, 2)
+        stray = "least id" in said and not 0 <= said["least id"] <= said["largest id"] < classes
+        if stray and self.num_classes == 1:
+            self._warn_binary(batch.targets)
+        if "least weight" in said:
+            self._judge_weight(said["least weight"], said["largest weight"])
+        if stray and self.num_classes > 1:
+            check_class_ids(batch.targets, self.num_classes, self.ignore_index)
+        if said.get("degenerate"):
+            self._degenerate_warned = True
+            warn_user(
+                f"{type(self).__name__}: the reference scores of at least one class have no "
+                "dispersion (all equal, or too few for this band), so no temperature can be set; "
+                "the class is left out. A longer queue or a wider band helps."
+            )
+        if self._queue is not None:
+            self._queue.see_ones(*(field for field in ONES if said.get(field)))
+        if "least logit" not in said:
+            return False
+        sound = math.isfinite(said["least logit"]) and math.isfinite(said["largest logit"])
+        if not sound:  # in the padding it does no harm
+            dtype = self._stored_dtype(batch)
+            sound = bool(is_sound(batch, dtype, ignore_index=self.ignore_index))
+        return sound and (said.get("some row") != 0 or bool(some_valid(pool)))
+
+    def _questions(self, batch: Batch, pool: Pool, found: Found, known: Known) -> dict[str, Tensor]:
+        """[] floating each: what the checks and the decision to store ask of the values."""
+        targets, weight, queue, ask = batch.targets, batch.sample_weight, self._queue, {}
+        stores = queue is not None or self.max_pool_size is not None
+        stores = stores and (self.training or self.update_queue_in_eval)
+        if n := batch.logits.shape[0]:
+            ids = targets.dim() == 1 and targets.dtype != torch.bool
+            ids = ids and (self.num_classes == 1 or self._metric.checks_ids)
+            counted = None
+            if pool.lists.valid is not None and (stores or ids):
+                counted = pool.lists.valid[:n].to(torch.float32)
+            if ids:  # 0 in the padding
+                real = targets if counted is None else targets * counted
+                ask["least id"], ask["largest id"] = real.aminmax()
+            if weight is not None:
+                ask["least weight"], ask["largest weight"] = weight.aminmax()
+            if stores:
+                rows = batch.logits.detach().to(self._stored_dtype(batch))
+                ask["least logit"], ask["largest logit"] = rows.aminmax()
+                if counted is not None:
+                    ask["some row"] = counted.amax()
+        if queue is not None:  # what was learnt once need not be read again
+            for field in ONES:
+                if field not in known.ones and getattr(batch, field) is None:
+                    ask[field] = (getattr(queue.state, field) == 1).all().to(torch.float32)
+        if found.degenerate is not None and not self._degenerate_warned:
+            ask["degenerate"] = found.degenerate.to(torch.float32).amax()
+        return ask
+
+    def _warn_binary(self, targets: Tensor) -> None:
+        stray = (targets != 0) & (targets != 1) & (targets != self.ignore_index)
+        if count := int(stray.sum()):
+            warn_user(
+                f"{type(self).__name__} with num_classes=1 expects targets in {{0, 1}}; "
+                f"{count} other values count as positive"
+            )
+
+    def _stored_dtype(self, batch: Batch) -> torch.dtype:
+        return batch.logits.dtype if self._queue is None else self._queue.dtype
+
+    def _store(
+        self, batch: Batch, pool: Pool, group: ProcessGroup | None, keep: bool | None
+    ) -> None:
+        queue, n = self._queue, batch.logits.shape[0]
+        if keep is not None and group is None:
+            if keep and queue is not None:
+                queue.write(batch)
+            if keep and self.max_pool_size is not None:
+                self._draws += 1
+            return
+        where = keeps(
+            batch, pool, self._stored_dtype(batch), ignore_index=self.ignore_index,
+            name=group_name(group),
+        )  # fmt: skip
+        if queue is not None:
+            logits, targets, weight, iid, ids = batch
+            queue.store(
+                enqueue(
+                    queue.state, logits, targets, sample_weight=weight, iid_mask=iid,
+                    query_ids=ids, where=where,
+                )
+            )  # fmt: skip
+        if self.max_pool_size is not None and n:
+            self._draws += where.to(self._draws.device)
+
+    # -- moving and loading
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RankingLoss:
+        # The queue guards its own buffers; the wide temperature is guarded here.
+        super()._apply(never_narrow(fn), recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def problems_with(self, state_dict: dict[str, Any], prefix: str) -> list[str]:
+        """What keeps a checkpoint from being loaded; gives its queue the present names."""
+        for key in [k for k in state_dict if k.startswith(prefix + "_q_")]:  # proxy-losses 0.1.1
+            state_dict[prefix + "_queue." + key[len(prefix) :]] = state_dict.pop(key)
+        problems = number_problems(state_dict, prefix + "_tau", check_temperature)
+        if self.max_pool_size is not None:
+            problems += number_problems(state_dict, prefix + "_draws", check_int)
+        if self._queue is not None:
+            present_names(state_dict, prefix + "_queue.")
+            problems += queue_problems(self._queue.state, state_dict, prefix + "_queue.")
+        return problems
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Accept checkpoints without a temperature, and a changed max_pool_size."""
+        refuse(self, self.problems_with(state_dict, prefix))
+        if self.max_pool_size is None:
+            state_dict.pop(prefix + "_draws", None)
+        else:
+            state_dict.setdefault(prefix + "_draws", self._draws)
+        tau = state_dict.setdefault(prefix + "_tau", self._tau)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if not tau.is_meta:
+            self._temperature = float(tau)
+
+
+# -- from the record of a metric to the class
+
+
+def _arguments(metric: Metric) -> list[tuple[Option, bool]]:
+    """Arguments of the constructor in the published order, and whether one is keyword-only."""
+    unit = "that spread" if metric.own_spread else "the logits"
+    early = [o for o in metric.options if not o.late]
+    positional = [
+        Option("num_classes", inspect.Parameter.empty, "int",
+               "C; 1 for binary, with targets in {0, 1}."),
+        *early,
+        Option("queue_size", 1024, "int", "past rows kept, 0 for none."),
+        Option("temperature", metric.temperature, "float",
+               f"in units of {unit}, > 0; smaller is closer to the metric, with sharper "
+               "gradients."),
+        Option("reduction", "mean", "str",
+               f'"mean" or "sum" over the classes that {metric.counts}, or "none".'),
+        Option("ignore_index", -100, "int", "class id of rows that do not count."),
+        Option("update_queue_in_eval", False, "bool", "store rows in eval mode too."),
+        Option("gather_distributed", None, "bool | None",
+               "gather the rows of all processes before ranking and storing: None and True when "
+               "there are several, False never."),
+        *(o for o in metric.options if o.late),
+        Option("max_pool_size", None, "int | None",
+               "rank a subsample of at most this many rows, with a quota for rare classes. Kept "
+               "for compatibility and for eager code alone: nothing here needs a cap."),
+    ]  # fmt: skip
+    ours = [
+        Option("temperature_unit", "score", "str",
+               '"score" for a temperature in units of the logits, as published; "spread" to '
+               "multiply it by the detached spread of the pool (`score_spread`), class by class, "
+               "so that it keeps its meaning as the logits grow."),
+        Option("query_shape", None, "tuple[int, int] | None",
+               "(queries, longest query), bounds that compiled code needs for `query_ids`."),
+        Option("distributed", "gather", "str",
+               'what several processes do when they gather: "gather" every row to all, or "shard", '
+               "where each keeps its rows and a queue of its own, only sums travel, and the loss "
+               "is the same exact one of the whole pool (see the README)."),
+    ]  # fmt: skip
+    return [(o, False) for o in positional] + [(o, True) for o in ours[metric.own_spread :]]
+
+
+def _document(metric: Metric) -> str:
+    called = (
+        "Called with logits [N, C] and targets, see `proxy_losses.nn.RankingLoss.forward`, "
+        f"one-vs-rest; formula and limits are those of `{metric.name}`. {metric.note}"
+    )
+    told = (
+        f"Diagnostics (return_diagnostics), [C] each: {metric.diagnostics}; grad_pos_count, the "
+        "positives of this batch. NaN or 0 for a class that does not count."
+    )
+    warns = (
+        "Warns:\n    UserWarning: once, when a class is left out because its reference scores "
+        "have no\n        dispersion to set a temperature by."
+    )
+    raises = "ValueError, TypeError: an argument out of range" + (
+        ", or, in forward, a class id outside [0, num_classes)." if metric.checks_ids else "."
+    )
+    attributes = {o.name: o.attribute for o in metric.options}
+    parts = [
+        f"1 - {metric.title}, over the batch and a memory queue.",
+        paragraph(called, 0),
+        "Args:\n"
+        + "\n".join(
+            paragraph(f"{attributes.get(o.name, o.name)}: {o.text}", 4, 4)
+            for o, _ in _arguments(metric)
+        ),
+        paragraph(told, 0) if metric.diagnostics else "",
+        warns if metric.own_spread else "",
+        "Raises:\n" + paragraph(raises, 4, 4),
+        example(metric.module_example) if metric.module_example else "",
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _constructor(metric: Metric) -> Callable[..., None]:
+    """``__init__`` with the arguments of the metric's loss, in the published order."""
+    kind = inspect.Parameter
+    parameters = [kind("self", kind.POSITIONAL_OR_KEYWORD)] + [
+        kind(
+            o.attribute, kind.KEYWORD_ONLY if ours else kind.POSITIONAL_OR_KEYWORD,
+            default=o.default, annotation=o.kind,
+        )
+        for o, ours in _arguments(metric)
+    ]  # fmt: skip
+    signature = inspect.Signature(parameters, return_annotation="None")
+
+    def __init__(*args: Any, **kwargs: Any) -> None:
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        RankingLoss.__init__(**given.arguments)
+
+    __init__.__qualname__ = f"{metric.module}.__init__"
+    __init__.__annotations__ = {p.name: p.annotation for p in parameters[1:]} | {"return": "None"}
+    __init__.__signature__ = signature  # type: ignore[attr-defined]
+    return __init__
+
+
+class SmoothAPLoss(RankingLoss, metric=SMOOTH_AP): ...
+
+
+class RecallAtQuantileLoss(RankingLoss, metric=RECALL): ...
+
+
+class PAUCAtBudgetLoss(RankingLoss, metric=PARTIAL_AUC): ...

@@ -1,0 +1,209 @@
+"""What a module does beside its rank op: one look at the values, and rows written in place."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+import proxy_losses as P
+from proxy_losses.nn import MemoryQueue, _ranking
+
+from .makers import FUNCTIONS, PAD, batch, every_loss, pauc, recall, smooth, warned
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*dispersion")
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """A list that grows with every read of a value that is not of the metric itself."""
+    found, inside, over_classes = [], [], _ranking.over_classes
+    for name in ("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "numpy"):
+        plain = getattr(Tensor, name)
+
+        def read(self, *args, plain=plain, name=name):
+            out = plain(self, *args)  # raises for a wrapped tensor
+            if not inside:
+                found.append(name)
+            return out
+
+        monkeypatch.setattr(Tensor, name, read)
+
+    def metric(*args):
+        inside.append(True)
+        out = over_classes(*args)
+        inside.clear()
+        return out
+
+    monkeypatch.setattr(_ranking, "over_classes", metric)
+    return found
+
+
+@every_loss
+@pytest.mark.parametrize("classes", [1, 3])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("options", [{}, {"queue_size": 0}])
+def test_values_are_read_once(make, classes, weighted, options, reads):
+    module = make(num_classes=classes, **options)
+    for k in range(3):
+        logits, targets = batch(k, 9, classes)  # with padding
+        weight = torch.rand(9) + 0.1 if weighted else None
+        module(logits, targets, sample_weight=weight)
+        assert reads in ([], ["tolist"])
+        reads.clear()
+
+
+@every_loss
+def test_rows_are_written_as_enqueue_does(make):
+    queue, state = MemoryQueue(7, 3, PAD), P.init_queue(7, 3)
+    g = torch.Generator().manual_seed(0)
+    addresses = [x.data_ptr() for x in queue.buffers() if x.numel()]
+    for n in (3, 0, 5, 7, 2, 16, 1, 6):
+        logits, targets = torch.randn(n, 3, generator=g).double(), torch.randint(3, (n,))
+        weight = torch.rand(n).double() if n % 2 else None
+        iid = torch.rand(n) < 0.5 if n % 3 else None
+        ids = torch.randint(4, (n,)).int() if n > 4 else None
+        queue.write(_ranking.Batch(logits, targets, weight, iid, ids))
+        state = P.enqueue(
+            state, logits, targets, sample_weight=weight, iid_mask=iid, query_ids=ids
+        ) if n else state  # fmt: skip
+        assert all(map(torch.equal, queue.state, state))
+    assert [x.data_ptr() for x in queue.buffers() if x.numel()][:4] == addresses[:4]
+    labels = torch.rand(4, 3) < 0.5
+    queue.write(_ranking.Batch(logits[:4], labels))
+    state = P.enqueue(state, logits[:4], labels)
+    assert all(map(torch.equal, queue.state, state))
+
+
+@every_loss
+@pytest.mark.parametrize("n", [5, 12])
+def test_a_step_may_be_backpropagated_after_the_next(make, n):
+    """Rows that are written in place are in no graph."""
+    module, queue = make(num_classes=3, queue_size=8), P.init_queue(8, 3)
+    total = want = 0.0
+    x, y = [], []
+    for k in range(3):
+        (a, targets), (b, _) = batch(k, n, 3), batch(k, n, 3)
+        loss, queue = FUNCTIONS[make](b, targets, queue, 0.25)
+        total, want = total + module(a, targets), want + loss
+        x.append(a)
+        y.append(b)
+    total.backward()
+    want.backward()
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(x, y, strict=True))
+
+
+@every_loss
+def test_weights_get_no_gradient_in_modules_alone(make):
+    logits, targets = batch(0, 12, 3)
+    weight = (torch.rand(12) + 0.1).requires_grad_()
+    module = make(num_classes=3)
+    module(logits, targets, sample_weight=weight).backward()
+    assert weight.grad is None
+    assert logits.grad.any()
+    loss, _ = FUNCTIONS[make](*batch(0, 12, 3), None, 0.25, sample_weight=weight)
+    loss.backward()
+    assert weight.grad.any()
+    assert not module._queue.state.sample_weight.requires_grad
+
+
+@every_loss
+def test_a_warning_that_is_an_error_stores_nothing(make):
+    module = make()
+    before = copy.deepcopy(module)
+    logits, targets = batch(0, 8)
+    for weight, ids in ((torch.zeros(8), targets), (None, torch.where(targets == 1, 7, targets))):
+        with pytest.raises(UserWarning):
+            module(logits, ids, sample_weight=weight)
+        assert all(map(torch.equal, module.buffers(), before.buffers()))
+
+
+def test_what_is_raised_comes_in_this_order():
+    logits = torch.zeros(4, 3)
+    module = recall(num_classes=3)
+    stray, negative = torch.tensor([0, 1, 9, 2]), torch.tensor([1.0, -1.0, 1.0, 1.0])
+    with pytest.raises(ValueError, match="non-negative"):
+        module(logits, stray, sample_weight=negative)
+    with pytest.raises(ValueError, match="finite"):
+        module(logits, stray, sample_weight=negative * torch.inf)
+    with pytest.raises(ValueError, match="outside"):
+        module(logits, stray)
+    texts = warned(lambda: smooth()(logits[:, :1], stray, sample_weight=torch.zeros(4)))
+    assert ["expects" in texts[0], "zero" in texts[1]] == [True, True]
+
+
+@every_loss
+def test_under_transforms_nothing_is_read(make, reads):
+    module = make(queue_size=0)
+    logits, targets = torch.randn(3, 8, 1), torch.arange(8) % 2
+    want = torch.stack([module(x, targets) for x in logits])
+    reads.clear()
+    found = torch.vmap(lambda x: module(x, targets))(logits)
+    torch.func.grad(lambda x: module(x, targets))(logits[0])
+    assert reads == []
+    torch.testing.assert_close(found, want)
+
+
+@every_loss
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+def test_a_class_that_does_not_count_has_no_gradient(make, bad):
+    logits, targets = torch.randn(8, 3), torch.arange(8) % 2  # class 2 has no positive
+    logits[3, 2] = bad
+    for module in (make(num_classes=3), make(num_classes=3, queue_size=0)):
+        x = logits.clone().requires_grad_()
+        module(x, targets).backward()
+        assert x.grad.isfinite().all()
+        assert not x.grad[:, 2].any()
+
+
+@every_loss
+def test_weights_of_a_wider_dtype_keep_their_meaning(make):
+    """Scales that float32 does not hold: what counts, counts in value and flag."""
+    (logits, targets), weight = batch(0, 12, 3), torch.rand(12, dtype=torch.float64) + 0.1
+    for scale in (1e-60, 1e-44, 1.0, 2.0**99):
+        loss, _ = FUNCTIONS[make](logits, targets, None, 0.25, sample_weight=weight * scale)
+        want, _ = FUNCTIONS[make](logits, targets, None, 0.25, sample_weight=weight)
+        torch.testing.assert_close(loss, want)
+
+
+@every_loss
+def test_checkpoints_of_0_4_load_strictly(make):
+    """Query ids lay in a buffer of another name."""
+    module, fresh, flat = (make(num_classes=3, queue_size=6) for _ in "abc")
+    for k in range(2):
+        module(*batch(k, 5, 3), query_ids=torch.arange(5) % 2)
+    saved = module.state_dict()
+    saved["_queue._q_groups"] = saved.pop("_queue._q_query_ids")
+    fresh.load_state_dict(copy.deepcopy(saved), strict=True)
+    assert all(map(torch.equal, fresh._queue.state, module._queue.state))
+    flat._queue.load_state_dict({k.removeprefix("_queue."): x for k, x in saved.items()
+                                 if k.startswith("_queue.")}, strict=True)  # fmt: skip
+    assert all(map(torch.equal, flat._queue.state, module._queue.state))
+    wrapper = P.LossWarmupWrapper(torch.nn.CrossEntropyLoss(), make(num_classes=3, queue_size=6))
+    outer = {f"main_loss.{k}": x for k, x in saved.items()}
+    wrapper.load_state_dict(copy.deepcopy(outer), strict=True)
+    assert all(map(torch.equal, wrapper.main_loss._queue.state, module._queue.state))
+
+
+def test_slots_that_are_not_filled_hold_no_row_of_another_padding():
+    module, other = smooth(queue_size=6), smooth(queue_size=6, ignore_index=-1)
+    logits, targets = batch(0, 3)
+    other(logits, targets.abs() % 2)
+    module.load_state_dict(other.state_dict())
+    assert P.queue_rows(module._queue.state)[2].sum() == 3
+    alone = smooth(queue_size=6)
+    alone(logits, targets.abs() % 2)
+    assert torch.equal(module.eval()(*batch(1, 5)), alone.eval()(*batch(1, 5)))
+
+
+def test_a_padding_that_was_changed_later_is_that_of_the_batch_alone():
+    module, twin = pauc(queue_size=6), pauc(queue_size=6)
+    for m in (module, twin):
+        m(*batch(0, 3))
+    module.ignore_index = 5
+    logits, targets = batch(1, 8)
+    torch.testing.assert_close(
+        module(logits, torch.where(targets == PAD, 5, targets)), twin(logits, targets)
+    )
