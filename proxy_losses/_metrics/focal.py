@@ -234,7 +234,7 @@ class _Sigmoid(torch.autograd.Function):
         return loss if scale is None else loss.mul_(scale)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, t, p, n, ce, q, scale = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again
             plain = functools.partial(_plain_sigmoid, t=t, alpha=ctx.alpha, gamma=USUAL_GAMMA)
@@ -302,7 +302,7 @@ class _Softmax(torch.autograd.Function):
         return (q.square() * ce)[:, 0]
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, index, valid, p, q, ce = ctx.saved_tensors
         if torch.is_grad_enabled():
             plain = functools.partial(_kept_softmax, index=index, valid=valid)

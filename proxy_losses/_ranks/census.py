@@ -71,8 +71,8 @@ def look(
         low, high = scores.amin(1), scores.amax(1)
         middle = scores[:, :: max(1, rows // 8)].median(dim=1).values if typical else low
     if group:
-        scale = (x.double().view(-1) for x in (low, high, middle))
-        return _agree(*scale, tau, counts, rows, group)
+        scale = [x.double().view(-1) for x in (low, high, middle)]
+        return _agree(scale, tau, counts, rows, group)
     numbers = torch.cat([x.view(-1) for x in (low, high, middle, tau, *counts)])
     columns = numbers.view(-1, lists).tolist()
     lows, highs, middles, taus = columns[:4]
@@ -91,15 +91,10 @@ def look(
 
 
 def _agree(
-    low: Tensor,
-    high: Tensor,
-    middle: Tensor,
-    tau: Tensor,
-    counts: Sequence[Tensor],
-    rows: int,
-    group: str,
+    scale: Sequence[Tensor], tau: Tensor, counts: Sequence[Tensor], rows: int, group: str
 ) -> Census:
     """`look` of all processes: everything travels so that the smallest number wins."""
+    low, high, middle = scale
     lists = low.shape[0]
     sound = tau > 0.0
     if rows:

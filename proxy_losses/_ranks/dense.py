@@ -104,8 +104,7 @@ def pair_sums(pairs: Pairs, kinds: Sequence[str], counts: Sequence[Sequence[int]
     if any(few):
         size = sum(n for n, some in zip(counts[by_target], few, strict=True) if some)
         keep = torch.nonzero_static(torch.tensor(few, device=lists.device)[lists], size=size)[:, 0]
-        found = lists[keep], rows[keep]
-        _add_mixed(wide, pairs, found, kinds, by_target=by_target)
+        _add_mixed(wide, pairs, (lists[keep], rows[keep]), kinds, by_target=by_target)
     return [torch.where(at, out, 0.0) for out in wide]
 
 
@@ -339,5 +338,6 @@ def _row_sums(k: Tensor) -> Tensor:
     whole = k.shape[1] // _COLUMNS
     if not whole:
         return k.sum(1).double()
-    head = k[:, : whole * _COLUMNS].unflatten(1, (whole, _COLUMNS)).sum(2).double().sum(1)
-    return head.add_(k[:, whole * _COLUMNS :].sum(1))
+    head: Tensor = k[:, : whole * _COLUMNS].unflatten(1, (whole, _COLUMNS)).sum(2).double().sum(1)
+    head += k[:, whole * _COLUMNS :].sum(1)
+    return head
