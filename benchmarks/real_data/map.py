@@ -24,7 +24,18 @@ from scipy import stats
 from .. import report
 from . import made, map_page
 from .data import Table, load, split, stack
-from .stacked import Budget, Capacity, arms
+from .stacked import (
+    BASE_RATE,
+    EFFORT,
+    LINEAR_RATES,
+    LINEAR_TAU,
+    PENALTIES,
+    RATES,
+    TAU,
+    Capacity,
+    arms,
+)
+from .train import Effort
 
 SIZES: dict[str, int | None] = {"1k": 1000, "4k": 4000, "16k": 16000, "all": None}
 CAPACITIES = (
@@ -82,7 +93,7 @@ def cells(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(
-    tables: Sequence[Table], seeds: Sequence[int], budget: Budget, keep: Any = lambda found: None
+    tables: Sequence[Table], seeds: Sequence[int], effort: Effort, keep: Any = lambda found: None
 ) -> dict[str, Any]:
     """Size -> capacity -> table -> arm -> test AP [seeds]."""
     found: dict[str, Any] = {size: {} for size in SIZES}
@@ -96,7 +107,7 @@ def run(
                 if (capacity.features or 0) > table.x.shape[1]:
                     continue
                 begin = time.process_time()
-                ap = arms(parts, capacity, budget)
+                ap = arms(parts, capacity, effort)
                 row = found[size].setdefault(capacity.name, {})
                 row[table.name] = {name: values.tolist() for name, values in ap.items()} | {
                     "rows": parts.train.x.shape[1],
@@ -119,10 +130,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     tables = [t for t in load(args.data) if t.y.mean() <= COMMONEST]
-    budget, seeds = Budget(), range(args.seeds)
+    seeds = range(args.seeds)
     written = report.heading("real_data_map", __doc__.splitlines()[0]) | {
         "protocol": {
-            "seeds": args.seeds, "budget": budget._asdict(), "most_rows": MOST_ROWS,
+            "seeds": args.seeds, "most_rows": MOST_ROWS,
+            "budget": EFFORT.more._asdict() | {
+                "base": EFFORT.base._asdict(), "base_rate": BASE_RATE, "rates": RATES,
+                "linear_rates": LINEAR_RATES, "tau": TAU, "linear_tau": LINEAR_TAU,
+                "penalties": PENALTIES,
+            },
             "least_positives": LEAST_POSITIVES, "least_tables": LEAST_TABLES,
         },
         "tables": {
@@ -136,8 +152,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     def keep(found: dict[str, Any]) -> None:
         path.write_text(json.dumps(written | {"found": found}, indent=1) + "\n")
 
-    written["made"] = made.run(seeds, budget)
-    written["found"] = run(tables, seeds, budget, keep)
+    written["made"] = made.run(seeds, EFFORT)
+    written["found"] = run(tables, seeds, EFFORT, keep)
     written["cells"] = cells(written["found"])
     written["cpu_s"] = round(time.process_time(), 1)
     path.write_text(json.dumps(written, indent=1) + "\n")
