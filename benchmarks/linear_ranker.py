@@ -20,23 +20,28 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from scipy import stats
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from sklearn.preprocessing import StandardScaler
+from torch import Tensor
 
 from proxy_losses.demo._sources import load_table
 from proxy_losses.demo._tables import Part, Split, Table, split_table
-from proxy_losses.integrations import _scorecard as card
-from proxy_losses.integrations._rows import Rows
 from proxy_losses.integrations.sklearn import LinearRanker
 
-from . import harness, report
+from . import harness, report, trainer
+from .real_data.data import Array
+from .real_data.models import best_logistic
 from .real_data.stats import resampled
+from .trainer import Arm, Batch, Budget, Loss, Make, Setup, Training, Weights, score_all
 
 RAREST, COMMONEST = 1e-4, 0.1  # share of positives of a table that is used
 # name -> metric and features of the arms
@@ -47,8 +52,26 @@ FIELDS: dict[str, tuple[str, int | None]] = {
 }
 ARMS = ("logistic", "continued", "ranker")
 POS_WEIGHTS = (1.0, 10.0, 0.1)
-METRICS = card.METRICS
 QUANTILE = FPR = 0.005
+EVERY = 10  # steps from one validation to the next, as `LinearRanker` does
+
+
+def recall(y: Array, scores: Array) -> float:
+    """Of the positives in the top `QUANTILE` of the rows; tied rows share the last places."""
+    false, true, _ = roc_curve(y, scores, drop_intermediate=False)
+    return float(np.interp(QUANTILE, false * (1.0 - y.mean()) + true * y.mean(), true))
+
+
+METRICS: dict[str, Callable[[Array, Array], float]] = {
+    "ap": average_precision_score, "recall": recall, "pauc": partial(roc_auc_score, max_fpr=FPR),
+}  # fmt: skip
+
+
+class Rows(NamedTuple):
+    """Part of a table."""
+
+    x: Array
+    y: Array  # bool
 
 
 def scaled_rows(split: Split) -> tuple[Rows, Rows, Rows]:
@@ -56,33 +79,44 @@ def scaled_rows(split: Split) -> tuple[Rows, Rows, Rows]:
     scaler = StandardScaler().fit(split.train.features.astype(np.float64))
 
     def rows(part: Part) -> Rows:
-        features = scaler.transform(part.features.astype(np.float64))
-        return Rows(features, part.labels == 1, None)
+        return Rows(scaler.transform(part.features.astype(np.float64)), part.labels == 1)
 
     return rows(split.train), rows(split.validation), rows(split.test)
 
 
-def continued(
-    start: card.Linear, train: Rows, held: Rows, score: card.Score, settings: dict[str, Any]
-) -> card.Linear:
-    """The best of three logistic losses, minimised from the tuned one; with an intercept."""
-    spread = float(start.of(train.x).std())
-    target = torch.from_numpy(train.y.astype(np.float64))
-    train, held = (r._replace(x=np.column_stack([r.x, np.ones(len(r.x))])) for r in (train, held))
-    start = start._replace(coef=np.append(start.coef, 0.0))
+def weighted_bce(scale: float) -> Make:
+    """Of scores times a scale; a value is the weight of the positives."""
 
-    def end(pos_weight: float) -> card.Linear:
-        weight = torch.tensor(pos_weight, dtype=torch.float64)
+    def make(setup: Setup) -> Loss:
+        weight = torch.tensor(setup.values, dtype=torch.float64)[None, :, None]
 
-        def loss(scores: torch.Tensor) -> torch.Tensor:  # of scores of spread 1 at the start
+        def loss(scores: Tensor, batch: Batch) -> Tensor:
+            target = batch.y[:, None].expand(scores.shape).to(scores.dtype)
             return torch.nn.functional.binary_cross_entropy_with_logits(
-                spread * scores, target, pos_weight=weight
-            )
+                scale * scores, target, pos_weight=weight, reduction="none"
+            ).mean(-1)
 
-        return card.ascend(start, train, held, loss, score, **settings)[0]
+        return loss
 
-    best = max((end(weight) for weight in POS_WEIGHTS), key=lambda linear: linear.score)
-    return card.Linear(best.coef[:-1], best.intercept, best.score)  # the order is the same
+    return make
+
+
+def continued(
+    start: LogisticRegression, train: Rows, held: Rows, metric: str, model: LinearRanker
+) -> Weights:
+    """The best of three logistic losses, minimised from the tuned one; with an intercept."""
+    spread = float(start.decision_function(train.x).std())
+    weights = [torch.from_numpy(w / spread)[None] for w in (start.coef_.T, start.intercept_[None])]
+    rate = model.learning_rate / (train.x.shape[1] + 1) ** 0.5
+    arm = Arm("continued", weighted_bce(spread), (rate,) * 3, "weight of positives", POS_WEIGHTS)
+    budget = Budget(model.max_iter, EVERY, patience=model.n_iter_no_change)
+    rows = trainer.Part(torch.from_numpy(train.x)[None], torch.from_numpy(train.y)[None])
+
+    def judge(now: Weights) -> Tensor:
+        found = score_all(now, torch.from_numpy(held.x)[None])[0].numpy()
+        return torch.tensor([[METRICS[metric](held.y, s) for s in found]], dtype=torch.float64)
+
+    return Training(rows, arm, weights, budget).fit(judge, model.tol).choose()[1]
 
 
 def one_split(split: Split, metric: str, count: int | None) -> dict[str, Any]:
@@ -95,22 +129,19 @@ def one_split(split: Split, metric: str, count: int | None) -> dict[str, Any]:
     ranked = model.decision_function(test.x)
 
     train, held, test = (part._replace(x=part.x[:, model.support_]) for part in parts)
-    score = card.exact(metric, QUANTILE, FPR)
-    start, _ = card.warm_start(train, held, model.Cs, score)
-    settings = {
-        "rate": model.learning_rate, "steps": model.max_iter,
-        "patience": model.n_iter_no_change, "tol": model.tol,
-    }  # fmt: skip
-    control = continued(start, train, held, score, settings)
+    start = best_logistic(
+        train.x, train.y, model.Cs, lambda m: METRICS[metric](held.y, m.decision_function(held.x))
+    )
+    control = continued(start, train, held, metric, model)
     scores = {
-        "logistic": start.of(test.x), "continued": control.of(test.x), "ranker": ranked,
-    }  # fmt: skip
+        "logistic": start.decision_function(test.x),
+        "continued": score_all([w[:, None] for w in control], torch.from_numpy(test.x)[None])[0, 0],
+        "ranker": ranked,
+    }
     return {
         "improved": model.improved_, "best_iter": model.best_iter_, "fit_cpu_s": round(seconds, 2),
         "test": {
-            arm: {
-                name: card.exact(name, QUANTILE, FPR)(values, test.y, None) for name in METRICS
-            }
+            arm: {name: float(of(test.y, values)) for name, of in METRICS.items()}
             for arm, values in scores.items()
         },
     }  # fmt: skip
