@@ -7,7 +7,6 @@ over cross-entropy for all of these steps, on held-out rows and with the last we
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -163,18 +162,11 @@ def answer(data: Data, world: Any, scale: Scale) -> dict[str, Any]:
     }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = report.options("choosing").parse_args(argv)
-    default = report.ROOT / report.RESULTS / "choosing.json"
-    if args.plot:
-        path = args.out or default
-        choosing_figures.draw(json.loads(path.read_text()), path.with_suffix(".png"))
-        return 0
-    torch.set_num_threads(1)
-    scale = QUICK if args.quick else FULL
+def measure(quick: bool) -> report.Written:
+    scale = QUICK if quick else FULL
     start = time.process_time()
     written = report.heading("choosing", __doc__.splitlines()[0]) | {
-        "quick": args.quick,
+        "quick": quick,
         "protocol": {
             **scale._asdict(), "inputs": INPUTS, "quantile": QUANTILE, "optimizer": "Adam",
             "default": Setting()._asdict(), "control": CONTROL._asdict(), "decay": DECAY,
@@ -187,13 +179,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         about = {"about": world.about, "hidden": world.hidden, "rate": world.rate}
         written["worlds"][name] = about | answer(make_data(world, scale), world, scale)
     written["cpu_s"] = round(time.process_time() - start, 1)
-    print(choosing_figures.show(written))
-    out = args.out or (None if args.quick else default)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(written, indent=1) + "\n")
-        choosing_figures.draw(written, out.with_suffix(".png"))
-    return 0
+    return written
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return report.main("choosing", argv, measure, choosing_figures.show, choosing_figures.draw)
 
 
 if __name__ == "__main__":

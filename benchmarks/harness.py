@@ -13,17 +13,21 @@ A contender that returns nothing is a yardstick: it is timed and compared with n
 from __future__ import annotations
 
 import argparse
+import atexit
 import gc
 import importlib
 import importlib.metadata
 import json
 import math
 import os
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Literal, NamedTuple
@@ -31,12 +35,18 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+import proxy_losses
+
 from . import report as rep
 from .report import CaseReport, Entry, Goal, Report
 
+OURS = "proxy_losses"
 MIN_REPEATS = 7
 MIN_SAMPLE_S = 0.01  # shorter calls are repeated within one sample
 SLOW_SAMPLE_S, SLOW_REPEATS = 20.0, 3  # a longer sample ends its contender after so many rounds
+
+AGAINST = "another checkout, or a folder with a renamed copy of its package, to measure beside"
+UNRECORDED = ("quick", "out", "peak_of", "against")  # options
 
 Fn = Callable[[], tuple[Tensor, ...]]
 
@@ -86,6 +96,34 @@ def peer(package: str) -> tuple[ModuleType | None, str | None]:
         return module, importlib.metadata.version(package.replace("_", "-"))
     except importlib.metadata.PackageNotFoundError:
         return module, str(getattr(module, "__version__", "unknown"))
+
+
+def packages(args: argparse.Namespace) -> dict[str, ModuleType]:
+    """This package, and the version of it that ``--against`` names, by their import names."""
+    folder = getattr(args, "against", None)
+    return {OURS: proxy_losses} | ({} if folder is None else _version(folder))
+
+
+@cache
+def _version(folder: Path) -> dict[str, ModuleType]:
+    """The package in the folder.
+
+    That of a checkout is copied under another name, which its operators get too, so that both
+    live in this process.
+    """
+    name = "old_losses"
+    if (source := folder / OURS).is_dir():
+        folder = Path(tempfile.mkdtemp())
+        atexit.register(shutil.rmtree, folder)
+        shutil.copytree(source, folder / name)
+        for path in folder.rglob("*.py"):
+            path.write_text(path.read_text().replace(OURS, name))
+    elif len(found := [*folder.glob("*/__init__.py")]) == 1:
+        name = found[0].parent.name
+    else:
+        raise SystemExit(f"--against needs a checkout, or a folder of one package, got {folder}")
+    sys.path.insert(0, str(folder.resolve()))
+    return {name: importlib.import_module(name)}
 
 
 def deviation(theirs: Sequence[Tensor], ours: Sequence[Tensor]) -> float:
@@ -224,7 +262,7 @@ def child_peak(
 def new_report(suite: Suite, args: argparse.Namespace) -> Report:
     """A report without cases."""
     commit, dirty = rep.checkout()
-    options = {k: v for k, v in vars(args).items() if k not in ("quick", "out", "peak_of")}
+    options = {k: v for k, v in vars(args).items() if k not in UNRECORDED}
     return {
         "schema_version": rep.SCHEMA_VERSION, "suite": suite.name, "about": suite.about,
         "ours": suite.ours, "quick": args.quick, "options": options, "date": rep.now(),
@@ -250,14 +288,16 @@ def run(suite: Suite, args: argparse.Namespace, module: str, argv: Sequence[str]
     return report
 
 
-def parser(module: str) -> argparse.ArgumentParser:
-    """The options that all suites share."""
+def parser(module: str, *, against: bool = True) -> argparse.ArgumentParser:
+    """The options that all suites share; `against` if it takes more versions of ours."""
     options = argparse.ArgumentParser(prog=f"python -m {module}")
     options.add_argument("--quick", action="store_true", help="few sizes, to see that it works")
     options.add_argument("--out", type=Path, help="JSON file; without it, --quick writes none")
     options.add_argument("--threads", type=int, default=1, help="of torch; default 1")
     options.add_argument("--repeats", type=int, default=MIN_REPEATS)
     options.add_argument("--no-memory", action="store_true", help="time alone, no child processes")
+    if against:
+        options.add_argument("--against", type=Path, help=AGAINST)
     options.add_argument("--peak-of", nargs=2, help=argparse.SUPPRESS)
     return options
 
@@ -283,6 +323,8 @@ def main(
     args = (options or parser(module)).parse_args(argv)
     torch.set_num_threads(args.threads)
     suite = build(args)
+    others = {name: p.__version__ for name, p in packages(args).items() if name != OURS}
+    suite = suite._replace(peers={**suite.peers, **others})
     if args.peak_of:
         print(json.dumps(own_peak(suite, *args.peak_of)))
         return 0
@@ -292,8 +334,5 @@ def main(
         print(f"refusing to time: {error}", file=sys.stderr)
         return 1
     print(rep.show(report))
-    out = args.out or (None if args.quick else rep.ROOT / rep.RESULTS / f"{suite.name}.json")
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(report, indent=1) + "\n")
+    rep.save(report, args, suite.name)
     return 0

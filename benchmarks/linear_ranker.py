@@ -17,7 +17,6 @@ splits of one table are those of the corrected resampled t-test, since splits sh
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -267,7 +266,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         },
         "results": {field: {} for field in FIELDS}, "compared": {},
     }  # fmt: skip
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     for name, table in data.items():
         for seed in range(args.seeds):
             split = split_table(table, seed)
@@ -275,12 +273,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if count is None or count < table.features.shape[1]:
                     found = written["results"][field].setdefault(name, [])
                     found.append(one_split(split, metric, count))
-            args.out.write_text(json.dumps(written, indent=1) + "\n")
+            report.write(written, args.out)
             print(f"{name} {seed}: {time.process_time():.0f} s", file=sys.stderr, flush=True)
     written["results"] = {field: found for field, found in written["results"].items() if found}
     written["compared"] = compare_all(written["results"])
     written["cpu_s"] = round(time.process_time(), 1)
-    args.out.write_text(json.dumps(written, indent=1) + "\n")
+    report.write(written, args.out)
     print(show(written))
     return 0
 

@@ -10,7 +10,6 @@ are embedded once, at the end.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from proxy_losses import retrieval_lists, smooth_ap, smooth_ap_defined
 
-from . import harness, report, trainer
+from . import harness, metric_figures, report, trainer
 from .digits import METRICS, QUESTIONS, Part, Question, evaluate, images, precision, shifted
 from .trainer import Arm, Budget, Setup, Training, Weights, each, score_all
 
@@ -186,25 +185,14 @@ def answer(question: Question, effort: Effort) -> tuple[dict[str, Any], dict[str
     return tuned, by_metric
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = report.options("metric_learning").parse_args(argv)
-    default = report.ROOT / report.RESULTS / "metric_learning.json"
-    if args.plot:
-        from . import metric_figures
-
-        path = args.out or default
-        metric_figures.draw(json.loads(path.read_text()), path.with_suffix(".png"))
-        return 0
-    for package in (PEER, "sklearn", "matplotlib"):
+def measure(quick: bool) -> report.Written:
+    for package in (PEER, "sklearn"):
         if harness.peer(package)[0] is None:
             raise SystemExit(f'{package} is missing: pip install -e ".[bench]"')
-    from . import metric_figures
-
-    torch.set_num_threads(1)
-    effort = QUICK if args.quick else FULL
+    effort = QUICK if quick else FULL
     peers = {p: harness.peer(p)[1] for p in (PEER, "sklearn")}
     written = report.heading("metric_learning", __doc__.splitlines()[0], peers) | {
-        "ours": OURS, "quick": args.quick,
+        "ours": OURS, "quick": quick,
         "protocol": {
             "data": "sklearn load_digits / 16, shifted by up to a pixel in training",
             "questions": {name: question._asdict() for name, question in QUESTIONS.items()},
@@ -219,13 +207,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         written["results"][name] = found
         written["compared"][name] = metric_figures.compare(found, OURS)
     written["cpu_s"] = round(time.process_time(), 1)
-    print(metric_figures.show(written))
-    out = args.out or (None if args.quick else default)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(written, indent=1) + "\n")
-        metric_figures.draw(written, out.with_suffix(".png"))
-    return 0
+    return written
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return report.main("metric_learning", argv, measure, metric_figures.show, metric_figures.draw)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from proxy_losses import SmoothAPLoss, smooth_ap
-
 from . import harness, report
-from .harness import Case, Fn, Skip, Suite
+from .harness import OURS, Case, Fn, Skip, Suite
 from .report import Goal
-from .smooth_ap import LIVE_PAIRS, OURS, PEER, PLAIN_PM, TAU, make_list, plain_positive_rows
+from .smooth_ap import LIVE_PAIRS, PEER, PLAIN_PM, TAU, make_list, plain_positive_rows
 
 MODULE = "benchmarks.ranks"
 SORT, DENSE = "torch.sort", "dense one-vs-rest"
@@ -130,8 +128,11 @@ def dense_one_vs_rest(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 class Cases:
     """Makes cases; holds what is common to them."""
 
-    def __init__(self, max_gb: float, peer: Callable[..., Any] | None) -> None:
-        self.max_gb, self.peer = max_gb, peer
+    def __init__(
+        self, max_gb: float, peer: Callable[..., Any] | None, packages: dict[str, Any]
+    ) -> None:
+        """`packages` are versions of ours."""
+        self.max_gb, self.peer, self.packages = max_gb, peer, packages
 
     def peer_or(self, pairs: int, make: Callable[[Any], Fn]) -> Fn | Skip:
         """The peer, unless it is absent or would need too much memory."""
@@ -158,8 +159,12 @@ class Cases:
         def run_function(metric: Loss) -> Fn:
             return partial(loss_and_grad, partial(as_loss, metric), scores, pos)
 
-        ours = run(SmoothAPLoss) if form == LOSS else run_function(partial(smooth_ap, tau=tau))
-        contenders: dict[str, Fn | Skip] = {OURS: ours}
+        contenders: dict[str, Fn | Skip] = {
+            name: run(package.SmoothAPLoss)
+            if form == LOSS
+            else run_function(partial(package.smooth_ap, tau=tau))
+            for name, package in self.packages.items()
+        }
         if goal is None or goal.against != SORT:
             contenders[PEER] = self.peer_or(p * m, run)
         if check:
@@ -182,7 +187,8 @@ class Cases:
             return Steps(partial(loss, c, queue_size=queue, temperature=TAU), batches)
 
         pairs = (n + queue) ** 2
-        contenders = {OURS: steps(SmoothAPLoss), PEER: self.peer_or(pairs, steps)}
+        ours = {name: steps(package.SmoothAPLoss) for name, package in self.packages.items()}
+        contenders = {**ours, PEER: self.peer_or(pairs, steps)}
         sizes = {"classes": c, "batch": n, "queue": queue, "steps": len(batches), "tau": TAU}
         return Case(name, sizes, contenders, goal)
 
@@ -198,7 +204,7 @@ class Cases:
             return partial(loss_and_grad, module, logits, targets)
 
         contenders: dict[str, Fn | Skip] = {
-            OURS: run(SmoothAPLoss),
+            **{name: run(package.SmoothAPLoss) for name, package in self.packages.items()},
             DENSE: partial(dense_one_vs_rest, logits, targets),
             PEER: self.peer_or(m * m, run),
         }
@@ -254,7 +260,7 @@ def checks(cases: Cases, m: int) -> list[Case]:
 
 def build(args: argparse.Namespace) -> Suite:
     package, version = harness.peer(PEER)
-    cases = Cases(args.max_gb, None if package is None else package.SmoothAPLoss)
+    cases = Cases(args.max_gb, package and package.SmoothAPLoss, harness.packages(args))
     sizes = QUICK if args.quick else FULL
     every = every_case(cases, sizes)
     names = [name for name in every if not args.only or any(part in name for part in args.only)]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
@@ -176,6 +177,38 @@ def options(suite: str) -> argparse.ArgumentParser:
     parser.add_argument("--plot", action="store_true", help="draw the file, train nothing")
     parser.add_argument("--out", type=Path, help="JSON file; without it, --quick writes none")
     return parser
+
+
+def write(written: Mapping[str, Any], path: Path, indent: int | None = 1) -> None:
+    """A JSON file; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(written, indent=indent) + "\n")
+
+
+def save(written: Mapping[str, Any], args: argparse.Namespace, suite: str) -> Path | None:
+    """Write ``--out``, or ``results/<suite>.json`` unless it is a quick run; where it went."""
+    out: Path | None = args.out or (None if args.quick else ROOT / RESULTS / f"{suite}.json")
+    if out is not None:
+        write(written, out)
+    return out
+
+
+def main(
+    suite: str, argv: Sequence[str] | None, measure: Callable[[bool], Written],
+    show: Callable[[Written], str], draw: Callable[[Written, Path], None],
+) -> int:  # fmt: skip
+    """Measure (quickly or not), print, write and draw, on one thread; or draw the file alone."""
+    args = options(suite).parse_args(argv)
+    if args.plot:
+        path = args.out or ROOT / RESULTS / f"{suite}.json"
+        draw(json.loads(path.read_text()), path.with_suffix(".png"))
+        return 0
+    torch.set_num_threads(1)
+    written = measure(args.quick)
+    print(show(written))
+    if (out := save(written, args, suite)) is not None:
+        draw(written, out.with_suffix(".png"))
+    return 0
 
 
 def show(report: Report) -> str:

@@ -6,19 +6,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from proxy_losses import smooth_ap
-
 from . import harness
-from .harness import Case, Fn, Skip, Suite
+from .harness import OURS, Case, Fn, Skip, Suite
 
 MODULE = "benchmarks.smooth_ap"
-OURS, PLAIN_MM, PLAIN_PM, PEER = "proxy_losses", "plain M x M", "plain P x M", "imbalanced_losses"
+PLAIN_MM, PLAIN_PM, PEER = "plain M x M", "plain P x M", "imbalanced_losses"
 TAU = 0.05
 GRID = [(m, rate) for m in (1_000, 4_000, 16_000, 64_000) for rate in (0.005, 0.05, 0.5)]
 QUICK_GRID = [(1_000, 0.005), (4_000, 0.05)]
@@ -62,7 +61,9 @@ def make_list(m: int, rate: float) -> tuple[Tensor, Tensor]:
     return torch.randn(m, generator=gen) + pos, pos
 
 
-def make_case(m: int, rate: float, max_gb: float, peer: Metric | None) -> Case:
+def make_case(
+    m: int, rate: float, max_gb: float, peer: Metric | None, packages: Mapping[str, Any]
+) -> Case:
     scores, pos = make_list(m, rate)
     p = int(pos.sum())
 
@@ -73,7 +74,10 @@ def make_case(m: int, rate: float, max_gb: float, peer: Metric | None) -> Case:
         return partial(value_and_grad, metric, scores, pos)
 
     contenders: dict[str, Fn | Skip] = {
-        OURS: partial(value_and_grad, lambda s, y: smooth_ap(s, y, TAU), scores, pos),
+        **{
+            name: partial(value_and_grad, partial(package.smooth_ap, tau=TAU), scores, pos)
+            for name, package in packages.items()
+        },
         PLAIN_PM: within(PLAIN_PM, p, plain_positive_rows),
         PLAIN_MM: within(PLAIN_MM, m, plain_all_pairs),
         PEER: within(PEER, p, peer) if peer else Skip("absent", "it cannot be imported here"),
@@ -92,9 +96,8 @@ def build(args: argparse.Namespace) -> Suite:
             value: Tensor = 1.0 - loss(scores[:, None], pos.long())
             return value
 
-    cases = [
-        make_case(m, rate, args.max_gb, peer) for m, rate in (QUICK_GRID if args.quick else GRID)
-    ]
+    grid, packages = QUICK_GRID if args.quick else GRID, harness.packages(args)
+    cases = [make_case(m, rate, args.max_gb, peer, packages) for m, rate in grid]
     about = f"forward and backward of Smooth-AP on one list, float32, eager, tau {TAU:g}"
     return Suite("smooth_ap", about, OURS, cases, TOLERANCE, {PEER: version})
 

@@ -189,8 +189,7 @@ def count(protocol: dict[str, Any], tables: int) -> None:
 
 def _write(written: dict[str, Any], out: Path | None) -> None:
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(written, indent=None, separators=(", ", ": ")) + "\n")
+        report.write(written, out, indent=None)
 
 
 def publish(written: dict[str, Any], out: Path | None) -> None:

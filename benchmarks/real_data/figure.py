@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.lines import Line2D
 
-from ..rank_figures import BLUE, GREY, INK, ORANGE, new_figure, tidy
+from ..figures import BLUE, GREY, INK, ORANGE, new_figure, tidy
 from .stats import Written, arms_of, compare, overall
 
 MARKERS = "osD^vPX*"

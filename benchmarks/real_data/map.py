@@ -10,7 +10,6 @@ and ``.png``, and ``MAP.md`` beside this file.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -146,17 +145,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             for t in tables
         },
     }  # fmt: skip
-    args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "real_data_map.json"
 
     def keep(found: dict[str, Any]) -> None:
-        path.write_text(json.dumps(written | {"found": found}, indent=1) + "\n")
+        report.write(written | {"found": found}, path)
 
     written["made"] = made.run(seeds, EFFORT)
     written["found"] = run(tables, seeds, EFFORT, keep)
     written["cells"] = cells(written["found"])
     written["cpu_s"] = round(time.process_time(), 1)
-    path.write_text(json.dumps(written, indent=1) + "\n")
+    report.write(written, path)
     map_page.draw(written, args.out / "real_data_map.png")
     args.page.write_text(map_page.text(written))
     print(args.page.read_text())
