@@ -18,6 +18,7 @@ from .trainer import (
     Batch,
     Budget,
     Part,
+    Queued,
     Setup,
     Training,
     Weights,
@@ -180,8 +181,7 @@ class Blended:
         tau, self.spread = per_model([s.tau for s in setup.values]), torch.ones(len(self.switch))
         length = (steps - self.switch).clamp(min=1)
         self.decay = P.Schedule(self.switch, 0, tau * reach, tau / reach, length)
-        self.empty = self.queue = _queues(self.one.queue, len(self.switch))
-        self.rank = _rank(self.one)
+        self.ranking = Queued(_ranking(self.one), self.one.queue, len(self.switch))
 
     def tau(self, step: int) -> Tensor:
         """Of every model."""
@@ -197,12 +197,10 @@ class Blended:
             if self.one.unit != "spread":
                 now = P.score_spread(self.setup.score().flatten(0, 1))
                 self.spread = torch.where(at_switch, now, self.spread)
-            if self.queue is not None and self.empty is not None and not self.one.keep:
-                self.queue = _where(at_switch, self.empty, self.queue)
+            if not self.one.keep:
+                self.ranking.clear(at_switch)
         if self.one.keep or (self.switch <= batch.step).any():
-            tau = self.tau(batch.step)
-            ranked, queue = self.rank(scores[..., None], y.long(), self.queue, tau)
-            self.queue = queue and P.QueueState(*(field.detach() for field in queue))
+            ranked = self.ranking(scores, y, self.tau(batch.step))
             weight = P.blend_weight(torch.tensor(batch.step), self.schedule)
             losses = torch.where(weight > 0, (1 - weight) * losses + weight * ranked, losses)
         return losses.view(found.shape[:2])
@@ -213,11 +211,11 @@ class Blended:
         y = data.held_out.y
         recall = recall_at_top(held_out, y[:, None].expand(held_out.shape))
         judged = learnt, average_precision(held_out, y), recall
-        if self.queue is None:
+        if not (queue := self.ranking.queue):
             return Outcome(*judged, *[torch.full(shape, torch.nan)] * 3)
         size, batch = self.one.queue, data.batches.shape[2]
         # The number of the row in each slot, counted from the first row stored.
-        slot, count = torch.arange(size), self.queue.enqueued[:, None]
+        slot, count = torch.arange(size), queue.enqueued[:, None]
         number = count - 1 - (count - 1 - slot) % size
         valid = number >= 0
         start = self.switch * (not self.one.keep)  # the step of the first row in the queue
@@ -225,7 +223,7 @@ class Blended:
         seed = torch.arange(shape[0]).repeat_interleave(shape[1])[:, None]
         rows = data.batches.flatten(1)[seed, number.clamp(max=data.batches[0].numel() - 1)]
         fresh = learnt.flatten(0, 1).gather(1, rows)
-        stored, pos = self.queue.logits[..., 0], self.queue.targets == 1
+        stored, pos = queue.logits[..., 0], queue.targets == 1
         spread = P.score_spread(fresh, valid)
         apart = torch.where(valid, stored - fresh, 0.0).square().sum(1) / valid.sum(1)
         tau = self.tau(self.setup.steps - 1)
@@ -237,34 +235,14 @@ class Blended:
         return Outcome(*judged, *(figure.view(shape) for figure in figures))
 
 
-def _rank(setting: Setting) -> Callable[..., tuple[Tensor, P.QueueState | None]]:
-    """The loss of every model with its own queue and tau."""
+def _ranking(setting: Setting) -> Callable[..., Any]:
     unit = "spread" if setting.unit == "spread" else "score"
     if setting.loss == "ap":
-        loss: Callable[..., Any] = partial(P.smooth_ap_loss, tau_unit=unit)
-    elif setting.loss == "recall":
-        loss = partial(P.recall_at_quantile_loss, quantile=QUANTILE, tau_unit=unit)
-    else:  # its temperature always is in units of a spread
-        loss = partial(P.partial_auc_loss, beta=QUANTILE, surrogate=setting.loss)
-    each = 0 if setting.queue else None
-    call: Callable[..., tuple[Tensor, P.QueueState | None]] = torch.func.vmap(
-        loss, in_dims=(0, 0, each, 0), out_dims=(0, each)
-    )
-    return call
-
-
-def _queues(rows: int, models: int) -> P.QueueState | None:
-    if not rows:
-        return None
-    return P.QueueState(*(f.expand(models, *f.shape).clone() for f in P.init_queue(rows, 1)))
-
-
-def _where(mask: Tensor, these: P.QueueState, those: P.QueueState) -> P.QueueState:
-    """Queue by queue."""
-    return P.QueueState(*(
-        torch.where(mask.view(-1, *[1] * (a.dim() - 1)), a, b)
-        for a, b in zip(these, those, strict=True)
-    ))  # fmt: skip
+        return partial(P.smooth_ap_loss, tau_unit=unit)
+    if setting.loss == "recall":
+        return partial(P.recall_at_quantile_loss, quantile=QUANTILE, tau_unit=unit)
+    # its temperature always is in units of a spread
+    return partial(P.partial_auc_loss, beta=QUANTILE, surrogate=setting.loss)
 
 
 def recall_at_top(scores: Tensor, y: Tensor) -> Tensor:

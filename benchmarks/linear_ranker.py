@@ -22,11 +22,10 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from sklearn.preprocessing import StandardScaler
@@ -38,9 +37,10 @@ from proxy_losses.integrations.sklearn import LinearRanker
 
 from . import harness, report, trainer
 from .real_data.data import Array
+from .real_data.losses import scaled_bce
 from .real_data.models import best_logistic
-from .real_data.stats import resampled
-from .trainer import Arm, Batch, Budget, Loss, Make, Setup, Training, Weights, score_all
+from .real_data.stats import overall, resampled
+from .trainer import Arm, Budget, Training, Weights, score_all
 
 RAREST, COMMONEST = 1e-4, 0.1  # share of positives of a table that is used
 # name -> metric and features of the arms
@@ -66,98 +66,76 @@ METRICS: dict[str, Callable[[Array, Array], float]] = {
 }  # fmt: skip
 
 
-class Rows(NamedTuple):
-    """Part of a table."""
-
-    x: Array
-    y: Array  # bool
-
-
-def scaled_rows(split: Split) -> tuple[Rows, Rows, Rows]:
+def scaled_parts(split: Split) -> list[Part]:
     """Training, validation and test rows, in the scale that the estimator will choose itself."""
     scaler = StandardScaler().fit(split.train.features.astype(np.float64))
-
-    def rows(part: Part) -> Rows:
-        return Rows(scaler.transform(part.features.astype(np.float64)), part.labels == 1)
-
-    return rows(split.train), rows(split.validation), rows(split.test)
-
-
-def weighted_bce(scale: float) -> Make:
-    """Of scores times a scale; a value is the weight of the positives."""
-
-    def make(setup: Setup) -> Loss:
-        weight = torch.tensor(setup.values, dtype=torch.float64)[None, :, None]
-
-        def loss(scores: Tensor, batch: Batch) -> Tensor:
-            target = batch.y[:, None].expand(scores.shape).to(scores.dtype)
-            return torch.nn.functional.binary_cross_entropy_with_logits(
-                scale * scores, target, pos_weight=weight, reduction="none"
-            ).mean(-1)
-
-        return loss
-
-    return make
+    return [
+        Part(scaler.transform(part.features.astype(np.float64)), part.labels == 1)
+        for part in (split.train, split.validation, split.test)
+    ]
 
 
 def continued(
-    start: LogisticRegression, train: Rows, held: Rows, metric: str, model: LinearRanker
+    start: LogisticRegression, train: Part, held: Part, metric: str, model: LinearRanker
 ) -> Weights:
     """The best of three logistic losses, minimised from the tuned one; with an intercept."""
-    spread = float(start.decision_function(train.x).std())
+    spread = float(start.decision_function(train.features).std())
     weights = [torch.from_numpy(w / spread)[None] for w in (start.coef_.T, start.intercept_[None])]
-    rate = model.learning_rate / (train.x.shape[1] + 1) ** 0.5
-    arm = Arm("continued", weighted_bce(spread), (rate,) * 3, "weight of positives", POS_WEIGHTS)
+    rate = model.learning_rate / (train.features.shape[1] + 1) ** 0.5
+    arm = Arm(
+        "continued",
+        scaled_bce(torch.tensor([spread], dtype=torch.float64)),
+        (rate,) * 3,
+        "weight of positives",
+        POS_WEIGHTS,
+    )
     budget = Budget(model.max_iter, EVERY, patience=model.n_iter_no_change)
-    rows = trainer.Part(torch.from_numpy(train.x)[None], torch.from_numpy(train.y)[None])
+    rows = trainer.Part(
+        torch.from_numpy(train.features)[None], torch.from_numpy(train.labels)[None]
+    )
 
     def judge(now: Weights) -> Tensor:
-        found = score_all(now, torch.from_numpy(held.x)[None])[0].numpy()
-        return torch.tensor([[METRICS[metric](held.y, s) for s in found]], dtype=torch.float64)
+        found = score_all(now, torch.from_numpy(held.features)[None])[0].numpy()
+        return torch.tensor([[METRICS[metric](held.labels, s) for s in found]], dtype=torch.float64)
 
     return Training(rows, arm, weights, budget).fit(judge, model.tol).choose()[1]
 
 
 def one_split(split: Split, metric: str, count: int | None) -> dict[str, Any]:
     """Test metrics of the arms."""
-    parts = train, held, test = scaled_rows(split)
+    parts = train, held, test = scaled_parts(split)
     begin = time.process_time()
     model = LinearRanker(metric, n_features=count, quantile=QUANTILE, fpr=FPR)
-    model.fit(train.x, train.y, X_val=held.x, y_val=held.y)
+    model.fit(train.features, train.labels, X_val=held.features, y_val=held.labels)
     seconds = time.process_time() - begin
-    ranked = model.decision_function(test.x)
+    ranked = model.decision_function(test.features)
 
-    train, held, test = (part._replace(x=part.x[:, model.support_]) for part in parts)
+    train, held, test = (part._replace(features=part.features[:, model.support_]) for part in parts)
     start = best_logistic(
-        train.x, train.y, model.Cs, lambda m: METRICS[metric](held.y, m.decision_function(held.x))
+        train.features,
+        train.labels,
+        model.Cs,
+        lambda m: METRICS[metric](held.labels, m.decision_function(held.features)),
     )
     control = continued(start, train, held, metric, model)
     scores = {
-        "logistic": start.decision_function(test.x),
-        "continued": score_all([w[:, None] for w in control], torch.from_numpy(test.x)[None])[0, 0],
+        "logistic": start.decision_function(test.features),
+        "continued": score_all(
+            [w[:, None] for w in control], torch.from_numpy(test.features)[None]
+        )[0, 0],
         "ranker": ranked,
     }
     return {
         "improved": model.improved_, "best_iter": model.best_iter_, "fit_cpu_s": round(seconds, 2),
         "test": {
-            arm: {name: float(of(test.y, values)) for name, of in METRICS.items()}
+            arm: {name: float(of(test.labels, values)) for name, of in METRICS.items()}
             for arm, values in scores.items()
         },
     }  # fmt: skip
 
 
-def interval(values: Sequence[float]) -> dict[str, Any]:
-    """Mean over tables and its 95 % interval of Student's t; null bounds for fewer than two."""
-    found = np.array(values)
-    mean, half = float(found.mean()), None
-    if len(found) > 1:
-        quantile = stats.t.ppf(0.975, len(found) - 1)
-        half = float(quantile * found.std(ddof=1) / len(found) ** 0.5)
-    return _bounds(mean, half)
-
-
 def over_splits(differences: Sequence[float]) -> dict[str, Any]:
-    """The same over the splits of a table, wider since these share rows."""
+    """Mean and 95 % interval over the splits of a table; null bounds of one."""
     if len(differences) < 2:
         return _bounds(differences[0], None)
     return _bounds(*resampled(differences)[:2])
@@ -176,16 +154,15 @@ def compare(found: dict[str, list[dict[str, Any]]], control: str, metric: str) -
         )
         for name, splits in found.items()
     }
-    means = [table["mean"] for table in by_table.values()]
+    whole = overall([table["mean"] for table in by_table.values()])
     wins = sum(t["low"] is not None and t["low"] > 0 for t in by_table.values())
     losses = sum(t["high"] is not None and t["high"] < 0 for t in by_table.values())
     return {
         "tables": by_table,
-        "overall": interval(means),
-        "up": sum(m > 0 for m in means), "down": sum(m < 0 for m in means),
+        "overall": _bounds(whole.mean, whole.half), "up": whole.up, "down": whole.down,
         # a win or a loss: the interval over the splits leaves 0 out
-        "wins": wins, "ties": len(means) - wins - losses, "losses": losses,
-        "wilcoxon_p": float(stats.wilcoxon(means).pvalue) if any(means) else 1.0,
+        "wins": wins, "ties": len(found) - wins - losses, "losses": losses,
+        "wilcoxon_p": whole.p,
     }  # fmt: skip
 
 

@@ -12,7 +12,8 @@ import torch
 
 from . import harness
 from .harness import OURS, Case, Fn, Skip, Suite
-from .ranks import Batch, Steps, loss_and_grad
+from .ranks import Batch, Steps
+from .smooth_ap import value_and_grad
 
 MODULE = "benchmarks.losses"
 PEER = "imbalanced_losses"
@@ -65,7 +66,7 @@ def contender(package: Any, kind: Kind, classes: int, rows: int, queue: int) -> 
     if kind.cls == "SigmoidFocalLoss":
         targets = (targets[:, None] == torch.arange(classes)).float() if classes > 1 else targets
         targets = targets.reshape(logits.shape).float()
-    return lambda: loss_and_grad(loss, logits, targets)
+    return lambda: value_and_grad(loss, logits, targets)
 
 
 def suite(args: argparse.Namespace) -> Suite:

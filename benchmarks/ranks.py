@@ -18,7 +18,7 @@ from torch import Tensor
 from . import harness, report
 from .harness import OURS, Case, Fn, Skip, Suite
 from .report import Goal
-from .smooth_ap import LIVE_PAIRS, PEER, PLAIN_PM, TAU, make_list, plain_positive_rows
+from .smooth_ap import PEER, PLAIN_PM, TAU, make_list, plain_positive_rows, value_and_grad, within
 
 MODULE = "benchmarks.ranks"
 SORT, DENSE = "torch.sort", "dense one-vs-rest"
@@ -71,14 +71,6 @@ def blob_list(m: int, rate: float) -> Batch:
 LISTS = {"normal": make_list, "Student t": student_list, "blob and isolated": blob_list}
 
 
-def loss_and_grad(loss: Loss, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """One eager forward and backward."""
-    leaf = logits.detach().requires_grad_()
-    value = loss(leaf, targets)
-    (grad,) = torch.autograd.grad(value, leaf)
-    return value.detach(), grad.flatten()
-
-
 def as_loss(metric: Loss, scores: Tensor, pos: Tensor) -> Tensor:
     return 1.0 - metric(scores, pos)
 
@@ -101,7 +93,7 @@ class Steps:
             self.loss = self.make()
             for logits, targets in self.batches[1:]:
                 self.loss(logits, targets)
-        steps = [loss_and_grad(self.loss, *batch) for batch in self.batches]
+        steps = [value_and_grad(self.loss, *batch) for batch in self.batches]
         return tuple(torch.stack(column) for column in zip(*steps, strict=True))
 
 
@@ -138,11 +130,7 @@ class Cases:
         """The peer, unless it is absent or would need too much memory."""
         if self.peer is None:
             return Skip("absent", "it cannot be imported here")
-        gb = LIVE_PAIRS[PEER] * 4 * pairs / 1e9
-        if gb > self.max_gb:
-            limit = f"limit {self.max_gb:g}"
-            return Skip("skipped", f"its pair buffers take about {gb:.3g} GB, {limit}")
-        return make(self.peer)
+        return within(PEER, pairs, self.max_gb) or make(self.peer)
 
     def one_list(
         self, name: str, *, form: str, shape: str, m: int, rate: float, tau: float,
@@ -154,10 +142,10 @@ class Cases:
         column, ids = scores[:, None], pos.long()
 
         def run(module: Callable[..., Any]) -> Fn:
-            return partial(loss_and_grad, module(1, queue_size=0, temperature=tau), column, ids)
+            return partial(value_and_grad, module(1, queue_size=0, temperature=tau), column, ids)
 
         def run_function(metric: Loss) -> Fn:
-            return partial(loss_and_grad, partial(as_loss, metric), scores, pos)
+            return partial(value_and_grad, partial(as_loss, metric), scores, pos)
 
         contenders: dict[str, Fn | Skip] = {
             name: run(package.SmoothAPLoss)
@@ -201,7 +189,7 @@ class Cases:
 
         def run(loss: Callable[..., Any]) -> Fn:
             module = loss(c, queue_size=0, temperature=TAU)
-            return partial(loss_and_grad, module, logits, targets)
+            return partial(value_and_grad, module, logits, targets)
 
         contenders: dict[str, Fn | Skip] = {
             **{name: run(package.SmoothAPLoss) for name, package in self.packages.items()},

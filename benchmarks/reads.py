@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.reads [--quick] [--out FILE] [--against FOLDER]``
 
-A read is an `item` of a tensor (`bool`, `int` and `float` take one), a `nonzero`, whose result has a
-size that must be known, an `equal` or a `tolist`. The profiler sees them inside our operators too,
+A read is an `item` of a tensor (`bool`, `int` and `float` take one), a `nonzero`, since the size of
+its result must be known, an `equal` or a `tolist`. The profiler sees them inside our operators too,
 where a dispatch mode sees nothing; a `tolist` it does not see, so that is counted beside it.
 """
 

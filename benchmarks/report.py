@@ -170,15 +170,6 @@ def heading(suite: str, about: str, peers: Mapping[str, str | None] | None = Non
     }  # fmt: skip
 
 
-def options(suite: str) -> argparse.ArgumentParser:
-    """The command line of a suite that trains, writes and draws."""
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{suite}")
-    parser.add_argument("--quick", action="store_true", help="few steps, to see that it works")
-    parser.add_argument("--plot", action="store_true", help="draw the file, train nothing")
-    parser.add_argument("--out", type=Path, help="JSON file; without it, --quick writes none")
-    return parser
-
-
 def write(written: Mapping[str, Any], path: Path, indent: int | None = 1) -> None:
     """A JSON file; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -198,7 +189,11 @@ def main(
     show: Callable[[Written], str], draw: Callable[[Written, Path], None],
 ) -> int:  # fmt: skip
     """Measure (quickly or not), print, write and draw, on one thread; or draw the file alone."""
-    args = options(suite).parse_args(argv)
+    options = argparse.ArgumentParser(prog=f"python -m benchmarks.{suite}")
+    options.add_argument("--quick", action="store_true", help="few steps, to see that it works")
+    options.add_argument("--plot", action="store_true", help="draw the file, train nothing")
+    options.add_argument("--out", type=Path, help="JSON file; without it, --quick writes none")
+    args = options.parse_args(argv)
     if args.plot:
         path = args.out or ROOT / RESULTS / f"{suite}.json"
         draw(json.loads(path.read_text()), path.with_suffix(".png"))
@@ -257,6 +252,12 @@ def align(rows: list[list[str]]) -> list[str]:
     return [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
     ]
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table, the first row its head."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
 def _table(title: str, report: Report, cell: Callable[[Entry, Entry], str]) -> list[str]:

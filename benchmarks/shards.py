@@ -7,9 +7,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -121,30 +122,14 @@ def follower(index: int, size: int, folder: str, tasks: Sequence[Task], threads:
     dist.destroy_process_group()
 
 
-class Wire:
-    """Bytes that this process hands to collectives while it is open."""
-
-    def __enter__(self) -> Wire:
-        self.reduced = self.gathered = 0
-        self._kept = dist.all_reduce, dist.all_gather
-
-        def all_reduce(x: Tensor, *args: Any, **kwargs: Any) -> Any:
-            self.reduced += x.nbytes
-            return self._kept[0](x, *args, **kwargs)
-
-        def all_gather(parts: list[Tensor], x: Tensor, *args: Any, **kwargs: Any) -> Any:
-            self.gathered += x.nbytes
-            return self._kept[1](parts, x, *args, **kwargs)
-
-        dist.all_reduce, dist.all_gather = all_reduce, all_gather
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        dist.all_reduce, dist.all_gather = self._kept
-
-    def sent(self, world: int) -> float:
-        """Bytes that leave each process when both go round a ring."""
-        return 2.0 * (world - 1) / world * self.reduced + (world - 1) * self.gathered
+def wire(run: Callable[[], Any]) -> tuple[int, int]:
+    """Bytes that this process hands to `all_reduce`, and to `all_gather` of its own, in a call."""
+    reduce, gather = (mock.Mock(side_effect=f) for f in (dist.all_reduce, dist.all_gather))
+    with mock.patch.multiple(dist, all_reduce=reduce, all_gather=gather):
+        run()
+    calls = reduce.call_args_list, gather.call_args_list
+    reduced, gathered = (sum(c.args[at].nbytes for c in of) for at, of in enumerate(calls))
+    return reduced, gathered
 
 
 def case_of(crew: Crew, number: int) -> Case:
@@ -156,9 +141,7 @@ def case_of(crew: Crew, number: int) -> Case:
     span = round(float(scores.max() - scores.min()) / TAU)
     sizes = {"M": task.rows, "processes": task.world, "tau": TAU, "span_tau": span}
     for k, way in enumerate(WAYS[:2]):
-        with Wire() as wire:
-            crew.lead(number, k)
-        sizes[f"{way}_bytes"] = wire.reduced + wire.gathered
+        sizes[f"{way}_bytes"] = sum(wire(partial(crew.lead, number, k)))
     return Case(f"{task.shape}, M = {task.rows:,}, {task.world} processes", sizes, contenders)
 
 
@@ -180,9 +163,10 @@ def table(cases: Sequence[tuple[int, int]] = TABLE) -> str:
         pos = torch.arange(rows) < RATE * rows
         for span in (20, 240, 1000):
             scores = torch.linspace(0.0, float(span), rows).requires_grad_()
-            with Wire() as wire:
-                smooth_ap(scores, pos, 1.0, group=dist.group.WORLD)
-            ours, theirs = wire.sent(world), rows * (scores.itemsize + 1) * (world - 1)
+            run = partial(smooth_ap, scores, pos, 1.0, group=dist.group.WORLD)
+            reduced, gathered = wire(run)  # what goes round a ring:
+            ours = 2.0 * (world - 1) / world * reduced + (world - 1) * gathered
+            theirs = rows * (scores.itemsize + 1) * (world - 1)
             lines.append(
                 f"{world:4d} x {rows:10,d}   {span:10d}   {ours / 1e3:10.1f}   "
                 f"{theirs / 1e6:10.1f}   {theirs / ours:10,.0f}"

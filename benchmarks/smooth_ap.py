@@ -46,11 +46,19 @@ def plain_positive_rows(scores: Tensor, pos: Tensor) -> Tensor:
 
 
 def value_and_grad(metric: Metric, scores: Tensor, pos: Tensor) -> tuple[Tensor, Tensor]:
-    """One eager forward and backward."""
+    """One eager forward and backward; the gradient is flat."""
     leaf = scores.detach().requires_grad_()
     value = metric(leaf, pos)
     (grad,) = torch.autograd.grad(value, leaf)
-    return value.detach(), grad
+    return value.detach(), grad.flatten()
+
+
+def within(name: str, pairs: int, max_gb: float) -> Skip | None:
+    """Why a contender of so many pairs does not run, None if it may."""
+    gb = LIVE_PAIRS[name] * 4 * pairs / 1e9
+    if gb <= max_gb:
+        return None
+    return Skip("skipped", f"its pair buffers take about {gb:.3g} GB, limit {max_gb:g}")
 
 
 def make_list(m: int, rate: float) -> tuple[Tensor, Tensor]:
@@ -67,20 +75,16 @@ def make_case(
     scores, pos = make_list(m, rate)
     p = int(pos.sum())
 
-    def within(name: str, rows: int, metric: Metric) -> Fn | Skip:
-        gb = LIVE_PAIRS[name] * 4 * rows * m / 1e9
-        if gb > max_gb:
-            return Skip("skipped", f"its pair buffers take about {gb:.3g} GB, limit {max_gb:g}")
+    def run(metric: Metric) -> Fn:
         return partial(value_and_grad, metric, scores, pos)
 
     contenders: dict[str, Fn | Skip] = {
-        **{
-            name: partial(value_and_grad, partial(package.smooth_ap, tau=TAU), scores, pos)
-            for name, package in packages.items()
-        },
-        PLAIN_PM: within(PLAIN_PM, p, plain_positive_rows),
-        PLAIN_MM: within(PLAIN_MM, m, plain_all_pairs),
-        PEER: within(PEER, p, peer) if peer else Skip("absent", "it cannot be imported here"),
+        **{name: run(partial(package.smooth_ap, tau=TAU)) for name, package in packages.items()},
+        PLAIN_PM: within(PLAIN_PM, p * m, max_gb) or run(plain_positive_rows),
+        PLAIN_MM: within(PLAIN_MM, m * m, max_gb) or run(plain_all_pairs),
+        PEER: within(PEER, p * m, max_gb) or run(peer)
+        if peer
+        else Skip("absent", "it cannot be imported here"),
     }
     sizes = {"M": m, "P": p, "positive_rate": rate, "tau": TAU}
     return Case(f"M = {m:,}, P = {p:,} ({100 * rate:g} %)", sizes, contenders)

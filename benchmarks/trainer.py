@@ -15,6 +15,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+import proxy_losses as P
+
 Weights = list[Tensor]  # weight [.., in, out] and bias [.., 1, out] of every layer in turn
 
 
@@ -199,6 +201,38 @@ class Training:
                 for w, b in zip(now, best, strict=True)
             ]
         return Fitted(high, at, best, evaluations)
+
+
+class Queued:
+    """A loss of ours over batch and queue, mapped over models [K], each with its own queue."""
+
+    def __init__(self, loss: Callable[..., Any], rows: int, models: int) -> None:
+        """Without rows there is no queue; a single model is not mapped."""
+        each, self.loss = 0 if rows else None, loss
+        self.call = torch.func.vmap(loss, in_dims=(0, 0, each, 0), out_dims=(0, each))
+        fields = P.init_queue(rows, 1) if rows else ()
+        self.queue = self.empty = fields and P.QueueState(
+            *(field.expand(models, *field.shape).clone() for field in fields)
+        )
+
+    def __call__(self, scores: Tensor, y: Tensor, tau: Tensor) -> Tensor:
+        """[K], of scores [K, N], y [K, N] bool and tau [K]; the batch is then in the queue."""
+        queue = self.queue or None
+        if len(tau) == 1:
+            one = queue and P.QueueState(*(field[0] for field in queue))
+            losses, queue = self.loss(scores[0, :, None], y[0].long(), one, tau[0])
+            losses, queue = losses[None], queue and P.QueueState(*(f[None] for f in queue))
+        else:
+            losses, queue = self.call(scores[..., None], y.long(), queue, tau)
+        self.queue = queue and P.QueueState(*(field.detach() for field in queue))
+        return losses
+
+    def clear(self, which: Tensor) -> None:
+        """Empty the queues of some models, which [K] bool."""
+        self.queue = self.queue and P.QueueState(*(
+            torch.where(which.view(-1, *[1] * (a.dim() - 1)), a, b)
+            for a, b in zip(self.empty, self.queue, strict=True)
+        ))  # fmt: skip
 
 
 def missing(arm: Arm) -> str | None:

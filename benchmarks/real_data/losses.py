@@ -15,16 +15,18 @@ from torch import Tensor, nn
 
 import proxy_losses as pl
 
-from ..trainer import Batch, Loss, Setup, each
+from ..trainer import Batch, Loss, Make, Queued, Setup, each
 
 QUEUE = 2048  # rows, ours and the peer's
 MIX_TAU = 0.25
 
 
-def _bce(logits: Tensor, y: Tensor) -> Tensor:
+def _bce(logits: Tensor, y: Tensor, pos_weight: Tensor | None = None) -> Tensor:
     """[seeds, configurations, rows]."""
     target = y[:, None].expand(logits.shape).to(logits.dtype)
-    return F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return F.binary_cross_entropy_with_logits(
+        logits, target, pos_weight=pos_weight, reduction="none"
+    )
 
 
 def tau_of(setup: Setup, values: Tensor | None = None) -> Tensor:
@@ -35,6 +37,20 @@ def tau_of(setup: Setup, values: Tensor | None = None) -> Tensor:
 
 def bce(setup: Setup) -> Loss:
     return lambda logits, batch: _bce(logits, batch.y).mean(-1)
+
+
+def scaled_bce(scale: Tensor) -> Make:
+    """Of scores times a scale [seeds]; the values, if any, are weights of the positives."""
+
+    def make(setup: Setup) -> Loss:
+        weight = torch.tensor(setup.values)[:, None].to(scale.dtype) if setup.values else None
+
+        def loss(logits: Tensor, batch: Batch) -> Tensor:
+            return _bce(logits * scale[:, None, None], batch.y, weight).mean(-1)
+
+        return loss
+
+    return make
 
 
 def weighted_bce(setup: Setup) -> Loss:
@@ -81,27 +97,12 @@ def hard_negatives(setup: Setup) -> Loss:
 
 
 def _queued(fn: Callable[..., Any], tau: Tensor) -> Loss:
-    """A loss of ours over the batch and a queue, mapped over the networks if there are several."""
-    shape = tau.shape
-    queue = pl.init_queue(QUEUE, 1, dtype=tau.dtype)
-
-    def step(s: Tensor, y: Tensor, queue: pl.QueueState, tau: Tensor) -> Any:
-        return fn(s[:, None], y, queue, tau)
-
-    mapped = torch.func.vmap(step)
-    if single := shape.numel() == 1:
-        tau = tau[0, 0]
-    else:
-        queue = pl.QueueState(*(field.expand(shape.numel(), *field.shape) for field in queue))
-        tau = tau.flatten()
+    """A loss of ours over the batch and a queue of every network."""
+    ranking = Queued(fn, QUEUE, tau.numel())
 
     def loss(logits: Tensor, batch: Batch) -> Tensor:
-        nonlocal queue
-        y = batch.y[:, None].expand(logits.shape).flatten(0, 1).long()
-        s = logits.flatten(0, 1)
-        losses, queue = step(s[0], y[0], queue, tau) if single else mapped(s, y, queue, tau)
-        out: Tensor = losses.view(shape)
-        return out
+        y = batch.y[:, None].expand(logits.shape).flatten(0, 1)
+        return ranking(logits.flatten(0, 1), y, tau.flatten()).view(tau.shape)
 
     return loss
 

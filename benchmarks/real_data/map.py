@@ -18,22 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 
 from .. import report
-from . import made, map_page
+from . import made, map_page, stacked
 from .data import Table, load, split, stack
-from .stacked import (
-    BASE_RATE,
-    EFFORT,
-    LINEAR_RATES,
-    LINEAR_TAU,
-    PENALTIES,
-    RATES,
-    TAU,
-    Capacity,
-    arms,
-)
+from .stacked import EFFORT, Capacity, arms
+from .stats import overall
 from .train import Effort
 
 SIZES: dict[str, int | None] = {"1k": 1000, "4k": 4000, "16k": 16000, "all": None}
@@ -63,18 +53,12 @@ def rows_of(table: Table, size: int | None) -> int | None:
 
 
 def summary(differences: dict[str, Sequence[float]]) -> dict[str, Any]:
-    """Over tables of the mean over seeds; AP x 100. The unit of the test is the table."""
-    means = np.array([np.mean(d) for d in differences.values()])
-    few = len(means) < 2
-    error = None if few else float(means.std(ddof=1) / len(means) ** 0.5)
+    """Over tables of the mean over seeds; AP x 100."""
+    found = overall([float(np.mean(d)) for d in differences.values()])
     return {
-        "tables": len(means),
-        "mean": float(means.mean()),
-        "se": error,
-        "t95": None if few else float(stats.t.ppf(0.975, len(means) - 1)) * error,
-        "up": int((means > 0).sum()),
-        "down": int((means < 0).sum()),
-    }
+        "tables": len(differences), "mean": found.mean, "se": found.error, "t95": found.half,
+        "up": found.up, "down": found.down,
+    }  # fmt: skip
 
 
 def cells(found: dict[str, Any]) -> dict[str, Any]:
@@ -133,12 +117,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     written = report.heading("real_data_map", __doc__.splitlines()[0]) | {
         "protocol": {
             "seeds": args.seeds, "most_rows": MOST_ROWS,
-            "budget": EFFORT.more._asdict() | {
-                "base": EFFORT.base._asdict(), "base_rate": BASE_RATE, "rates": RATES,
-                "linear_rates": LINEAR_RATES, "tau": TAU, "linear_tau": LINEAR_TAU,
-                "penalties": PENALTIES,
+            "budget": EFFORT.more._asdict() | {"base": EFFORT.base._asdict()} | {
+                name.lower(): getattr(stacked, name) for name in stacked.SETTINGS
             },
-            "least_positives": LEAST_POSITIVES, "least_tables": LEAST_TABLES,
         },
         "tables": {
             t.name: {"rows": len(t.y), "features": t.x.shape[1], "positives": int(t.y.sum())}

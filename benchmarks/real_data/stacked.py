@@ -6,27 +6,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from sklearn.linear_model import orthogonal_mp
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 import proxy_losses as pl
 
-from ..trainer import (
-    Arm,
-    Batch,
-    Budget,
-    Loss,
-    Make,
-    Part,
-    Setup,
-    Training,
-    Weights,
-    score_all,
-)
+from ..trainer import Arm, Batch, Budget, Loss, Make, Part, Setup, Training, Weights, score_all
 from .data import Array, Stack
-from .losses import bce
+from .losses import bce, scaled_bce
 from .models import best_logistic
 from .train import Effort, validation_ap
 
@@ -35,6 +23,7 @@ RATES = (1e-3, 3e-3)  # of networks, validation picks one
 LINEAR_RATES = (0.03, 0.1)  # in units of the spread of the scores
 TAU, LINEAR_TAU = 0.25, 0.1  # in units of the spread of the scores at the start
 PENALTIES = (0.01, 0.1, 1.0)  # C of the logistic regression
+SETTINGS = ("BASE_RATE", "RATES", "LINEAR_RATES", "TAU", "LINEAR_TAU", "PENALTIES")
 EFFORT = Effort(Budget(1500, 40, 512, fall=True), Budget(120, 10))  # the same for every cell
 
 
@@ -95,17 +84,6 @@ def network(stack: Stack, hidden: int, budget: Budget) -> Weights:
     arm = Arm("BCE", bce, (BASE_RATE,))
     training = Training(stack.train, arm, weights, budget, torch.stack(drawn, 1))
     return training.fit(lambda now: validation_ap(now, stack.val)).choose()[1]
-
-
-def scaled_bce(scale: Tensor) -> Make:
-    """Of scores times a scale [seeds]."""
-
-    def loss(found: Tensor, batch: Batch) -> Tensor:
-        target = batch.y[:, None].expand(found.shape).to(found.dtype)
-        logits = found * scale[:, None, None]
-        return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(-1)
-
-    return lambda setup: loss
 
 
 def smooth_ap(tau: Tensor) -> Make:

@@ -10,16 +10,7 @@ import torch
 from sklearn.metrics import average_precision_score, roc_curve
 from torch import Tensor
 
-from ..trainer import (
-    Arm,
-    Budget,
-    Fitted,
-    Part,
-    Training,
-    Weights,
-    average_precision,
-    score_all,
-)
+from ..trainer import Arm, Budget, Fitted, Part, Training, Weights, average_precision, score_all
 from .arms import BASE
 from .data import Array, Stack
 
