@@ -151,14 +151,14 @@ def build(crew: Crew, _: Any) -> Suite:
     return Suite("shards", about, SHARDED, cases, TOLERANCE, {})
 
 
-def table(cases: Sequence[tuple[int, int]] = TABLE) -> str:
+def table() -> str:
     """Bytes that leave each process per forward: moments against scores and labels.
 
     Counted in one process that plays the first of so many. The others play dead: their rows are
     missing from the size that the accuracy is set for, which changes a few percent.
     """
     lines = ["processes x rows   span / tau   sharded KB  gathered MB        ratio"]
-    for world, rows in cases:
+    for world, rows in TABLE:
         dist.init_process_group("fake", rank=0, world_size=world, store=dist.HashStore())
         pos = torch.arange(rows) < RATE * rows
         for span in (20, 240, 1000):
