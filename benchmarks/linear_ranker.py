@@ -32,15 +32,15 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from proxy_losses.demo._sources import load_table
-from proxy_losses.demo._tables import Part, Split, Table, split_table
+from proxy_losses.demo._tables import Split, Table, split_table
 from proxy_losses.integrations.sklearn import LinearRanker
 
-from . import harness, report, trainer
+from . import harness, report
 from .real_data.data import Array
 from .real_data.losses import scaled_bce
 from .real_data.models import best_logistic
 from .real_data.stats import overall, resampled
-from .trainer import Arm, Budget, Training, Weights, score_all
+from .trainer import Arm, Budget, Part, Training, Weights, score_all
 
 RAREST, COMMONEST = 1e-4, 0.1  # share of positives of a table that is used
 # name -> metric and features of the arms
@@ -69,66 +69,57 @@ METRICS: dict[str, Callable[[Array, Array], float]] = {
 def scaled_parts(split: Split) -> list[Part]:
     """Training, validation and test rows, in the scale that the estimator will choose itself."""
     scaler = StandardScaler().fit(split.train.features.astype(np.float64))
-    return [
-        Part(scaler.transform(part.features.astype(np.float64)), part.labels == 1)
-        for part in (split.train, split.validation, split.test)
-    ]
+    found = []
+    for part in (split.train, split.validation, split.test):
+        x = scaler.transform(part.features.astype(np.float64))
+        found.append(Part(torch.from_numpy(x)[None], torch.from_numpy(part.labels == 1)[None]))
+    return found
 
 
 def continued(
     start: LogisticRegression, train: Part, held: Part, metric: str, model: LinearRanker
 ) -> Weights:
     """The best of three logistic losses, minimised from the tuned one; with an intercept."""
-    spread = float(start.decision_function(train.features).std())
-    weights = [torch.from_numpy(w / spread)[None] for w in (start.coef_.T, start.intercept_[None])]
-    rate = model.learning_rate / (train.features.shape[1] + 1) ** 0.5
-    arm = Arm(
-        "continued",
-        scaled_bce(torch.tensor([spread], dtype=torch.float64)),
-        (rate,) * 3,
-        "weight of positives",
-        POS_WEIGHTS,
-    )
+    spread = torch.tensor([start.decision_function(train.x[0]).std()])
+    weights = [torch.from_numpy(w)[None] / spread for w in (start.coef_.T, start.intercept_[None])]
+    rates = (model.learning_rate / (train.x.shape[2] + 1) ** 0.5,) * len(POS_WEIGHTS)
+    arm = Arm("continued", scaled_bce(spread), rates, "weight of positives", POS_WEIGHTS)
     budget = Budget(model.max_iter, EVERY, patience=model.n_iter_no_change)
-    rows = trainer.Part(
-        torch.from_numpy(train.features)[None], torch.from_numpy(train.labels)[None]
-    )
 
     def judge(now: Weights) -> Tensor:
-        found = score_all(now, torch.from_numpy(held.features)[None])[0].numpy()
-        return torch.tensor([[METRICS[metric](held.labels, s) for s in found]], dtype=torch.float64)
+        found = score_all(now, held.x)[0].numpy()
+        return torch.tensor(
+            [[METRICS[metric](held.y[0].numpy(), s) for s in found]], dtype=torch.float64
+        )
 
-    return Training(rows, arm, weights, budget).fit(judge, model.tol).choose()[1]
+    return Training(train, arm, weights, budget).fit(judge, model.tol).choose()[1]
 
 
 def one_split(split: Split, metric: str, count: int | None) -> dict[str, Any]:
     """Test metrics of the arms."""
-    parts = train, held, test = scaled_parts(split)
+    parts = scaled_parts(split)
+    (x, y), (x_val, y_val), (x_test, truth) = ((p.x[0].numpy(), p.y[0].numpy()) for p in parts)
     begin = time.process_time()
     model = LinearRanker(metric, n_features=count, quantile=QUANTILE, fpr=FPR)
-    model.fit(train.features, train.labels, X_val=held.features, y_val=held.labels)
+    model.fit(x, y, X_val=x_val, y_val=y_val)
     seconds = time.process_time() - begin
-    ranked = model.decision_function(test.features)
 
-    train, held, test = (part._replace(features=part.features[:, model.support_]) for part in parts)
+    picked = model.support_
     start = best_logistic(
-        train.features,
-        train.labels,
-        model.Cs,
-        lambda m: METRICS[metric](held.labels, m.decision_function(held.features)),
-    )
-    control = continued(start, train, held, metric, model)
+        x[:, picked], y, model.Cs,
+        lambda m: METRICS[metric](y_val, m.decision_function(x_val[:, picked])),
+    )  # fmt: skip
+    train, held, test = (Part(p.x[..., torch.from_numpy(picked)], p.y) for p in parts)
+    control = [w[:, None] for w in continued(start, train, held, metric, model)]
     scores = {
-        "logistic": start.decision_function(test.features),
-        "continued": score_all(
-            [w[:, None] for w in control], torch.from_numpy(test.features)[None]
-        )[0, 0],
-        "ranker": ranked,
+        "logistic": start.decision_function(test.x[0]),
+        "continued": score_all(control, test.x)[0, 0].numpy(),
+        "ranker": model.decision_function(x_test),
     }
     return {
         "improved": model.improved_, "best_iter": model.best_iter_, "fit_cpu_s": round(seconds, 2),
         "test": {
-            arm: {name: float(of(test.labels, values)) for name, of in METRICS.items()}
+            arm: {name: float(of(truth, values)) for name, of in METRICS.items()}
             for arm, values in scores.items()
         },
     }  # fmt: skip

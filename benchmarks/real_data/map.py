@@ -117,6 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     written = report.heading("real_data_map", __doc__.splitlines()[0]) | {
         "protocol": {
             "seeds": args.seeds, "most_rows": MOST_ROWS,
+            "least_positives": LEAST_POSITIVES, "least_tables": LEAST_TABLES,
             "budget": EFFORT.more._asdict() | {"base": EFFORT.base._asdict()} | {
                 name.lower(): getattr(stacked, name) for name in stacked.SETTINGS
             },
