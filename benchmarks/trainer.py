@@ -206,11 +206,13 @@ class Training:
 class Queued:
     """A loss of ours over batch and queue, mapped over models [K], each with its own queue."""
 
-    def __init__(self, loss: Callable[..., Any], rows: int, models: int) -> None:
+    def __init__(
+        self, loss: Callable[..., Any], rows: int, models: int, dtype: torch.dtype = torch.float32
+    ) -> None:
         """Without rows there is no queue; a single model is not mapped."""
         each, self.loss = 0 if rows else None, loss
         self.call = torch.func.vmap(loss, in_dims=(0, 0, each, 0), out_dims=(0, each))
-        fields = P.init_queue(rows, 1) if rows else ()
+        fields = P.init_queue(rows, 1, dtype=dtype) if rows else ()
         self.queue = self.empty = fields and P.QueueState(
             *(field.expand(models, *field.shape).clone() for field in fields)
         )

@@ -98,7 +98,7 @@ def hard_negatives(setup: Setup) -> Loss:
 
 def _queued(fn: Callable[..., Any], tau: Tensor) -> Loss:
     """A loss of ours over the batch and a queue of every network."""
-    ranking = Queued(fn, QUEUE, tau.numel())
+    ranking = Queued(fn, QUEUE, tau.numel(), tau.dtype)
 
     def loss(logits: Tensor, batch: Batch) -> Tensor:
         y = batch.y[:, None].expand(logits.shape).flatten(0, 1)
