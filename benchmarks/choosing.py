@@ -7,7 +7,6 @@ over cross-entropy for all of these steps, on held-out rows and with the last we
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -25,18 +24,18 @@ from .choosing_runs import (
     INPUTS,
     QUANTILE,
     WORLDS,
-    Arm,
-    Budget,
     Data,
     Outcome,
-    exact_ap,
+    Scale,
+    Setting,
     make_data,
     train,
 )  # fmt: skip
 from .metric_figures import interval, paired
+from .trainer import average_precision
 
-FULL = Budget(seeds=10, steps=1000, batch=128, rows=20_000, held_out=40_000, pools=40, every=1)
-QUICK = Budget(seeds=2, steps=6, batch=64, rows=2000, held_out=2000, pools=6, every=4)
+FULL = Scale(seeds=10, steps=1000, batch=128, rows=20_000, held_out=40_000, pools=40, every=1)
+QUICK = Scale(seeds=2, steps=6, batch=64, rows=2000, held_out=2000, pools=6, every=4)
 
 TINY_TAUS = (1e-4, 3e-4, 1e-3, 3e-3)  # read off, not trained with
 TAUS = (0.01, 0.03, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
@@ -46,32 +45,32 @@ WEIGHTS = (0.1, 0.25, 0.5, 0.75, 1.0)
 POOLS = (128, 256, 512, 1024, 2048, 4096, 8192)
 RANKED = 2048  # rows of the pool whose saturation is shown
 ANCHORED = 0.5  # weight of the recall loss where the queue is varied
-USUAL = Arm(), Arm("recall", main=ANCHORED)  # what other arms are held against
+USUAL = Setting(), Setting("recall", main=ANCHORED)  # what other arms are held against
 
 
-def questions(every: int) -> dict[str, list[Arm]]:
+def questions(every: int) -> dict[str, list[Setting]]:
     """The arms of every question; a smaller run has some settings of each axis."""
     taus, queues, warmups, weights = (
         axis[::every] for axis in (TAUS, QUEUES, WARMUPS, WEIGHTS[::-1])
     )
     return {
-        "tau": [Arm(tau=tau, unit=unit) for unit in ("frozen", "spread") for tau in taus],
+        "tau": [Setting(tau=tau, unit=unit) for unit in ("frozen", "spread") for tau in taus],
         "tau over time": [
-            Arm(unit=unit, warmup=warmup)
-            for warmup in (Arm().warmup, 0.0)
+            Setting(unit=unit, warmup=warmup)
+            for warmup in (Setting().warmup, 0.0)
             for unit in ("frozen", "decay", "spread")
         ],
-        "queue": [Arm(queue=rows) for rows in queues],
-        "queue kept at the switch": [Arm(), Arm(keep=True)],
-        "queue of recall": [Arm("recall", queue=rows, main=ANCHORED) for rows in queues],
+        "queue": [Setting(queue=rows) for rows in queues],
+        "queue kept at the switch": [Setting(), Setting(keep=True)],
+        "queue of recall": [Setting("recall", queue=rows, main=ANCHORED) for rows in queues],
         "warmup": [
-            Arm(unit=unit, warmup=share, blend=ramp)
+            Setting(unit=unit, warmup=share, blend=ramp)
             for unit, ramp in (("frozen", 0.0), ("frozen", 0.2), ("spread", 0.0))
             for share in warmups
         ],
-        "weight": [Arm("ap", main=weight) for weight in weights],
+        "weight": [Setting("ap", main=weight) for weight in weights],
         "weight at the top": [
-            Arm(loss, unit=unit, main=weight)
+            Setting(loss, unit=unit, main=weight)
             for loss, unit in (
                 ("recall", "frozen"),
                 ("trapezoid", "spread"),
@@ -82,7 +81,7 @@ def questions(every: int) -> dict[str, list[Arm]]:
     }
 
 
-def record(arm: Arm, found: Outcome, control: Outcome, usual: Outcome) -> dict[str, Any]:
+def record(arm: Setting, found: Outcome, control: Outcome, usual: Outcome) -> dict[str, Any]:
     """An arm with all its seeds, and what it gains over cross-entropy and over the usual arm."""
     ap, recall = found.ap.tolist(), found.recall.tolist()
     judged = "ap" if arm.loss == "ap" else "recall"
@@ -100,7 +99,7 @@ def record(arm: Arm, found: Outcome, control: Outcome, usual: Outcome) -> dict[s
 
 def temperatures(scores: Tensor, y: Tensor, taus: Sequence[float]) -> list[dict[str, Any]]:
     """At each tau, in spreads: share of positives without gradient, and |smooth AP - AP|."""
-    spread, exact = P.score_spread(scores), exact_ap(scores, y)
+    spread, exact = P.score_spread(scores), average_precision(scores[:, None], y)[:, 0]
     found = []
     for tau in taus:
         smooth = P.smooth_ap(scores, y, tau * spread)
@@ -116,7 +115,7 @@ def temperatures(scores: Tensor, y: Tensor, taus: Sequence[float]) -> list[dict[
 
 def pools(scores: Tensor, y: Tensor, sizes: Sequence[int], draws: int) -> list[dict[str, Any]]:
     """Smooth AP of random pools around that of all rows, at the default tau."""
-    tau = Arm().tau * P.score_spread(scores)
+    tau = Setting().tau * P.score_spread(scores)
     whole, draw = P.smooth_ap(scores, y, tau), torch.Generator().manual_seed(0)
     found = []
     for size in sizes:
@@ -140,20 +139,22 @@ def pools(scores: Tensor, y: Tensor, sizes: Sequence[int], draws: int) -> list[d
     return found
 
 
-def answer(data: Data, world: Any, budget: Budget) -> dict[str, Any]:
+def answer(data: Data, world: Any, scale: Scale) -> dict[str, Any]:
     """All questions about one world."""
-    asked = questions(budget.every)
+    asked = questions(scale.every)
     arms = [CONTROL, *USUAL, *(arm for arms in asked.values() for arm in arms)]
     found = dict(zip(arms, train(world, arms, data), strict=True))
     control = found[CONTROL]
     return {
-        "positives": data.y.double().mean().item(),
+        "positives": data.learnt.y.double().mean().item(),
         "control": {
             "ap": interval(control.ap.tolist()),
             "recall": interval(control.recall.tolist()),
         },
-        "temperatures": temperatures(control.scores, data.y, (*TINY_TAUS, *TAUS)[:: budget.every]),
-        "pools": pools(control.scores, data.y, POOLS[:: budget.every], budget.pools),
+        "temperatures": temperatures(
+            control.scores, data.learnt.y, (*TINY_TAUS, *TAUS)[:: scale.every]
+        ),
+        "pools": pools(control.scores, data.learnt.y, POOLS[:: scale.every], scale.pools),
         "questions": {
             name: [record(arm, found[arm], control, found[USUAL[arm.loss != "ap"]]) for arm in arms]
             for name, arms in asked.items()
@@ -161,21 +162,14 @@ def answer(data: Data, world: Any, budget: Budget) -> dict[str, Any]:
     }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    args = report.options("choosing").parse_args(argv)
-    default = report.ROOT / report.RESULTS / "choosing.json"
-    if args.plot:
-        path = args.out or default
-        choosing_figures.draw(json.loads(path.read_text()), path.with_suffix(".png"))
-        return 0
-    torch.set_num_threads(1)
-    budget = QUICK if args.quick else FULL
+def measure(quick: bool) -> report.Written:
+    scale = QUICK if quick else FULL
     start = time.process_time()
     written = report.heading("choosing", __doc__.splitlines()[0]) | {
-        "quick": args.quick,
+        "quick": quick,
         "protocol": {
-            **budget._asdict(), "inputs": INPUTS, "quantile": QUANTILE, "optimizer": "Adam",
-            "default": Arm()._asdict(), "control": CONTROL._asdict(), "decay": DECAY,
+            **scale._asdict(), "inputs": INPUTS, "quantile": QUANTILE, "optimizer": "Adam",
+            "default": Setting()._asdict(), "control": CONTROL._asdict(), "decay": DECAY,
             "ranked": RANKED,
         },
         "worlds": {},
@@ -183,15 +177,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, world in WORLDS.items():
         print(name, file=sys.stderr, flush=True)
         about = {"about": world.about, "hidden": world.hidden, "rate": world.rate}
-        written["worlds"][name] = about | answer(make_data(world, budget), world, budget)
+        written["worlds"][name] = about | answer(make_data(world, scale), world, scale)
     written["cpu_s"] = round(time.process_time() - start, 1)
-    print(choosing_figures.show(written))
-    out = args.out or (None if args.quick else default)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(written, indent=1) + "\n")
-        choosing_figures.draw(written, out.with_suffix(".png"))
-    return 0
+    return written
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return report.main("choosing", argv, measure, choosing_figures.show, choosing_figures.draw)
 
 
 if __name__ == "__main__":

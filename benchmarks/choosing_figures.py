@@ -11,7 +11,7 @@ from matplotlib.axis import Axis
 from matplotlib.lines import Line2D
 
 from . import report
-from .rank_figures import BLUE, GREY, INK, ORANGE, new_figure, tidy
+from .figures import BLUE, GREY, INK, ORANGE, new_figure, tidy
 
 COLOURS = (ORANGE, BLUE)  # of the worlds
 DASHED: Any = (0, (4, 1.5))

@@ -3,27 +3,32 @@
 A suite is a module with a function that builds a `Suite` from the command line, and hands it to
 `main`. Nothing is timed before all contenders agree with us on the first, smallest case.
 
-Time is ``time.perf_counter`` around complete calls. Each round times every contender once, in
-rotating order, so that a busy machine slows all of them alike; a ratio is the median over rounds
-of contender / ours, hence above 1 where we are faster. Memory is the peak resident set of one
-call above its inputs, in a fresh process. `report.Report` is the schema of what is written.
-A contender that returns nothing is a yardstick: it is timed and compared with nobody.
+Time is ``time.perf_counter`` around complete calls, or with ``--cpu-time`` that of this thread.
+Each round times every contender once, in rotating order, so that a busy machine slows all of them
+alike; a ratio is the median over rounds of contender / ours, hence above 1 where we are faster.
+``--against`` adds another version of the package. Memory is the peak resident set of one call above
+its inputs, in a fresh process. `report.Report` is the schema of what is written. A contender that
+returns nothing is a yardstick: it is timed and compared with nobody.
 """
 
 from __future__ import annotations
 
 import argparse
+import atexit
 import gc
 import importlib
 import importlib.metadata
 import json
 import math
 import os
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Literal, NamedTuple
@@ -31,14 +36,21 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+import proxy_losses
+
 from . import report as rep
 from .report import CaseReport, Entry, Goal, Report
 
+OURS = "proxy_losses"
 MIN_REPEATS = 7
 MIN_SAMPLE_S = 0.01  # shorter calls are repeated within one sample
 SLOW_SAMPLE_S, SLOW_REPEATS = 20.0, 3  # a longer sample ends its contender after so many rounds
 
+AGAINST = "another checkout, or a folder with a renamed copy of its package, to measure beside"
+UNRECORDED = ("quick", "out", "peak_of", "against", "cpu_time")  # options
+
 Fn = Callable[[], tuple[Tensor, ...]]
+Clock = Callable[[], float]
 
 
 class Skip(NamedTuple):
@@ -88,6 +100,34 @@ def peer(package: str) -> tuple[ModuleType | None, str | None]:
         return module, str(getattr(module, "__version__", "unknown"))
 
 
+def packages(args: argparse.Namespace) -> dict[str, ModuleType]:
+    """This package, and the version of it that ``--against`` names, by their import names."""
+    folder = getattr(args, "against", None)
+    return {OURS: proxy_losses} | ({} if folder is None else _version(folder))
+
+
+@cache
+def _version(folder: Path) -> dict[str, ModuleType]:
+    """The package in the folder.
+
+    That of a checkout is copied under another name, which its operators get too, so that both
+    live in this process.
+    """
+    name = "old_losses"
+    if (source := folder / OURS).is_dir():
+        folder = Path(tempfile.mkdtemp())
+        atexit.register(shutil.rmtree, folder)
+        shutil.copytree(source, folder / name)
+        for path in folder.rglob("*.py"):
+            path.write_text(path.read_text().replace(OURS, name))
+    elif len(found := [*folder.glob("*/__init__.py")]) == 1:
+        name = found[0].parent.name
+    else:
+        raise SystemExit(f"--against needs a checkout, or a folder of one package, got {folder}")
+    sys.path.insert(0, str(folder.resolve()))
+    return {name: importlib.import_module(name)}
+
+
 def deviation(theirs: Sequence[Tensor], ours: Sequence[Tensor]) -> float:
     """Largest difference in any output, relative to the largest entry of that output of ours."""
     worst = 0.0
@@ -118,7 +158,9 @@ def gate(suite: Suite) -> None:
                 raise DisagreementError(f"{off}, tolerance {suite.tolerance:g}")
 
 
-def rounds(calls: Mapping[str, tuple[Fn, int]], repeats: int) -> dict[str, list[float]]:
+def rounds(
+    calls: Mapping[str, tuple[Fn, int]], repeats: int, clock: Clock = time.perf_counter
+) -> dict[str, list[float]]:
     """Seconds per call of each contender in each round; each round starts with another one."""
     samples: dict[str, list[float]] = {name: [] for name in calls}
     order = list(calls)
@@ -132,10 +174,10 @@ def rounds(calls: Mapping[str, tuple[Fn, int]], repeats: int) -> dict[str, list[
                 (fn, count), done = calls[name], samples[name]
                 if len(done) >= SLOW_REPEATS and done[-1] * count > SLOW_SAMPLE_S:
                     continue
-                start = time.perf_counter()
+                start = clock()
                 for _ in range(count):
                     fn()
-                done.append((time.perf_counter() - start) / count)
+                done.append((clock() - start) / count)
             order = order[1:] + order[:1]
     finally:
         gc.enable()
@@ -152,7 +194,9 @@ def _spread(samples: list[float]) -> tuple[float, list[float]]:
     return _round(middle), [_round(first), _round(third)]
 
 
-def measure(case: Case, ours: str, repeats: int = MIN_REPEATS) -> CaseReport:
+def measure(
+    case: Case, ours: str, repeats: int = MIN_REPEATS, clock: Clock = time.perf_counter
+) -> CaseReport:
     """Warm up, note how far the contenders deviate from us, and time them."""
     if repeats < MIN_REPEATS:
         raise ValueError(f"repeats must be >= {MIN_REPEATS}, got {repeats}")
@@ -166,7 +210,7 @@ def measure(case: Case, ours: str, repeats: int = MIN_REPEATS) -> CaseReport:
         count = math.ceil(MIN_SAMPLE_S / (time.perf_counter() - start))
         errors[name] = _round(deviation(outputs, expected)) if outputs else None
         calls[name] = (fn, max(1, count))
-    samples = rounds(calls, repeats)
+    samples = rounds(calls, repeats, clock)
     entries: dict[str, Entry] = {}
     for name, contender in case.contenders.items():
         entry: Entry = {
@@ -221,15 +265,19 @@ def child_peak(
     return peak, "this system does not tell the peak" if peak is None else None
 
 
+def _clock(args: argparse.Namespace) -> Clock:
+    return time.thread_time if args.cpu_time else time.perf_counter
+
+
 def new_report(suite: Suite, args: argparse.Namespace) -> Report:
     """A report without cases."""
     commit, dirty = rep.checkout()
-    options = {k: v for k, v in vars(args).items() if k not in ("quick", "out", "peak_of")}
+    options = {k: v for k, v in vars(args).items() if k not in UNRECORDED}
     return {
         "schema_version": rep.SCHEMA_VERSION, "suite": suite.name, "about": suite.about,
         "ours": suite.ours, "quick": args.quick, "options": options, "date": rep.now(),
         "commit": commit, "dirty": dirty, "versions": rep.versions(), "peers": suite.peers,
-        "machine": rep.machine(args.threads), "clock": "time.perf_counter",
+        "machine": rep.machine(args.threads), "clock": f"time.{_clock(args).__name__}",
         "tolerance": suite.tolerance, "cases": [],
     }  # fmt: skip
 
@@ -240,7 +288,7 @@ def run(suite: Suite, args: argparse.Namespace, module: str, argv: Sequence[str]
     report = new_report(suite, args)
     for number, case in enumerate(suite.cases, 1):
         print(f"[{number}/{len(suite.cases)}] {case.name}", file=sys.stderr, flush=True)
-        result = measure(case, suite.ours, args.repeats)
+        result = measure(case, suite.ours, args.repeats, _clock(args))
         if not args.no_memory:
             for name in runnable(case):
                 entry = result["contenders"][name]
@@ -250,14 +298,19 @@ def run(suite: Suite, args: argparse.Namespace, module: str, argv: Sequence[str]
     return report
 
 
-def parser(module: str) -> argparse.ArgumentParser:
-    """The options that all suites share."""
+def parser(module: str, *, against: bool = True) -> argparse.ArgumentParser:
+    """The options that all suites share; `against` if it takes more versions of ours."""
     options = argparse.ArgumentParser(prog=f"python -m {module}")
     options.add_argument("--quick", action="store_true", help="few sizes, to see that it works")
     options.add_argument("--out", type=Path, help="JSON file; without it, --quick writes none")
     options.add_argument("--threads", type=int, default=1, help="of torch; default 1")
     options.add_argument("--repeats", type=int, default=MIN_REPEATS)
+    options.add_argument(
+        "--cpu-time", action="store_true", help="of this thread, where other work runs beside"
+    )
     options.add_argument("--no-memory", action="store_true", help="time alone, no child processes")
+    if against:
+        options.add_argument("--against", type=Path, help=AGAINST)
     options.add_argument("--peak-of", nargs=2, help=argparse.SUPPRESS)
     return options
 
@@ -283,6 +336,8 @@ def main(
     args = (options or parser(module)).parse_args(argv)
     torch.set_num_threads(args.threads)
     suite = build(args)
+    others = {name: p.__version__ for name, p in packages(args).items() if name != OURS}
+    suite = suite._replace(peers={**suite.peers, **others})
     if args.peak_of:
         print(json.dumps(own_peak(suite, *args.peak_of)))
         return 0
@@ -292,8 +347,5 @@ def main(
         print(f"refusing to time: {error}", file=sys.stderr)
         return 1
     print(rep.show(report))
-    out = args.out or (None if args.quick else rep.ROOT / rep.RESULTS / f"{suite.name}.json")
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(report, indent=1) + "\n")
+    rep.save(report, args, suite.name)
     return 0

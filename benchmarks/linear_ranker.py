@@ -17,26 +17,30 @@ splits of one table are those of the corrected resampled t-test, since splits sh
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from sklearn.preprocessing import StandardScaler
+from torch import Tensor
 
 from proxy_losses.demo._sources import load_table
-from proxy_losses.demo._tables import Part, Split, Table, split_table
-from proxy_losses.integrations import _scorecard as card
-from proxy_losses.integrations._rows import Rows
+from proxy_losses.demo._tables import Split, Table, split_table
 from proxy_losses.integrations.sklearn import LinearRanker
 
 from . import harness, report
-from .real_data.stats import resampled
+from .real_data.data import Array
+from .real_data.losses import scaled_bce
+from .real_data.models import best_logistic
+from .real_data.stats import overall, resampled
+from .trainer import Arm, Budget, Part, Training, Weights, score_all
 
 RAREST, COMMONEST = 1e-4, 0.1  # share of positives of a table that is used
 # name -> metric and features of the arms
@@ -47,87 +51,82 @@ FIELDS: dict[str, tuple[str, int | None]] = {
 }
 ARMS = ("logistic", "continued", "ranker")
 POS_WEIGHTS = (1.0, 10.0, 0.1)
-METRICS = card.METRICS
 QUANTILE = FPR = 0.005
+EVERY = 10  # steps from one validation to the next, as `LinearRanker` does
 
 
-def scaled_rows(split: Split) -> tuple[Rows, Rows, Rows]:
+def recall(y: Array, scores: Array) -> float:
+    """Of the positives in the top `QUANTILE` of the rows; tied rows share the last places."""
+    false, true, _ = roc_curve(y, scores, drop_intermediate=False)
+    return float(np.interp(QUANTILE, false * (1.0 - y.mean()) + true * y.mean(), true))
+
+
+METRICS: dict[str, Callable[[Array, Array], float]] = {
+    "ap": average_precision_score, "recall": recall, "pauc": partial(roc_auc_score, max_fpr=FPR),
+}  # fmt: skip
+
+
+def scaled_parts(split: Split) -> list[Part]:
     """Training, validation and test rows, in the scale that the estimator will choose itself."""
     scaler = StandardScaler().fit(split.train.features.astype(np.float64))
-
-    def rows(part: Part) -> Rows:
-        features = scaler.transform(part.features.astype(np.float64))
-        return Rows(features, part.labels == 1, None)
-
-    return rows(split.train), rows(split.validation), rows(split.test)
+    found = []
+    for part in (split.train, split.validation, split.test):
+        x = scaler.transform(part.features.astype(np.float64))
+        found.append(Part(torch.from_numpy(x)[None], torch.from_numpy(part.labels == 1)[None]))
+    return found
 
 
 def continued(
-    start: card.Linear, train: Rows, held: Rows, score: card.Score, settings: dict[str, Any]
-) -> card.Linear:
+    start: LogisticRegression, train: Part, held: Part, metric: str, model: LinearRanker
+) -> Weights:
     """The best of three logistic losses, minimised from the tuned one; with an intercept."""
-    spread = float(start.of(train.x).std())
-    target = torch.from_numpy(train.y.astype(np.float64))
-    train, held = (r._replace(x=np.column_stack([r.x, np.ones(len(r.x))])) for r in (train, held))
-    start = start._replace(coef=np.append(start.coef, 0.0))
+    spread = torch.tensor([start.decision_function(train.x[0]).std()])
+    weights = [torch.from_numpy(w)[None] / spread for w in (start.coef_.T, start.intercept_[None])]
+    rates = (model.learning_rate / (train.x.shape[2] + 1) ** 0.5,) * len(POS_WEIGHTS)
+    arm = Arm("continued", scaled_bce(spread), rates, "weight of positives", POS_WEIGHTS)
+    budget = Budget(model.max_iter, EVERY, patience=model.n_iter_no_change)
 
-    def end(pos_weight: float) -> card.Linear:
-        weight = torch.tensor(pos_weight, dtype=torch.float64)
+    def judge(now: Weights) -> Tensor:
+        found = score_all(now, held.x)[0].numpy()
+        return torch.tensor(
+            [[METRICS[metric](held.y[0].numpy(), s) for s in found]], dtype=torch.float64
+        )
 
-        def loss(scores: torch.Tensor) -> torch.Tensor:  # of scores of spread 1 at the start
-            return torch.nn.functional.binary_cross_entropy_with_logits(
-                spread * scores, target, pos_weight=weight
-            )
-
-        return card.ascend(start, train, held, loss, score, **settings)[0]
-
-    best = max((end(weight) for weight in POS_WEIGHTS), key=lambda linear: linear.score)
-    return card.Linear(best.coef[:-1], best.intercept, best.score)  # the order is the same
+    return Training(train, arm, weights, budget).fit(judge, model.tol).choose()[1]
 
 
 def one_split(split: Split, metric: str, count: int | None) -> dict[str, Any]:
     """Test metrics of the arms."""
-    parts = train, held, test = scaled_rows(split)
+    parts = scaled_parts(split)
+    (x, y), (x_val, y_val), (x_test, truth) = ((p.x[0].numpy(), p.y[0].numpy()) for p in parts)
     begin = time.process_time()
     model = LinearRanker(metric, n_features=count, quantile=QUANTILE, fpr=FPR)
-    model.fit(train.x, train.y, X_val=held.x, y_val=held.y)
+    model.fit(x, y, X_val=x_val, y_val=y_val)
     seconds = time.process_time() - begin
-    ranked = model.decision_function(test.x)
 
-    train, held, test = (part._replace(x=part.x[:, model.support_]) for part in parts)
-    score = card.exact(metric, QUANTILE, FPR)
-    start, _ = card.warm_start(train, held, model.Cs, score)
-    settings = {
-        "rate": model.learning_rate, "steps": model.max_iter,
-        "patience": model.n_iter_no_change, "tol": model.tol,
-    }  # fmt: skip
-    control = continued(start, train, held, score, settings)
+    picked = model.support_
+    start = best_logistic(
+        x[:, picked], y, model.Cs,
+        lambda m: METRICS[metric](y_val, m.decision_function(x_val[:, picked])),
+    )  # fmt: skip
+    train, held, test = (Part(p.x[..., torch.from_numpy(picked)], p.y) for p in parts)
+    control = [w[:, None] for w in continued(start, train, held, metric, model)]
     scores = {
-        "logistic": start.of(test.x), "continued": control.of(test.x), "ranker": ranked,
-    }  # fmt: skip
+        "logistic": start.decision_function(test.x[0]),
+        "continued": score_all(control, test.x)[0, 0].numpy(),
+        "ranker": model.decision_function(x_test),
+    }
     return {
         "improved": model.improved_, "best_iter": model.best_iter_, "fit_cpu_s": round(seconds, 2),
         "test": {
-            arm: {
-                name: card.exact(name, QUANTILE, FPR)(values, test.y, None) for name in METRICS
-            }
+            arm: {name: float(of(truth, values)) for name, of in METRICS.items()}
             for arm, values in scores.items()
         },
     }  # fmt: skip
 
 
-def interval(values: Sequence[float]) -> dict[str, Any]:
-    """Mean over tables and its 95 % interval of Student's t; null bounds for fewer than two."""
-    found = np.array(values)
-    mean, half = float(found.mean()), None
-    if len(found) > 1:
-        quantile = stats.t.ppf(0.975, len(found) - 1)
-        half = float(quantile * found.std(ddof=1) / len(found) ** 0.5)
-    return _bounds(mean, half)
-
-
 def over_splits(differences: Sequence[float]) -> dict[str, Any]:
-    """The same over the splits of a table, wider since these share rows."""
+    """Mean and 95 % interval over the splits of a table; null bounds of one."""
     if len(differences) < 2:
         return _bounds(differences[0], None)
     return _bounds(*resampled(differences)[:2])
@@ -146,16 +145,15 @@ def compare(found: dict[str, list[dict[str, Any]]], control: str, metric: str) -
         )
         for name, splits in found.items()
     }
-    means = [table["mean"] for table in by_table.values()]
+    whole = overall([table["mean"] for table in by_table.values()])
     wins = sum(t["low"] is not None and t["low"] > 0 for t in by_table.values())
     losses = sum(t["high"] is not None and t["high"] < 0 for t in by_table.values())
     return {
         "tables": by_table,
-        "overall": interval(means),
-        "up": sum(m > 0 for m in means), "down": sum(m < 0 for m in means),
+        "overall": _bounds(whole.mean, whole.half), "up": whole.up, "down": whole.down,
         # a win or a loss: the interval over the splits leaves 0 out
-        "wins": wins, "ties": len(means) - wins - losses, "losses": losses,
-        "wilcoxon_p": float(stats.wilcoxon(means).pvalue) if any(means) else 1.0,
+        "wins": wins, "ties": len(found) - wins - losses, "losses": losses,
+        "wilcoxon_p": whole.p,
     }  # fmt: skip
 
 
@@ -236,7 +234,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         },
         "results": {field: {} for field in FIELDS}, "compared": {},
     }  # fmt: skip
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     for name, table in data.items():
         for seed in range(args.seeds):
             split = split_table(table, seed)
@@ -244,12 +241,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if count is None or count < table.features.shape[1]:
                     found = written["results"][field].setdefault(name, [])
                     found.append(one_split(split, metric, count))
-            args.out.write_text(json.dumps(written, indent=1) + "\n")
+            report.write(written, args.out)
             print(f"{name} {seed}: {time.process_time():.0f} s", file=sys.stderr, flush=True)
     written["results"] = {field: found for field, found in written["results"].items() if found}
     written["compared"] = compare_all(written["results"])
     written["cpu_s"] = round(time.process_time(), 1)
-    args.out.write_text(json.dumps(written, indent=1) + "\n")
+    report.write(written, args.out)
     print(show(written))
     return 0
 

@@ -10,14 +10,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-import proxy_losses
-
 from . import harness
-from .harness import Case, Fn, Skip, Suite
-from .ranks import Batch, Steps, loss_and_grad
+from .harness import OURS, Case, Fn, Skip, Suite
+from .ranks import Batch, Steps
+from .smooth_ap import value_and_grad
 
 MODULE = "benchmarks.losses"
-OURS, PEER = "proxy_losses", "imbalanced_losses"
+PEER = "imbalanced_losses"
 CLASSES = (1, 10, 1_000)
 TOLERANCE = 1e-3  # of the gate; the peer's float32 slopes lose digits where sigmoids saturate
 
@@ -67,30 +66,27 @@ def contender(package: Any, kind: Kind, classes: int, rows: int, queue: int) -> 
     if kind.cls == "SigmoidFocalLoss":
         targets = (targets[:, None] == torch.arange(classes)).float() if classes > 1 else targets
         targets = targets.reshape(logits.shape).float()
-    return lambda: loss_and_grad(loss, logits, targets)
+    return lambda: value_and_grad(loss, logits, targets)
 
 
 def suite(args: argparse.Namespace) -> Suite:
     """Batches of 512 rows, ranked against a queue of 1,024."""
     package, version = harness.peer(PEER)
+    packages: dict[str, Any] = {**harness.packages(args), PEER: package}
     rows, queue = (64, 128) if args.quick else (512, 1_024)
     cases = []
     for classes in CLASSES[:2] if args.quick else CLASSES:
         for name, kind in KINDS.items():
             if kind.cls == "SoftmaxFocalLoss" and classes == 1:
                 continue  # a softmax of one class is constant
-            cases.append(
-                Case(
-                    f"{name}, {classes} class{'es' * (classes > 1)}",
-                    {"classes": classes, "rows": rows, "queue": queue if kind.queue else 0},
-                    {
-                        OURS: contender(proxy_losses, kind, classes, rows, queue),
-                        PEER: contender(package, kind, classes, rows, queue)
-                        if package
-                        else Skip("absent", f"{PEER} is not installed"),
-                    },
-                )
-            )
+            sizes = {"classes": classes, "rows": rows, "queue": queue if kind.queue else 0}
+            contenders = {
+                whose: contender(found, kind, classes, rows, queue)
+                if found
+                else Skip("absent", f"{whose} is not installed")
+                for whose, found in packages.items()
+            }
+            cases.append(Case(f"{name}, {classes} class{'es' * (classes > 1)}", sizes, contenders))
     about = (
         "forward and backward of one step, eager, float32; ranking losses with a full queue, three "
         "steps a call; focal losses one step"

@@ -9,7 +9,7 @@ from typing import Any
 from scipy import stats
 
 from . import report
-from .rank_figures import BLUE, GREY, INK, ORANGE, new_figure, tidy
+from .figures import BLUE, GREY, INK, ORANGE, new_figure, tidy
 
 TIE = 1e-3  # closer than this is a tie
 

@@ -1,4 +1,4 @@
-"""Draws the figures of the soft ranks.
+"""Draws the figures of the ranks.
 
 ``python -m benchmarks.rank_figures`` measures and writes ``error.png`` and ``time.png`` beside the
 code of the ranks; ``python -m benchmarks.ranks --plot`` draws its own results with `draw_speed`.
@@ -10,169 +10,126 @@ import argparse
 import json
 import math
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from torch import Tensor
 
-from proxy_losses import _ranks
-from proxy_losses._ranks import bins, plan
-from proxy_losses._ranks.cells import Rows
-from proxy_losses._ranks.layout import Block, Ranges, direct_layout, place
+from proxy_losses import sigmoid_sums, smooth_ap, soft_ranks
 
 from . import report
-from .plan_constants import RTOL, nanoseconds
+from .figures import BLUE, GREEN, GREY, INK, ORANGE, milliseconds, new_figure, tidy
+from .harness import OURS
 from .report import Report
-from .smooth_ap import OURS, PEER, TAU, make_list
+from .smooth_ap import PEER, TAU, make_list, value_and_grad
 
-FOLDER = Path(_ranks.__file__).parent
-INK, GREY = "#333333", "#8a8a8a"
-BLUE, ORANGE, GREEN, PURPLE = "#0b6e99", "#d9730d", "#3f7d20", "#7b4fa3"
-WIDTHS = {4.0: PURPLE, 2.0: ORANGE, 1.0: GREEN, 0.5: BLUE}  # bins, in units of tau
+FOLDER = report.ROOT / "proxy_losses" / "_ranks"
 RATES = {0.005: "-", 0.05: (0, (4, 1.5))}
+RTOLS = tuple(10.0 ** -(k / 2) for k in range(4, 27))
+SINGLE = 32  # rows that are the only source of a list
 TIME_ROWS = tuple(round(1000 * 2 ** (k / 2)) for k in range(-2, 13))
 MOST_PAIRS = 1 << 26  # the dense method is left out above
 
 
+class Errors(NamedTuple):
+    """Largest errors of the grid at one rtol, against float64 brute force."""
+
+    rtol: float
+    pair: float  # of the sigmoid of a single pair, relative to 1/2 more than it
+    rank: float  # of a soft rank, relative to it
+
+
 class Timed(NamedTuple):
-    """Milliseconds of both methods, and what the plan would choose."""
+    """Milliseconds of soft ranks and their gradient by either method, and of Smooth-AP."""
 
     rows: int
     rate: float
     dense: float | None
     grid: float
-    chosen: str
+    smooth_ap: float
 
 
-class Errors(NamedTuple):
-    """Largest errors for 3, 4, .. nodes per bin of one width."""
+def precision(scores: Tensor, pos: Tensor, tau: float, **how: Any) -> Tensor:
+    """Smooth-AP from soft ranks, by a method of one's choice."""
+    rank, rank_pos = soft_ranks(scores, pos, tau, **how)[:2]
+    return (rank_pos / rank)[pos].mean()
 
-    pair: list[float]  # of a single pair, relative to its sigmoid
-    rank: list[float]  # of a soft rank, relative to it
 
-
-def errors(width: float, most: int = plan.MAX_NODES, rows: int = 3000) -> Errors:
-    """Grid against float64 brute force, 32 single sources and all rows as sources."""
+def errors(rtols: Sequence[float] = RTOLS, rows: int = 3000) -> list[Errors]:
+    """Of single sources and of ranks, on a wide list; tau is 1."""
     gen = torch.Generator().manual_seed(0)
-    scores = 12.0 * torch.randn(1, rows, generator=gen, dtype=torch.float64)  # in units of tau
-    weights = torch.eye(rows, dtype=torch.float64)[None, :32]
-    weights = torch.cat([weights, torch.ones(1, 1, rows, dtype=torch.float64)], 1)
-    apart = scores[0, :, None] - scores[0]  # [source, target]
-    exact = weights[0] @ torch.sigmoid(apart)
-    exact[-1] += 0.5  # the rank; the others are single pairs
-    shown = apart[:32].abs() < 20.0
-    count = math.ceil(45.0 / width)  # cells so wide that the cut-off adds nothing
-    ranges = Ranges([float(scores.min())], [float(scores.max())], [0.0], [1.0])
-    every = Rows(None, tuple(range(33)), ())
-    found = Errors([], [])
-    for nodes in range(plan.MIN_NODES, most + 1):
-        chosen = plan.Plan("grid", nodes, count, count * width, width, 0.0, 0.0)
-        layout = direct_layout(ranges, chosen, scores.device)
-        moments = bins.moments_of(layout, scores, weights, [every])
-        (table,) = bins.products(layout, moments, ["value"])
-        where = place(layout, scores, Block(slice(0, 1), slice(0, rows)))
-        sums = torch.stack([bins.clenshaw(table, group, where) for group in every.sources])
-        sums[-1] += 0.5
-        relative = (sums - exact).abs() / exact
-        found.pair.append(float(relative[:32][shown].max()))
-        found.rank.append(float(relative[-1].max()))
+    scores = 12.0 * torch.randn(rows, generator=gen, dtype=torch.float64)
+    every = torch.ones(rows, dtype=torch.bool)
+    single = torch.eye(rows, dtype=torch.float64)[:SINGLE]
+    pairs = torch.sigmoid(scores[:, None] - scores)  # [source, target]
+    rank, pairs = pairs.sum(0) + 0.5, pairs[:SINGLE]
+    found = []
+    for rtol in rtols:
+        how: dict[str, Any] = {"rtol": rtol, "method": "grid"}
+        sums = sigmoid_sums(scores, single, every, 1.0, **how)
+        ranks = soft_ranks(scores, every, 1.0, **how)[0]
+        pair = ((sums - pairs).abs() / (0.5 + pairs)).max().item()
+        found.append(Errors(rtol, pair, ((ranks - rank).abs() / rank).max().item()))
     return found
 
 
+def cpu_ms(run: Callable[[], object], repeats: int) -> float:
+    """Best of several runs."""
+    run()
+    best = math.inf
+    for _ in range(repeats):
+        begin = time.thread_time()
+        run()
+        best = min(best, time.thread_time() - begin)
+    return 1e3 * best
+
+
 def times(rows: int, rate: float, repeats: int) -> Timed:
-    """CPU time of mean precision and its gradient."""
+    """CPU time of value and gradient."""
     scores, pos = make_list(rows, rate)
-    pairs = int(pos.sum()) * rows
-    span = float(scores.max() - scores.min()) / TAU
-    chosen = plan.plan([plan.fused_work(1, rows, True)], span, RTOL, pairs=pairs)
-    scores.requires_grad_()
 
-    def run(method: str) -> None:
-        mean, _ = _ranks.mean_precision(scores, pos, None, TAU, rtol=RTOL, method=method)
-        torch.autograd.grad(mean, scores)
+    def ms(metric: Callable[[Tensor, Tensor], Tensor]) -> float:
+        return cpu_ms(partial(value_and_grad, metric, scores, pos), repeats)
 
-    grid = 1e-6 * nanoseconds(partial(run, "grid"), repeats)
-    dense = None if pairs > MOST_PAIRS else 1e-6 * nanoseconds(partial(run, "dense"), repeats)
-    return Timed(rows, rate, dense, grid, chosen.method)
+    few = int(pos.sum()) * rows <= MOST_PAIRS
+    dense = ms(partial(precision, tau=TAU, method="dense")) if few else None
+    grid = ms(partial(precision, tau=TAU, method="grid"))
+    return Timed(rows, rate, dense, grid, ms(partial(smooth_ap, tau=TAU)))
 
 
-def crossing(points: Sequence[Timed]) -> tuple[float, float] | None:
-    """Rows and milliseconds at which both methods take the same time, by log-log lines."""
-    both = [(math.log(t.rows), math.log(t.dense), math.log(t.grid)) for t in points if t.dense]
-    for (x0, dense0, grid0), (x1, dense1, grid1) in pairwise(both):
-        if dense0 <= grid0 and dense1 > grid1:
-            part = (grid0 - dense0) / (dense1 - dense0 - grid1 + grid0)
-            return math.exp(x0 + part * (x1 - x0)), math.exp(grid0 + part * (grid1 - grid0))
-    return None
-
-
-def new_figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def tidy(ax: Axes, x: str, y: str) -> None:
-    ax.set_xlabel(x, color=INK)
-    ax.set_ylabel(y, color=INK)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.grid(True, which="major", color="#e6e6e6", linewidth=0.7)
-    ax.tick_params(labelsize=9, colors=INK)
-    ax.set_axisbelow(True)
-
-
-def milliseconds(ax: Axes) -> None:
-    """Plain numbers on a logarithmic axis of milliseconds."""
-    ax.yaxis.set_major_formatter(lambda v, _: f"{v:,g}")
-
-
-def draw_error(found: dict[float, Errors], path: Path) -> None:
-    """Error against p for fixed bin widths, and the law."""
+def draw_error(found: Sequence[Errors], path: Path) -> None:
+    """What is reached against what is asked for."""
     figure = new_figure(6.6, 4.4)
     ax = figure.subplots()
-    for width, values in found.items():
-        colour = WIDTHS[width]
-        nodes = range(plan.MIN_NODES, plan.MIN_NODES + len(values.pair))
-        law = [plan.interpolation_error(p, width) for p in nodes]
-        ax.plot(nodes, law, color=colour, linewidth=1.1, linestyle="--")
-        ax.plot(nodes, values.pair, "o", color=colour, markersize=5, label=f"h = {width:g} tau")
-        ax.plot(nodes, values.rank, "_", color=colour, markersize=9, markeredgewidth=1.8)
-    constant = plan.INTERPOLATION_CONSTANT
-    ax.plot([], [], color=GREY, linestyle="--", label=rf"the law, {constant:g} $\rho^{{-p}}$")
-    ax.plot([], [], "o", color=GREY, markersize=5, label="one pair, of its sigmoid")
-    ax.plot([], [], "_", color=GREY, markersize=9, markeredgewidth=1.8, label="soft rank, of it")
+    rtols = [e.rtol for e in found]
+    ax.plot(rtols, rtols, color=GREY, linestyle="--", label="what is asked for")
+    ax.plot(rtols, [e.pair for e in found], "o", color=ORANGE, label="one pair, of 1/2 more")
+    ax.plot(rtols, [e.rank for e in found], "_", color=BLUE, markersize=9, label="soft rank, of it")
+    ax.set_xscale("log")
     ax.set_yscale("log")
-    ax.set_ylim(3e-17, 9)
-    ax.set_xticks(nodes)
-    tidy(ax, "nodes per bin, p", "largest relative error")
-    ax.legend(fontsize=8.5, frameon=False, loc="lower left", ncols=2)
+    ax.invert_xaxis()
+    tidy(ax, "rtol", "largest relative error")
+    ax.legend(fontsize=8.5, frameon=False, loc="lower left")
     figure.savefig(path)
 
 
 def draw_time(points: Sequence[Timed], path: Path) -> None:
-    """Dense and grid against M; filled where the plan would take them."""
+    """Dense, grid and Smooth-AP, which chooses, against M."""
     figure = new_figure(6.6, 4.4)
     ax = figure.subplots()
+    kinds = (("dense", ORANGE, "dense soft_ranks"), ("grid", BLUE, "grid soft_ranks"),
+             ("smooth_ap", GREEN, "smooth_ap"))  # fmt: skip
     for rate, style in RATES.items():
         line = [t for t in points if t.rate == rate]
-        for method, colour in (("dense", ORANGE), ("grid", BLUE)):
-            part = [(t.rows, ms, t.chosen) for t in line if (ms := getattr(t, method))]
-            label = f"{method}, {100 * rate:g} % positives"
-            x, y = zip(*((rows, ms) for rows, ms, _ in part), strict=True)
-            ax.plot(x, y, color=colour, linestyle=style, linewidth=1.5, label=label)
-            for rows, ms, chosen in part:
-                face = colour if chosen == method else "white"
-                ax.plot(rows, ms, "o", color=colour, markersize=4.5, mfc=face)
-        if (meet := crossing(line)) is not None:
-            ax.plot(*meet, "D", color=INK, markersize=9, mfc="none", mew=1.4, zorder=5)
-    ax.plot([], [], "D", color=INK, mfc="none", mew=1.4, label="measured crossing")
-    ax.plot([], [], "o", color=GREY, markersize=4.5, label="filled: the plan's choice")
+        for kind, colour, name in kinds:
+            part = [(t.rows, ms) for t in line if (ms := getattr(t, kind))]
+            x, y = zip(*part, strict=True)
+            label = f"{name}, {100 * rate:g} % positives"
+            ax.plot(x, y, "o", color=colour, linestyle=style, lw=1.5, markersize=3.5, label=label)
     ax.set_xscale("log")
     ax.set_yscale("log")
     milliseconds(ax)
@@ -236,16 +193,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = options.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    few = {"most": 6, "rows": 600} if args.quick else {}
-    found = {width: errors(width, **few) for width in WIDTHS}
+    found = errors(RTOLS[::8], 600) if args.quick else errors()
     draw_error(found, args.out / "error.png")
     rows = TIME_ROWS[::7] if args.quick else TIME_ROWS
     points = [times(m, rate, 3 if args.quick else 9) for rate in RATES for m in rows]
     draw_time(points, args.out / "time.png")
     record = {
-        "errors": {width: values._asdict() for width, values in found.items()},
+        "errors": [e._asdict() for e in found],
         "times": [t._asdict() for t in points],
-        "crossings": {rate: crossing([t for t in points if t.rate == rate]) for rate in RATES},
         "machine": report.machine(1), "versions": report.versions(),
     }  # fmt: skip
     json.dump(record, sys.stdout, indent=1)

@@ -15,12 +15,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from proxy_losses import SmoothAPLoss, smooth_ap
-
 from . import harness, report
-from .harness import Case, Fn, Skip, Suite
+from .harness import OURS, Case, Fn, Skip, Suite
 from .report import Goal
-from .smooth_ap import LIVE_PAIRS, OURS, PEER, PLAIN_PM, TAU, make_list, plain_positive_rows
+from .smooth_ap import PEER, PLAIN_PM, TAU, make_list, plain_positive_rows, value_and_grad, within
 
 MODULE = "benchmarks.ranks"
 SORT, DENSE = "torch.sort", "dense one-vs-rest"
@@ -73,14 +71,6 @@ def blob_list(m: int, rate: float) -> Batch:
 LISTS = {"normal": make_list, "Student t": student_list, "blob and isolated": blob_list}
 
 
-def loss_and_grad(loss: Loss, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """One eager forward and backward."""
-    leaf = logits.detach().requires_grad_()
-    value = loss(leaf, targets)
-    (grad,) = torch.autograd.grad(value, leaf)
-    return value.detach(), grad.flatten()
-
-
 def as_loss(metric: Loss, scores: Tensor, pos: Tensor) -> Tensor:
     return 1.0 - metric(scores, pos)
 
@@ -103,7 +93,7 @@ class Steps:
             self.loss = self.make()
             for logits, targets in self.batches[1:]:
                 self.loss(logits, targets)
-        steps = [loss_and_grad(self.loss, *batch) for batch in self.batches]
+        steps = [value_and_grad(self.loss, *batch) for batch in self.batches]
         return tuple(torch.stack(column) for column in zip(*steps, strict=True))
 
 
@@ -130,18 +120,17 @@ def dense_one_vs_rest(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 class Cases:
     """Makes cases; holds what is common to them."""
 
-    def __init__(self, max_gb: float, peer: Callable[..., Any] | None) -> None:
-        self.max_gb, self.peer = max_gb, peer
+    def __init__(
+        self, max_gb: float, peer: Callable[..., Any] | None, packages: dict[str, Any]
+    ) -> None:
+        """`packages` are versions of ours."""
+        self.max_gb, self.peer, self.packages = max_gb, peer, packages
 
     def peer_or(self, pairs: int, make: Callable[[Any], Fn]) -> Fn | Skip:
         """The peer, unless it is absent or would need too much memory."""
         if self.peer is None:
             return Skip("absent", "it cannot be imported here")
-        gb = LIVE_PAIRS[PEER] * 4 * pairs / 1e9
-        if gb > self.max_gb:
-            limit = f"limit {self.max_gb:g}"
-            return Skip("skipped", f"its pair buffers take about {gb:.3g} GB, {limit}")
-        return make(self.peer)
+        return within(PEER, pairs, self.max_gb) or make(self.peer)
 
     def one_list(
         self, name: str, *, form: str, shape: str, m: int, rate: float, tau: float,
@@ -153,13 +142,17 @@ class Cases:
         column, ids = scores[:, None], pos.long()
 
         def run(module: Callable[..., Any]) -> Fn:
-            return partial(loss_and_grad, module(1, queue_size=0, temperature=tau), column, ids)
+            return partial(value_and_grad, module(1, queue_size=0, temperature=tau), column, ids)
 
         def run_function(metric: Loss) -> Fn:
-            return partial(loss_and_grad, partial(as_loss, metric), scores, pos)
+            return partial(value_and_grad, partial(as_loss, metric), scores, pos)
 
-        ours = run(SmoothAPLoss) if form == LOSS else run_function(partial(smooth_ap, tau=tau))
-        contenders: dict[str, Fn | Skip] = {OURS: ours}
+        contenders: dict[str, Fn | Skip] = {
+            name: run(package.SmoothAPLoss)
+            if form == LOSS
+            else run_function(partial(package.smooth_ap, tau=tau))
+            for name, package in self.packages.items()
+        }
         if goal is None or goal.against != SORT:
             contenders[PEER] = self.peer_or(p * m, run)
         if check:
@@ -182,7 +175,8 @@ class Cases:
             return Steps(partial(loss, c, queue_size=queue, temperature=TAU), batches)
 
         pairs = (n + queue) ** 2
-        contenders = {OURS: steps(SmoothAPLoss), PEER: self.peer_or(pairs, steps)}
+        ours = {name: steps(package.SmoothAPLoss) for name, package in self.packages.items()}
+        contenders = {**ours, PEER: self.peer_or(pairs, steps)}
         sizes = {"classes": c, "batch": n, "queue": queue, "steps": len(batches), "tau": TAU}
         return Case(name, sizes, contenders, goal)
 
@@ -195,10 +189,10 @@ class Cases:
 
         def run(loss: Callable[..., Any]) -> Fn:
             module = loss(c, queue_size=0, temperature=TAU)
-            return partial(loss_and_grad, module, logits, targets)
+            return partial(value_and_grad, module, logits, targets)
 
         contenders: dict[str, Fn | Skip] = {
-            OURS: run(SmoothAPLoss),
+            **{name: run(package.SmoothAPLoss) for name, package in self.packages.items()},
             DENSE: partial(dense_one_vs_rest, logits, targets),
             PEER: self.peer_or(m * m, run),
         }
@@ -254,7 +248,7 @@ def checks(cases: Cases, m: int) -> list[Case]:
 
 def build(args: argparse.Namespace) -> Suite:
     package, version = harness.peer(PEER)
-    cases = Cases(args.max_gb, None if package is None else package.SmoothAPLoss)
+    cases = Cases(args.max_gb, package and package.SmoothAPLoss, harness.packages(args))
     sizes = QUICK if args.quick else FULL
     every = every_case(cases, sizes)
     names = [name for name in every if not args.only or any(part in name for part in args.only)]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypedDict
@@ -169,13 +170,40 @@ def heading(suite: str, about: str, peers: Mapping[str, str | None] | None = Non
     }  # fmt: skip
 
 
-def options(suite: str) -> argparse.ArgumentParser:
-    """The command line of a suite that trains, writes and draws."""
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{suite}")
-    parser.add_argument("--quick", action="store_true", help="few steps, to see that it works")
-    parser.add_argument("--plot", action="store_true", help="draw the file, train nothing")
-    parser.add_argument("--out", type=Path, help="JSON file; without it, --quick writes none")
-    return parser
+def write(written: Mapping[str, Any], path: Path, indent: int | None = 1) -> None:
+    """A JSON file; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(written, indent=indent) + "\n")
+
+
+def save(written: Mapping[str, Any], args: argparse.Namespace, suite: str) -> Path | None:
+    """Write ``--out``, or ``results/<suite>.json`` unless it is a quick run; where it went."""
+    out: Path | None = args.out or (None if args.quick else ROOT / RESULTS / f"{suite}.json")
+    if out is not None:
+        write(written, out)
+    return out
+
+
+def main(
+    suite: str, argv: Sequence[str] | None, measure: Callable[[bool], Written],
+    show: Callable[[Written], str], draw: Callable[[Written, Path], None],
+) -> int:  # fmt: skip
+    """Measure (quickly or not), print, write and draw, on one thread; or draw the file alone."""
+    options = argparse.ArgumentParser(prog=f"python -m benchmarks.{suite}")
+    options.add_argument("--quick", action="store_true", help="few steps, to see that it works")
+    options.add_argument("--plot", action="store_true", help="draw the file, train nothing")
+    options.add_argument("--out", type=Path, help="JSON file; without it, --quick writes none")
+    args = options.parse_args(argv)
+    if args.plot:
+        path = args.out or ROOT / RESULTS / f"{suite}.json"
+        draw(json.loads(path.read_text()), path.with_suffix(".png"))
+        return 0
+    torch.set_num_threads(1)
+    written = measure(args.quick)
+    print(show(written))
+    if (out := save(written, args, suite)) is not None:
+        draw(written, out.with_suffix(".png"))
+    return 0
 
 
 def show(report: Report) -> str:
@@ -224,6 +252,12 @@ def align(rows: list[list[str]]) -> list[str]:
     return [
         "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows
     ]
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table, the first row its head."""
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
 def _table(title: str, report: Report, cell: Callable[[Entry, Entry], str]) -> list[str]:

@@ -6,19 +6,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from proxy_losses import smooth_ap
-
 from . import harness
-from .harness import Case, Fn, Skip, Suite
+from .harness import OURS, Case, Fn, Skip, Suite
 
 MODULE = "benchmarks.smooth_ap"
-OURS, PLAIN_MM, PLAIN_PM, PEER = "proxy_losses", "plain M x M", "plain P x M", "imbalanced_losses"
+PLAIN_MM, PLAIN_PM, PEER = "plain M x M", "plain P x M", "imbalanced_losses"
 TAU = 0.05
 GRID = [(m, rate) for m in (1_000, 4_000, 16_000, 64_000) for rate in (0.005, 0.05, 0.5)]
 QUICK_GRID = [(1_000, 0.005), (4_000, 0.05)]
@@ -47,11 +46,19 @@ def plain_positive_rows(scores: Tensor, pos: Tensor) -> Tensor:
 
 
 def value_and_grad(metric: Metric, scores: Tensor, pos: Tensor) -> tuple[Tensor, Tensor]:
-    """One eager forward and backward."""
+    """One eager forward and backward; the gradient is flat."""
     leaf = scores.detach().requires_grad_()
     value = metric(leaf, pos)
     (grad,) = torch.autograd.grad(value, leaf)
-    return value.detach(), grad
+    return value.detach(), grad.flatten()
+
+
+def within(name: str, pairs: int, max_gb: float) -> Skip | None:
+    """Why a contender of so many pairs does not run, None if it may."""
+    gb = LIVE_PAIRS[name] * 4 * pairs / 1e9
+    if gb <= max_gb:
+        return None
+    return Skip("skipped", f"its pair buffers take about {gb:.3g} GB, limit {max_gb:g}")
 
 
 def make_list(m: int, rate: float) -> tuple[Tensor, Tensor]:
@@ -62,21 +69,22 @@ def make_list(m: int, rate: float) -> tuple[Tensor, Tensor]:
     return torch.randn(m, generator=gen) + pos, pos
 
 
-def make_case(m: int, rate: float, max_gb: float, peer: Metric | None) -> Case:
+def make_case(
+    m: int, rate: float, max_gb: float, peer: Metric | None, packages: Mapping[str, Any]
+) -> Case:
     scores, pos = make_list(m, rate)
     p = int(pos.sum())
 
-    def within(name: str, rows: int, metric: Metric) -> Fn | Skip:
-        gb = LIVE_PAIRS[name] * 4 * rows * m / 1e9
-        if gb > max_gb:
-            return Skip("skipped", f"its pair buffers take about {gb:.3g} GB, limit {max_gb:g}")
+    def run(metric: Metric) -> Fn:
         return partial(value_and_grad, metric, scores, pos)
 
     contenders: dict[str, Fn | Skip] = {
-        OURS: partial(value_and_grad, lambda s, y: smooth_ap(s, y, TAU), scores, pos),
-        PLAIN_PM: within(PLAIN_PM, p, plain_positive_rows),
-        PLAIN_MM: within(PLAIN_MM, m, plain_all_pairs),
-        PEER: within(PEER, p, peer) if peer else Skip("absent", "it cannot be imported here"),
+        **{name: run(partial(package.smooth_ap, tau=TAU)) for name, package in packages.items()},
+        PLAIN_PM: within(PLAIN_PM, p * m, max_gb) or run(plain_positive_rows),
+        PLAIN_MM: within(PLAIN_MM, m * m, max_gb) or run(plain_all_pairs),
+        PEER: within(PEER, p * m, max_gb) or run(peer)
+        if peer
+        else Skip("absent", "it cannot be imported here"),
     }
     sizes = {"M": m, "P": p, "positive_rate": rate, "tau": TAU}
     return Case(f"M = {m:,}, P = {p:,} ({100 * rate:g} %)", sizes, contenders)
@@ -92,9 +100,8 @@ def build(args: argparse.Namespace) -> Suite:
             value: Tensor = 1.0 - loss(scores[:, None], pos.long())
             return value
 
-    cases = [
-        make_case(m, rate, args.max_gb, peer) for m, rate in (QUICK_GRID if args.quick else GRID)
-    ]
+    grid, packages = QUICK_GRID if args.quick else GRID, harness.packages(args)
+    cases = [make_case(m, rate, args.max_gb, peer, packages) for m, rate in grid]
     about = f"forward and backward of Smooth-AP on one list, float32, eager, tau {TAU:g}"
     return Suite("smooth_ap", about, OURS, cases, TOLERANCE, {PEER: version})
 

@@ -82,6 +82,14 @@ def test_report_has_the_schema(tmp_path, capsys):
     assert shown.index("time / time of ours") < shown.index("ms per call")
 
 
+def test_time_may_be_that_of_the_thread(tmp_path):
+    out = tmp_path / "toy.json"
+    assert run_main(toy_suite(), out, "--cpu-time") == 0
+    assert json.loads(out.read_text())["clock"] == "time.thread_time"
+    assert run_main(toy_suite(), out) == 0
+    assert json.loads(out.read_text())["clock"] == "time.perf_counter"
+
+
 def test_rounds_interleave_and_rotate():
     log: list[str] = []
     times = {"a": 1, "b": 2, "c": 1}
@@ -95,7 +103,7 @@ def test_rounds_interleave_and_rotate():
 def test_ratio_is_the_median_over_rounds(monkeypatch):
     # A round in which everything is slow leaves the ratio alone.
     times = {"ours": [1.0, 1.0, 9.0, 9.0, 1.0, 1.0, 1.0], "other": [2.0, 2.0, 18.0, 18.0] + 3 * [2]}
-    monkeypatch.setattr(harness, "rounds", lambda calls, repeats: times)
+    monkeypatch.setattr(harness, "rounds", lambda *_: times)
     case = Case("a", {}, {"ours": returns(1.0), "other": returns(1.0)})
     entry = harness.measure(case, "ours")["contenders"]["other"]
     assert entry["ratio"] == 2.0

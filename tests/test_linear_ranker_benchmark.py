@@ -74,4 +74,5 @@ def test_the_comparison():
     assert (compared["up"], compared["down"]) == (2, 1)
     assert (compared["wins"], compared["ties"], compared["losses"]) == (1, 1, 1)
     assert compared["overall"]["mean"] == pytest.approx(1.0)
-    assert linear_ranker.interval([1.0]) == {"mean": 1.0, "low": None, "high": None}
+    alone = linear_ranker.compare({"up": found["up"][:1]}, "logistic", "ap")
+    assert alone["overall"] == pytest.approx({"mean": 2.0, "low": None, "high": None})

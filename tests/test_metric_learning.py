@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from sklearn.metrics import average_precision_score
 from benchmarks import digits, harness, metric_figures, metric_learning, report
 from benchmarks.digits import QUESTIONS, Part, images, shifted
 from benchmarks.metric_learning import OURS, ours, train
+from benchmarks.trainer import Arm, each
 
 
 @pytest.fixture(autouse=True)
@@ -31,18 +31,18 @@ def test_quick_run(tmp_path, capsys):
     assert written["quick"]
     assert written["versions"]["pytorch_metric_learning"]
     assert written["machine"]["threads"] == 1
-    budget = metric_learning.QUICK
+    effort = metric_learning.QUICK
     assert list(written["results"]) == list(written["tuning"]) == list(QUESTIONS)
     for question, arms in written["results"].items():
         for tuned in written["tuning"][question].values():
-            assert len(tuned["tried"]) == budget.values * len(budget.rates) * len(budget.steps)
+            assert len(tuned["tried"]) == effort.values * len(effort.rates) * len(effort.steps)
             best = max(tuned["tried"], key=lambda t: t["map"])
             assert tuned["chosen"] == {k: best[k] for k in ("value", "rate", "steps")}
         assert next(iter(arms)) == OURS
         assert {*arms} == {*written["tuning"][question], "untrained network", "raw pixels"}
         for name, found in arms.items():
             for metric, values in found.items():
-                assert len(values) == len(budget.seeds)
+                assert len(values) == len(effort.seeds)
                 assert all(0 < v <= 1 for v in values)
                 ahead = written["compared"][question][name][metric]["ahead"]
                 assert (ahead is None) == (name == OURS)
@@ -97,18 +97,34 @@ def test_images_move_by_a_pixel():
 def test_arms_see_the_same_batches_and_weights():
     seen = []
 
-    def spy(embeddings, labels):
-        seen.append((embeddings.detach().clone(), labels))
-        return ours(0.1)(embeddings, labels)
+    def spy(value, setup):
+        def loss(embeddings, labels, *_):
+            seen.append((embeddings.detach().clone(), labels))
+            return ours(value)(embeddings, labels)
 
-    nets = [net for _ in range(2) for _, net in train(spy, 1e-3, (2,), 5, Part((0, 1)))]
-    (a, y), (b, z) = seen[0], seen[2]
-    torch.testing.assert_close(a, b, rtol=0, atol=0)
-    assert torch.equal(y, z)
-    assert y.tolist() == sorted(y.tolist())
-    assert y.bincount().tolist() == [metric_learning.PER_CLASS] * 2
-    for p, q in pairwise(nets):
-        assert torch.equal(p[0].weight, q[0].weight)
+        return loss
+
+    arm = Arm("spy", each(spy), (1e-3, 1e-3), "tau", (0.1, 0.1))
+    ((_, both),) = train(arm, [Part((0, 1))] * 2, [5, 6], [2])
+    ((_, alone),) = train(arm._replace(rates=(1e-3,), values=(0.1,)), [Part((0, 1))], [6], [2])
+    # of the first step: two configurations of seed 5, two of seed 6; then seed 6 by itself
+    first, same, other = seen[0], seen[1], seen[2]
+    torch.testing.assert_close(first, same, rtol=0, atol=0)
+    assert not torch.equal(first[0], other[0])
+    torch.testing.assert_close(seen[8], other, rtol=1e-5, atol=1e-6)
+    assert first[1].tolist() == sorted(first[1].tolist())
+    assert first[1].bincount().tolist() == [metric_learning.PER_CLASS] * 2
+    for of_both, of_one in zip(both, alone, strict=True):
+        torch.testing.assert_close(of_both[0, 0], of_both[0, 1], rtol=0, atol=0)
+        torch.testing.assert_close(of_both[1, 0], of_one[0, 0], rtol=1e-3, atol=1e-4)
+
+
+def test_networks_start_as_torch_initialises_them():
+    torch.manual_seed(3)
+    net = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 32))
+    x = torch.randn(7, 64)
+    weights = [w[None, None] for w in metric_learning.network(3)]
+    torch.testing.assert_close(metric_learning.embed(weights, 0, x)[0], net(x))
 
 
 def test_interval_and_pairs():

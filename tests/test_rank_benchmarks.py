@@ -1,14 +1,17 @@
 """The rank benchmarks record targets and draw what they measured; nothing here asserts a time."""
 
+import argparse
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from benchmarks import harness, plan_constants, rank_figures, ranks, report
+import proxy_losses
+from benchmarks import harness, losses, rank_figures, ranks, reads, report, smooth_ap
 from benchmarks.harness import Case, Skip
 from benchmarks.report import Goal
-from proxy_losses._ranks import plan
 
 TINY = ranks.Sizes(
     small=(200,), small_rates=(0.05,), pool=400, curve=(200, 300), sort=500, huge=600,
@@ -105,7 +108,7 @@ def test_only_picks_cases(peak_of, monkeypatch):
 def test_gate_covers_classes_and_tails(monkeypatch):
     right = ranks.dense_one_vs_rest
     monkeypatch.setattr(ranks, "dense_one_vs_rest", lambda x, y: right(2.0 * x, y))
-    cases = ranks.Cases(1.0, None)
+    cases = ranks.Cases(1.0, None, {ranks.OURS: proxy_losses})
     names = [case.name for case in ranks.checks(cases, 300)]
     assert {name.split(", ")[-1] for name in names} >= {"Student t", "blob and isolated"}
     suite = harness.Suite("x", "", ranks.OURS, ranks.checks(cases, 300), 1e-4, {})
@@ -147,28 +150,66 @@ def test_slow_contenders_repeat_less(monkeypatch):
     assert entries["stick"]["ratio"] > 0
 
 
-def test_every_time_of_the_plan_is_measured(capsys):
-    assert plan_constants.main(["--quick"]) == 0
-    printed = json.loads(capsys.readouterr().out)
-    names = {name for name in vars(plan) if name.startswith("NS_")}
-    assert set(printed["measured"]) == set(printed["in use"]) == names
-    assert printed["machine"]["cpu_count"]
-
-
 def test_figures(tmp_path, capsys):
     assert rank_figures.main(["--quick", "--out", str(tmp_path)]) == 0
     for name in ("error.png", "time.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-    errors = json.loads(capsys.readouterr().out)["errors"]["1.0"]
-    for nodes, pair, rank in zip(range(3, 7), *errors.values(), strict=True):
-        assert rank < pair < 3 * plan.interpolation_error(nodes, 1.0)
+    for found in json.loads(capsys.readouterr().out)["errors"]:
+        assert 0 < found["rank"] < found["rtol"]
+        assert 0 < found["pair"] < found["rtol"]
 
 
-@pytest.mark.parametrize("share", [0.0, 0.7])
-def test_crossing(share):
-    times = [
-        rank_figures.Timed(m, 0.05, 1e-4 * m**2, 1.0 + share * m, "grid") for m in (10, 90, 300)
-    ]
-    rows, ms = rank_figures.crossing(times) or (0, 0)
-    assert 10 < rows < 300 if share == 0.0 else rows == 0
-    assert ms == pytest.approx(1.0 if share == 0.0 else 0.0)
+@pytest.mark.parametrize("suite", [ranks, losses, smooth_ap])
+def test_another_version_is_one_more_contender(suite, tmp_path, monkeypatch):
+    monkeypatch.setattr(ranks, "QUICK", TINY)
+    package = tmp_path / "new_name_of_ours"
+    package.mkdir()
+    (package / "__init__.py").write_text("from proxy_losses import *\n__version__ = '0'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    args = harness.parser("x").parse_args(["--quick", "--against", str(tmp_path)])
+    args.max_gb, args.only = 1.0, None
+    build = suite.suite if suite is losses else suite.build
+    for case in build(args).cases:
+        assert [*case.contenders][:2] == ["proxy_losses", "new_name_of_ours"]
+    with pytest.raises(SystemExit, match="--against needs a checkout"):
+        harness.packages(argparse.Namespace(against=tmp_path / "nothing"))
+
+
+@pytest.mark.slow
+def test_a_checkout_lives_beside_us(tmp_path):
+    out = tmp_path / "out.json"
+    argv = ["--quick", "--no-memory", "--only", "smooth_ap, normal, M = 1,000, 0.5 %",
+            "--against", str(report.ROOT), "--out", str(out)]  # fmt: skip
+    command = [sys.executable, "-m", ranks.MODULE, *argv]
+    subprocess.run(command, cwd=report.ROOT, check=True, capture_output=True)
+    text = out.read_text()
+    assert str(report.ROOT) not in text
+    written = json.loads(text)
+    assert written["peers"]["old_losses"] == written["versions"]["proxy_losses"]
+    (case,) = written["cases"]
+    assert case["contenders"]["old_losses"]["deviation"] == 0.0
+
+
+def test_reads_are_counted_inside_operators():
+    x, y = torch.randn(3), torch.zeros(3, dtype=torch.bool)
+    assert reads.reads(x.sum) == (x.sum(), {})
+    out, found = reads.reads(lambda: (x.tolist(), bool(y[0]), y.nonzero(), torch.equal(x, x)))
+    assert out[0] == x.tolist()
+    assert found == {"tolist": 1, "item": 1, "nonzero": 1, "equal": 1}
+    operator = torch.library.custom_op("benchmarks_test::read", mutates_args=())
+
+    @operator
+    def read(x: torch.Tensor) -> torch.Tensor:
+        return x * x.sum().item() * len(x.tolist())
+
+    assert reads.reads(lambda: read(x))[1] == {"item": 1, "tolist": 1}
+
+
+def test_reads_of_every_function_and_module(tmp_path, capsys):
+    out = tmp_path / "reads.json"
+    assert reads.main(["--quick", "--out", str(out)]) == 0
+    found = json.loads(out.read_text())["reads"]["proxy_losses"]
+    assert {"SmoothAPLoss", "SoftmaxFocalLoss", "soft_ranks, 16,000 rows"} <= set(found)
+    for parts in found.values():
+        assert all(n > 0 for kinds in parts.values() for n in kinds.values())
+    assert "soft_ranks, 16,000 rows: backward" in capsys.readouterr().out

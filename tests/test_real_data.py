@@ -11,11 +11,12 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from benchmarks import report
+from benchmarks import report, trainer
 from benchmarks.real_data import __main__ as program
 from benchmarks.real_data import arms, boosting, data, models, page, stats, train
+from benchmarks.trainer import Budget, Part
 
-BUDGET = train.Budget(6, 4, 2, 64, 500, 4, 2)
+BASE, MORE = Budget(6, 2, 64), Budget(4, 2, 64)
 
 
 @pytest.fixture(autouse=True)
@@ -104,19 +105,19 @@ def test_without_a_network_openml_says_so(monkeypatch):
 @pytest.mark.parametrize("model", models.WIDTHS)
 @pytest.mark.parametrize("arm", [arms.BASE, *arms.ARMS], ids=lambda arm: arm.name)
 def test_a_stack_trains_each_network_as_if_alone(arm, model):
-    if (why := arms.missing(arm)) is not None:
+    if (why := trainer.missing(arm)) is not None:
         pytest.skip(why)
     seeds = [3, 1, 2]
     stack = doubled(data.stack(make(), seeds))
     start = [w.double() for w in models.initial(model, 4, seeds)]
-    whole = train.fit(stack, arm, model, start, seeds, BUDGET)
+    arm, budget = arms.of_model(arm, model), BASE if arm is arms.BASE else MORE
+    whole = train.fit(stack, arm, start, seeds, budget)
     alone = train.fit(
-        data.Stack(*(data.Part(part.x[1:2], part.y[1:2]) for part in stack)),
+        data.Stack(*(Part(part.x[1:2], part.y[1:2]) for part in stack)),
         arm._replace(rates=arm.rates[1:2], values=arm.values[1:2]),
-        model,
         [w[1:2] for w in start],
         seeds[1:2],
-        BUDGET,
+        budget,
     )
     # Rounding differs with the shape of a product, by 1e-14; Smooth-AP is asked for 1e-12. Adam
     # divides by |gradient| + 1e-8, and the peers may keep rows in float32.
@@ -128,28 +129,28 @@ def test_a_stack_trains_each_network_as_if_alone(arm, model):
 
 
 def doubled(stack):
-    return data.Stack(*(data.Part(part.x.double(), part.y) for part in stack))
+    return data.Stack(*(Part(part.x.double(), part.y) for part in stack))
 
 
 def test_all_arms_share_start_steps_rates_and_number_of_configurations():
     for model in models.WIDTHS:
-        rates = [c["rate"] for c in arms.CONTROL.configurations(model)]
+        rates = [c["rate"] for c in arms.of_model(arms.CONTROL, model).configurations()]
         for arm in arms.ARMS:
-            tried = arm.configurations(model)
+            tried = arms.of_model(arm, model).configurations()
             assert [c["rate"] for c in tried] == rates
-            assert len(arm.values) == len(tried) == len(arms.BASE.configurations(model))
+            assert len(arm.values) == len(tried) == len(arms.BASE.configurations())
     assert len(boosting.CONFIGURATIONS) == len(arms.RATES)
     seeds = [0, 1]
     stack = data.stack(make(), seeds)
     start = models.initial("linear", 4, seeds)
-    first = train.part_scores([w[:, None] for w in start], stack.val)[:, 0]
+    first = trainer.score_all([w[:, None] for w in start], stack.val.x)[:, 0]
     best = train.metrics_of(first, stack.val.y)
-    for arm in (arm for arm in arms.ARMS if arms.missing(arm) is None):
-        ticks = iter(range(BUDGET.steps))
-        fitted = train.fit(stack, arm, "linear", start, seeds, BUDGET, ticks.__next__)
+    for arm in (arm for arm in arms.ARMS if trainer.missing(arm) is None):
+        ticks = iter(range(MORE.steps))
+        fitted = train.fit(stack, arm, start, seeds, MORE, ticks.__next__)
         assert next(ticks, None) is None
-        assert fitted.evaluations == BUDGET.steps // BUDGET.every + 1
-        for of_seed, at in zip(best, fitted.ap, strict=True):
+        assert fitted.evaluations == MORE.steps // MORE.every + 1
+        for of_seed, at in zip(best, fitted.value, strict=True):
             assert (at >= of_seed["ap"]).all()  # step 0 is eligible
 
 
@@ -160,9 +161,9 @@ def test_a_start_that_nothing_improves_is_kept(monkeypatch):
     )
     stack = data.stack(make(), [0])
     start = models.initial("linear", 4, [0])
-    fitted = train.fit(stack, arms.CONTROL, "linear", start, [0], BUDGET)
+    fitted = train.fit(stack, arms.CONTROL, start, [0], MORE)
     assert (fitted.step == 0).all()
-    chosen, weights = train.choose(fitted)
+    chosen, weights = fitted.choose()
     assert chosen.tolist() == [0]
     assert all(torch.equal(a, b) for a, b in zip(weights, start, strict=True))
 
@@ -192,6 +193,13 @@ def test_metrics():
     assert perfect == [{"ap": 1.0, "recall": 1.0, "pauc": 1.0}]
 
 
+def test_the_tables_are_equals():
+    found = stats.overall([10.0, 10.0, -20.0])
+    # mean 0, deviation sqrt(300), t of 2 degrees of freedom 4.303
+    assert found[:5] == pytest.approx((0, 10, 43.03, 2, 1), abs=0.01)
+    assert stats.overall([1.0])[:5] == (1.0, None, None, 1, 0)
+
+
 def test_resampled_interval_and_holm():
     mean, half, p = stats.resampled([1.0, 2.0, 3.0])
     # Variance 1, (1 / 3 + 1 / 3) of it for the mean, t(0.975, 2) = 4.3027.
@@ -211,7 +219,7 @@ def written(tmp_path_factory):
         np.savez(folder / f"{name}.npz", X=table.x, y=table.y)
     out = folder / "deep" / "out.json"
     with pytest.MonkeyPatch.context() as patch:
-        real = arms.missing
+        real = trainer.missing
         hidden = "LibAUC APLoss"
         patch.setattr(program, "missing", lambda a: "absent" if a.name == hidden else real(a))
         argv = ["--data", str(folder), "--quick", "--seeds", "2", "--out", str(out)]

@@ -13,21 +13,11 @@ from benchmarks import report
 from benchmarks.real_data import made, map_page
 from benchmarks.real_data import map as real_map
 from benchmarks.real_data.data import make_table, stack
-from benchmarks.real_data.stacked import (
-    Budget,
-    Capacity,
-    Found,
-    arms,
-    ascend,
-    average_precision,
-    bce,
-    keep_better,
-    network,
-    pick_features,
-    scores,
-)
+from benchmarks.real_data.stacked import Capacity, arms, network, pick_features, scaled_bce
+from benchmarks.real_data.train import Effort, validation_ap
+from benchmarks.trainer import Arm, Budget, Part, Training, scores
 
-TINY = Budget(base_steps=6, base_every=3, steps=4, every=2, penalties=(1.0,))
+TINY = Effort(Budget(6, 3, 512, fall=True), Budget(4, 2))
 
 
 @pytest.fixture(autouse=True)
@@ -48,44 +38,33 @@ def table(rows: int = 500, features: int = 4, rate: float = 0.1):
 def test_seeds_do_not_mix():
     both = stack(table(), [0, 1])
     weights = [torch.randn(2, *shape) for shape in ((4, 3), (1, 3), (3, 1), (1, 1))]
-    loss = bce(both.train.y)
-    rates = (0.1,)
-    start = Found(weights, average_precision(weights, both.val))
-    together = ascend(start, both, loss, rates, TINY)
-    one = type(both)(*(type(p)(p.x[1:], p.y[1:]) for p in both))
-    alone = ascend(
-        Found([w[1:] for w in weights], start.ap[1:]), one, bce(one.train.y), rates, TINY
-    )
-    for a, b in zip(together.weights, alone.weights, strict=True):
+
+    def best(parts, start, scale):
+        training = Training(parts.train, Arm("", scaled_bce(scale), (0.1,)), start, TINY.more)
+        return training.fit(lambda now: validation_ap(now, parts.val)).weights
+
+    together = best(both, weights, torch.ones(2))
+    one = type(both)(*(Part(p.x[1:], p.y[1:]) for p in both))
+    for a, b in zip(together, best(one, [w[1:] for w in weights], torch.ones(1)), strict=True):
         # float32 sums of two batch sizes may differ in the last bits
         torch.testing.assert_close(a[1:], b, rtol=1e-4, atol=1e-5)
 
 
 def test_scores_are_those_of_a_network():
-    weights = network(stack(table(), [0, 1]), 3, TINY).weights
+    weights = network(stack(table(), [0, 1]), 3, TINY.base)
     x = torch.randn(2, 5, 4)
     for seed in range(2):
         w1, b1, w2, b2 = (w[seed] for w in weights)
         expected = ((x[seed] @ w1 + b1).relu() @ w2 + b2)[:, 0]
-        torch.testing.assert_close(scores(weights, x)[seed], expected)
-
-
-def test_the_better_of_each_seed_is_kept():
-    parts = stack(table(), [0, 1])
-    good, bad = torch.tensor([[0.0], [1], [0], [0]]), torch.tensor([[0.0], [-1], [0], [0]])
-    zero = torch.zeros(2, 1, 1)
-    first = [torch.stack([good, bad]), zero]
-    best = Found(first, average_precision(first, parts.val))
-    kept = keep_better(best, [torch.stack([bad, good]), zero], parts.val)
-    torch.testing.assert_close(kept.weights[0], torch.stack([good, good]))
-    assert (kept.ap >= best.ap).all()
+        found = scores([w[:, None] for w in weights], x)[seed, 0]
+        torch.testing.assert_close(found, expected)
 
 
 def test_arms_start_at_the_start_and_pick_features():
     parts = stack(table(), [0, 1])
     assert pick_features(parts.train, 1).tolist() == [[1], [1]]
     assert pick_features(parts.train, 4) is None
-    still = TINY._replace(steps=0)
+    still = TINY._replace(more=Budget(0, 2))
     for capacity in (Capacity("linear", features=2), Capacity("network", hidden=2)):
         found = arms(parts, capacity, still)
         np.testing.assert_array_equal(found["smooth_ap"], found["start"])
@@ -129,7 +108,7 @@ def test_from_tables_to_the_page(tmp_path, monkeypatch, capsys):
     for features in (3, 4, 5):
         t = table(features=features)
         np.savez(tmp_path / f"{t.name}.npz", X=t.x, y=t.y)
-    monkeypatch.setattr(real_map, "Budget", lambda: TINY)
+    monkeypatch.setattr(real_map, "EFFORT", TINY)
     monkeypatch.setattr(real_map, "SIZES", {"250": 250, "all": None})
     linear = [Capacity("linear, 4", features=4), Capacity("linear, all")]
     monkeypatch.setattr(real_map, "CAPACITIES", (*linear, Capacity("2 hidden", hidden=2)))

@@ -13,13 +13,19 @@ def test_processes_measure_and_agree(tmp_path, monkeypatch):
     (case,) = json.loads(path.read_text())["cases"]
     assert set(case["contenders"]) == set(shards.WAYS)
     assert case["sizes"]["processes"] == 2
+    # once round the gather: 4 bytes of a score and 1 of a label, and the gradients back
+    assert case["sizes"]["gathered_bytes"] > 5 * 1_500
+    assert case["sizes"]["sharded_bytes"] > 0
     for entry in case["contenders"].values():
         assert entry["median_s"] > 0.0
         assert entry["deviation"] <= shards.TOLERANCE
 
 
-def test_the_table_needs_no_processes(capsys):
+def test_the_table_needs_no_processes(capsys, monkeypatch):
+    monkeypatch.setattr(shards, "TABLE", ((2, 10_000), (64, 200_000)))
     assert shards.main(["--table"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 13
-    assert "64 x 16,000,000" in lines[-1]
+    assert len(lines) == 7
+    assert lines[-1].startswith("  64 x    200,000")
+    kilobytes = [float(line.split()[4]) for line in lines[-3:]]
+    assert 0 < kilobytes[0] < kilobytes[1] < kilobytes[2]  # by the span

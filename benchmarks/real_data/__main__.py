@@ -21,22 +21,24 @@ import torch
 from tqdm import tqdm
 
 from .. import harness, report
+from ..trainer import Arm, Budget, Fitted, missing, score_all
 from . import boosting, timing
-from .arms import ARMS, BASE, CONTROL, OURS, SCALE, Arm, missing
+from .arms import ARMS, BASE, CONTROL, OURS, SCALE, of_model
 from .data import CLIP, SHARES, Stack, Table, load, stack
 from .losses import QUEUE
 from .models import WIDTHS, initial
-from .train import ENRICHED, METRICS, Budget, Fitted, choose, fit, metrics_of, part_scores
+from .train import ENRICHED, METRICS, Effort, fit, metrics_of
 
 OUT = report.ROOT / report.RESULTS / "real_data.json"
-QUICK = Budget(6, 4, 2, 64, 1000, 4, 2)
+FULL = Effort(Budget(1600, 40, 512), Budget(240, 40, 512))
+QUICK = Effort(Budget(6, 2, 64), Budget(4, 2, 64), Budget(4, 2), 1000)
 
 
 def run_models(
     stacked: Stack,
     arms: Sequence[Arm],
     seeds: Sequence[int],
-    budget: Budget,
+    effort: Effort,
     tick: Callable[..., Any],
 ) -> dict[str, Any]:
     """Model -> arm -> every seed's metrics on test, and what was tried and chosen."""
@@ -46,9 +48,10 @@ def run_models(
         start = initial(model, stacked.train.x.shape[2], seeds)
         for arm in (BASE, *arms):
             began = time.process_time()
-            fitted = fit(stacked, arm, model, start, seeds, budget, tick)
-            chosen, weights = choose(fitted)
-            test = part_scores([w[:, None] for w in weights], stacked.test)[:, 0]
+            budget = effort.base if arm is BASE else effort.more
+            fitted = fit(stacked, of_model(arm, model), start, seeds, budget, tick)
+            chosen, weights = fitted.choose()
+            test = score_all([w[:, None] for w in weights], stacked.test.x)[:, 0]
             runs = metrics_of(test, stacked.test.y)
             found[model][arm.name] = {
                 **{m: [round(run[m], 5) for run in runs] for m in METRICS},
@@ -62,7 +65,7 @@ def run_models(
 
 def _tried(fitted: Fitted, chosen: torch.Tensor) -> dict[str, Any]:
     picked = fitted.step.gather(1, chosen[:, None])[:, 0]
-    tried = [[round(ap, 5) for ap in row] for row in fitted.ap.tolist()]
+    tried = [[round(ap, 5) for ap in row] for row in fitted.value.tolist()]
     return {"chosen": chosen.tolist(), "step": picked.tolist(), "tried": tried}
 
 
@@ -80,16 +83,21 @@ def describe(table: Table, stacked: Stack) -> dict[str, Any]:
 
 
 def protocol(
-    arms: Sequence[Arm], tables: int, seeds: Sequence[int], budget: Budget
+    arms: Sequence[Arm], tables: int, seeds: Sequence[int], effort: Effort
 ) -> dict[str, Any]:
     """All that was decided before the run."""
     tried = {
-        model: {arm.name: arm.configurations(model) for arm in (BASE, *arms)} for model in WIDTHS
+        model: {arm.name: of_model(arm, model).configurations() for arm in (BASE, *arms)}
+        for model in WIDTHS
     }
+    budget = effort.more._asdict() | {
+        "base": effort.base._asdict(), "boosting": effort.boosting._asdict(),
+        "most_train_rows": effort.most_train_rows,
+    }  # fmt: skip
     per_table = sum(len(c) for of_model in tried.values() for c in of_model.values())
     per_table += len(boosting.CONFIGURATIONS)
     made: dict[str, Any] = {
-        "models": WIDTHS, "rate_scale": SCALE, "budget": budget._asdict(), "seeds": [*seeds],
+        "models": WIDTHS, "rate_scale": SCALE, "budget": budget, "seeds": [*seeds],
         "shares": SHARES, "clip": CLIP, "queue": QUEUE, "enriched": ENRICHED,
         "metrics": METRICS, "selected_by": "validation AP, the start of training included",
         "configurations": {**tried, boosting.NAME: list(boosting.CONFIGURATIONS)},
@@ -102,7 +110,7 @@ def protocol(
 def run(args: argparse.Namespace, out: Path | None) -> dict[str, Any]:
     """Train all, table by table, smallest first; the file is written after each."""
     tables = sorted(load(args.data), key=lambda table: table.x.size)
-    budget, seeds = (QUICK if args.quick else Budget()), range(args.seeds)
+    effort, seeds = (QUICK if args.quick else FULL), range(args.seeds)
     absent = {arm.name: reason for arm in ARMS if (reason := missing(arm))}
     arms = [arm for arm in ARMS if arm.name not in absent]
     for name, reason in absent.items():
@@ -113,19 +121,19 @@ def run(args: argparse.Namespace, out: Path | None) -> dict[str, Any]:
         "quick": args.quick, "complete": False,
         "base": BASE.name, "control": CONTROL.name, "boosting": boosting.NAME,
         "ours": [arm.name for arm in OURS], "absent": absent,
-        "protocol": protocol(arms, len(tables), seeds, budget),
+        "protocol": protocol(arms, len(tables), seeds, effort),
         "tables": {}, "results": {}, "epochs": {},
     }  # fmt: skip
-    steps = len(WIDTHS) * (budget.base_steps + len(arms) * budget.steps)
+    steps = len(WIDTHS) * (effort.base.steps + len(arms) * effort.more.steps)
     trees = len(seeds) * len(boosting.CONFIGURATIONS)
     began, wall = time.process_time(), time.monotonic()
     with tqdm(total=len(tables) * (steps + trees), unit="step", mininterval=5) as bar:
         for table in tables:
             bar.set_description(table.name)
-            stacked = stack(table, seeds, budget.most_train_rows)
+            stacked = stack(table, seeds, effort.most_train_rows)
             written["tables"][table.name] = describe(table, stacked)
-            found = run_models(stacked, arms, seeds, budget, bar.update)
-            boosted = boosting.fit(stacked, seeds, budget, bar.update)
+            found = run_models(stacked, arms, seeds, effort, bar.update)
+            boosted = boosting.fit(stacked, seeds, effort.boosting, bar.update)
             written["results"][table.name] = found | {boosting.NAME: {boosting.NAME: boosted}}
             written["cpu_s"] = round(time.process_time() - began)
             written["wall_s"] = round(time.monotonic() - wall)
@@ -138,14 +146,14 @@ def run(args: argparse.Namespace, out: Path | None) -> dict[str, Any]:
 
 def time_epochs(written: dict[str, Any], table: Table, args: argparse.Namespace) -> None:
     """Seconds per epoch of every arm that ran, on one table."""
-    budget, repeats = (QUICK, harness.MIN_REPEATS) if args.quick else (Budget(), 15)
-    stacked = stack(table, [0], budget.most_train_rows)
+    effort, repeats = (QUICK, harness.MIN_REPEATS) if args.quick else (FULL, 15)
+    stacked = stack(table, [0], effort.most_train_rows)
     arms = (BASE, *(arm for arm in ARMS[1:] if arm.name not in written["absent"]))
     commit, dirty = report.checkout()
     written["epochs"] = {
         "table": table.name, "commit": commit, "dirty": dirty, "date": report.now(),
         "machine": report.machine(1), "repeats": repeats,
-        "models": {m: timing.epochs(stacked, arms, m, budget, repeats) for m in WIDTHS},
+        "models": {m: timing.epochs(stacked, arms, m, effort.more, repeats) for m in WIDTHS},
     }  # fmt: skip
 
 
@@ -181,8 +189,7 @@ def count(protocol: dict[str, Any], tables: int) -> None:
 
 def _write(written: dict[str, Any], out: Path | None) -> None:
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(written, indent=None, separators=(", ", ": ")) + "\n")
+        report.write(written, out, indent=None)
 
 
 def publish(written: dict[str, Any], out: Path | None) -> None:

@@ -2,40 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-import torch
-
+from ..trainer import Arm
 from . import losses
-from .losses import Make
 
 SCALE = {"linear": 10.0, "MLP": 1.0}  # of the learning rates
 BASE_RATES = (1e-3, 3e-3, 1e-2)
 RATES = (3e-4, 1e-3, 3e-3)  # of all that continue
 SPREAD = "tau / spread at the start"
-
-
-class Arm(NamedTuple):
-    """A row of the results."""
-
-    name: str
-    make: Make
-    rates: tuple[float, ...]  # of the MLP, one per configuration; see SCALE
-    parameter: str | None  # what the values are
-    values: tuple[Any, ...]  # one per configuration
-    modules: tuple[str, ...] = ()  # of a peer, to import
-    batches: Literal["plain", "enriched"] = "plain"  # enriched: a fifth are positives
-    optimizer: Literal["Adam", "SOAP"] = "Adam"
-
-    def configurations(self, model: str) -> list[dict[str, Any]]:
-        """What is tried, in words and numbers."""
-        own = [{} if self.parameter is None else {self.parameter: v} for v in self.values]
-        return [
-            {"rate": rate * SCALE[model], **named}
-            for rate, named in zip(self.rates, own, strict=True)
-        ]
 
 
 def _values(first: Any, other: Any) -> tuple[Any, ...]:
@@ -75,20 +50,6 @@ OTHERS = (
 ARMS = (CONTROL, *OURS, *OTHERS)  # all start from the best checkpoint of BASE
 
 
-def missing(arm: Arm) -> str | None:
-    """Why a peer's arm cannot run, None if it can."""
-    for module in arm.modules:
-        try:
-            importlib.import_module(module)
-        except Exception as error:  # a peer's import may fail in any way
-            return f"{module} cannot be imported: {type(error).__name__}: {error}"
-    return None
-
-
-def optimizer(arm: Arm) -> Callable[..., torch.optim.Optimizer]:
-    """Takes parameter groups."""
-    if arm.optimizer == "Adam":
-        return torch.optim.Adam
-    from libauc.optimizers import SOAP
-
-    return lambda groups: SOAP(groups, mode="adam", verbose=False, device="cpu")
+def of_model(arm: Arm, model: str) -> Arm:
+    """The arm at the learning rates of this model."""
+    return arm._replace(rates=tuple(rate * SCALE[model] for rate in arm.rates))

@@ -10,8 +10,9 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import average_precision_score
 from threadpoolctl import threadpool_limits
 
+from ..trainer import Budget
 from .data import Stack
-from .train import Budget, metrics_of
+from .train import metrics_of
 
 NAME = "gradient boosting"
 CONFIGURATIONS = (
@@ -34,14 +35,14 @@ def fit(
         found = []
         for configuration in CONFIGURATIONS:
             booster = HistGradientBoostingClassifier(
-                **configuration, max_iter=budget.rounds, early_stopping=False, random_state=seed
+                **configuration, max_iter=budget.steps, early_stopping=False, random_state=seed
             )
             with threadpool_limits(1):
                 booster.fit(x, y)
                 stages = [
                     (average_precision_score(y_val, s), done)
                     for done, s in enumerate(booster.staged_decision_function(x_val), 1)
-                    if done % budget.rounds_every == 0
+                    if done % budget.every == 0
                 ]
             ap, at = max(stages, key=lambda stage: stage[0])
             found.append((ap, at, booster))

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+
+from ..trainer import Part
 
 SHARES = (0.6, 0.2, 0.2)  # of train, validation and test
 CLIP = 10.0  # standard deviations
@@ -37,15 +38,11 @@ class Split(NamedTuple):
     test: Array
 
 
-class Part(NamedTuple):
-    """The same part of several splits."""
-
-    x: Tensor  # [seeds, rows, features] float32, standardised by the training rows
-    y: Tensor  # [seeds, rows] bool
-
-
 class Stack(NamedTuple):
-    """A table, split once per seed; the parts have as many rows for every seed."""
+    """A table, split once per seed; the parts have as many rows for every seed.
+
+    x is standardised by the training rows, y is bool.
+    """
 
     train: Part
     val: Part

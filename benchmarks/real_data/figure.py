@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.lines import Line2D
 
-from ..rank_figures import BLUE, GREY, INK, ORANGE, new_figure, tidy
+from ..figures import BLUE, GREY, INK, ORANGE, new_figure, tidy
 from .stats import Written, arms_of, compare, overall
 
 MARKERS = "osD^vPX*"
@@ -31,7 +31,7 @@ def draw(written: Written, path: Path) -> None:
                     found[arm][table].mean, row + 0.22, marker, markersize=5, color=colour,
                     markerfacecolor="none", markeredgewidth=1.0,
                 )  # fmt: skip
-            whole = overall(found[arm])
+            whole = overall([on_table.mean for on_table in found[arm].values()])
             ends = [whole.mean - whole.error, whole.mean + whole.error]
             ax.plot(ends, [row - 0.1] * 2, color=colour, linewidth=2.4)
             ax.plot(whole.mean, row - 0.1, "o", color=colour, markersize=6.5)

@@ -7,8 +7,7 @@ it remembers for every network apart.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,48 +15,42 @@ from torch import Tensor, nn
 
 import proxy_losses as pl
 
+from ..trainer import Batch, Loss, Make, Queued, Setup, each
+
 QUEUE = 2048  # rows, ours and the peer's
 MIX_TAU = 0.25
 
 
-class Setup(NamedTuple):
-    """What a loss may know before the first step."""
-
-    values: tuple[Any, ...]  # its own parameter, one per configuration
-    scores: Tensor  # [seeds, rows] of the training rows, from the weights that training starts at
-    y: Tensor  # [seeds, rows] bool
-    steps: int
-
-    @property
-    def tau(self) -> Tensor:
-        """[seeds, configurations]: the value in units of the spread at the start, frozen."""
-        return self.tau_of(torch.tensor(self.values))
-
-    def tau_of(self, values: Tensor) -> Tensor:
-        """[seeds, configurations]: values [configurations] times the spread."""
-        return pl.score_spread(self.scores)[:, None] * values
-
-
-class Batch(NamedTuple):
-    """The rows of a step."""
-
-    y: Tensor  # [seeds, rows] bool
-    rows: Tensor  # [seeds, rows] int64, numbers of training rows
-    step: int
-
-
-Loss = Callable[[Tensor, Batch], Tensor]
-Make = Callable[[Setup], Loss]
-
-
-def _bce(logits: Tensor, y: Tensor) -> Tensor:
+def _bce(logits: Tensor, y: Tensor, pos_weight: Tensor | None = None) -> Tensor:
     """[seeds, configurations, rows]."""
     target = y[:, None].expand(logits.shape).to(logits.dtype)
-    return F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return F.binary_cross_entropy_with_logits(
+        logits, target, pos_weight=pos_weight, reduction="none"
+    )
+
+
+def tau_of(setup: Setup, values: Tensor | None = None) -> Tensor:
+    """[seeds, configurations]: the values in units of the spread at the start, frozen."""
+    spread = pl.score_spread(setup.before())
+    return spread[:, None] * (torch.tensor(setup.values) if values is None else values)
 
 
 def bce(setup: Setup) -> Loss:
     return lambda logits, batch: _bce(logits, batch.y).mean(-1)
+
+
+def scaled_bce(scale: Tensor) -> Make:
+    """Of scores times a scale [seeds]; the values, if any, are weights of the positives."""
+
+    def make(setup: Setup) -> Loss:
+        weight = torch.tensor(setup.values)[:, None].to(scale.dtype) if setup.values else None
+
+        def loss(logits: Tensor, batch: Batch) -> Tensor:
+            return _bce(logits * scale[:, None, None], batch.y, weight).mean(-1)
+
+        return loss
+
+    return make
 
 
 def weighted_bce(setup: Setup) -> Loss:
@@ -104,39 +97,24 @@ def hard_negatives(setup: Setup) -> Loss:
 
 
 def _queued(fn: Callable[..., Any], tau: Tensor) -> Loss:
-    """A loss of ours over the batch and a queue, mapped over the networks if there are several."""
-    shape = tau.shape
-    queue = pl.init_queue(QUEUE, 1, dtype=tau.dtype)
-
-    def step(s: Tensor, y: Tensor, queue: pl.QueueState, tau: Tensor) -> Any:
-        return fn(s[:, None], y, queue, tau)
-
-    mapped = torch.func.vmap(step)
-    if single := shape.numel() == 1:
-        tau = tau[0, 0]
-    else:
-        queue = pl.QueueState(*(field.expand(shape.numel(), *field.shape) for field in queue))
-        tau = tau.flatten()
+    """A loss of ours over the batch and a queue of every network."""
+    ranking = Queued(fn, QUEUE, tau.numel(), tau.dtype)
 
     def loss(logits: Tensor, batch: Batch) -> Tensor:
-        nonlocal queue
-        y = batch.y[:, None].expand(logits.shape).flatten(0, 1).long()
-        s = logits.flatten(0, 1)
-        losses, queue = step(s[0], y[0], queue, tau) if single else mapped(s, y, queue, tau)
-        out: Tensor = losses.view(shape)
-        return out
+        y = batch.y[:, None].expand(logits.shape).flatten(0, 1)
+        return ranking(logits.flatten(0, 1), y, tau.flatten()).view(tau.shape)
 
     return loss
 
 
 def queue_ap(setup: Setup) -> Loss:
-    return _queued(pl.smooth_ap_loss, setup.tau)
+    return _queued(pl.smooth_ap_loss, tau_of(setup))
 
 
 def mixed_ap(setup: Setup) -> Loss:
     """For good: the value's share of `queue_ap`, the rest BCE."""
     values = torch.tensor(setup.values)
-    tau = setup.tau_of(torch.full_like(values, MIX_TAU))
+    tau = tau_of(setup, torch.full_like(values, MIX_TAU))
     ranking = _queued(pl.smooth_ap_loss, tau)
 
     def loss(logits: Tensor, batch: Batch) -> Tensor:
@@ -147,7 +125,7 @@ def mixed_ap(setup: Setup) -> Loss:
 
 def _whole(setup: Setup, metric: Callable[..., Tensor], tau: Tensor) -> Loss:
     """1 - metric over the last score of every training row, those of the batch live."""
-    lists = setup.scores[:, None].expand(*tau.shape, -1)
+    lists = setup.before()[:, None].expand(*tau.shape, -1)
     y = setup.y[:, None].expand(lists.shape)
 
     def loss(logits: Tensor, batch: Batch) -> Tensor:
@@ -160,16 +138,16 @@ def _whole(setup: Setup, metric: Callable[..., Tensor], tau: Tensor) -> Loss:
 
 
 def whole_ap(setup: Setup) -> Loss:
-    return _whole(setup, pl.smooth_ap, setup.tau)
+    return _whole(setup, pl.smooth_ap, tau_of(setup))
 
 
 def whole_recall(setup: Setup) -> Loss:
-    return _whole(setup, pl.recall_at_quantile, setup.tau)
+    return _whole(setup, pl.recall_at_quantile, tau_of(setup))
 
 
 def whole_pauc(setup: Setup) -> Loss:
     """The value is in units of the interquartile range already."""
-    tau = torch.tensor(setup.values).expand(len(setup.scores), -1)
+    tau = torch.tensor(setup.values).expand(len(setup.y), -1)
     return _whole(setup, pl.partial_auc, tau)
 
 
@@ -178,22 +156,7 @@ class _Bce(nn.Module):
         return F.binary_cross_entropy_with_logits(logits[:, 0], targets.to(logits.dtype))
 
 
-def _each(modules: list[Any], call: Callable[..., Tensor]) -> Loss:
-    """A module per network, called in a loop."""
-
-    def loss(logits: Tensor, batch: Batch) -> Tensor:
-        rows = logits.unbind(0)
-        losses = [
-            call(modules[s * logits.shape[1] + k], row, batch.y[s], batch.rows[s], batch.step)
-            for s, row_of in enumerate(rows)
-            for k, row in enumerate(row_of.unbind(0))
-        ]
-        return torch.stack(losses).view(logits.shape[:2])
-
-    return loss
-
-
-def imbalanced_losses(setup: Setup) -> Loss:
+def _imbalanced_losses(value: tuple[float, float], setup: Setup) -> Callable[..., Tensor]:
     """Its Smooth-AP in its wrapper; the value is its first and last temperature.
 
     Its warmup is the BCE training before; it blends over an eighth of the steps, and the
@@ -201,28 +164,31 @@ def imbalanced_losses(setup: Setup) -> Loss:
     """
     from imbalanced_losses import LossWarmupWrapper, SmoothAPLoss
 
-    def wrapper(first: float, last: float) -> Any:
-        return LossWarmupWrapper(
-            _Bce(), SmoothAPLoss(num_classes=1, queue_size=QUEUE), warmup_steps=0,
-            blend_steps=setup.steps // 8, temp_start=first, temp_end=last,
-            temp_decay_steps=max(1, 2 * setup.steps // 3),
-        )  # fmt: skip
+    wrapper = LossWarmupWrapper(
+        _Bce(), SmoothAPLoss(num_classes=1, queue_size=QUEUE), warmup_steps=0,
+        blend_steps=setup.steps // 8, temp_start=value[0], temp_end=value[1],
+        temp_decay_steps=max(1, 2 * setup.steps // 3),
+    )  # fmt: skip
 
-    def call(module: Any, logits: Tensor, y: Tensor, rows: Tensor, step: int) -> Tensor:
-        module.on_train_batch_start(step)
-        out: Tensor = module(logits[:, None], y.long())
+    def call(logits: Tensor, y: Tensor, rows: Tensor, step: int) -> Tensor:
+        wrapper.on_train_batch_start(step)
+        out: Tensor = wrapper(logits[:, None], y.long())
         return out
 
-    return _each([wrapper(*value) for _ in setup.scores for value in setup.values], call)
+    return call
 
 
-def libauc(setup: Setup) -> Loss:
-    """Its APLoss on probabilities; the value is gamma."""
+def _libauc(gamma: float, setup: Setup) -> Callable[..., Tensor]:
+    """Its APLoss on probabilities."""
     from libauc.losses import APLoss
 
-    def call(module: Any, logits: Tensor, y: Tensor, rows: Tensor, step: int) -> Tensor:
+    module = APLoss(gamma=gamma, data_len=setup.y.shape[-1], device="cpu")
+
+    def call(logits: Tensor, y: Tensor, rows: Tensor, step: int) -> Tensor:
         out: Tensor = module(logits.float().sigmoid(), y.long(), rows)
         return out
 
-    make = partial(APLoss, data_len=setup.y.shape[-1], device="cpu")
-    return _each([make(gamma=value) for _ in setup.scores for value in setup.values], call)
+    return call
+
+
+imbalanced_losses, libauc = each(_imbalanced_losses), each(_libauc)

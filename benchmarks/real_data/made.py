@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from .data import Array, Part, Stack
-from .stacked import Budget, Capacity, arms
+from ..trainer import Part
+from .data import Array, Stack
+from .stacked import Capacity, arms
+from .train import Effort
 
 ANGLES = (0, 15, 30, 45, 60, 75, 90)  # degrees
 MODELS = (Capacity("linear"), Capacity("16 hidden", hidden=16))
@@ -51,7 +53,7 @@ def stacked(parts: Sequence[Sequence[tuple[Array, Array]]]) -> Stack:
     return Stack(*made)
 
 
-def contested_tops(seeds: Sequence[int], budget: Budget) -> dict[str, Any]:
+def contested_tops(seeds: Sequence[int], effort: Effort) -> dict[str, Any]:
     """Angle -> model -> arm -> test AP [seeds]."""
     found = {}
     for angle in ANGLES:
@@ -61,7 +63,7 @@ def contested_tops(seeds: Sequence[int], budget: Budget) -> dict[str, Any]:
         ]
         made = stacked(parts)
         found[str(angle)] = {
-            model.name: {name: ap.tolist() for name, ap in arms(made, model, budget).items()}
+            model.name: {name: ap.tolist() for name, ap in arms(made, model, effort).items()}
             for model in MODELS
         }
         _log(f"contested top, {angle} degrees")
@@ -96,7 +98,7 @@ def embedded(digit: int, seed: int) -> list[tuple[Array, Array]]:
     return [(hidden[part], label[part] == digit) for part in rows]
 
 
-def probes(seeds: Sequence[int], budget: Budget) -> dict[str, Any]:
+def probes(seeds: Sequence[int], effort: Effort) -> dict[str, Any]:
     """Digit -> arm -> test AP [seeds] of linear probes."""
     found = {}
     for digit in DIGITS:
@@ -104,14 +106,14 @@ def probes(seeds: Sequence[int], budget: Budget) -> dict[str, Any]:
         shortest = [min(len(split[k][0]) for split in drawn) for k in range(3)]
         # The digit's images come first but in the test part, which is shuffled.
         parts = [[(s[k][0][:n], s[k][1][:n]) for s in drawn] for k, n in enumerate(shortest)]
-        ap = arms(stacked(parts), Capacity("linear"), budget)
+        ap = arms(stacked(parts), Capacity("linear"), effort)
         found[str(digit)] = {name: values.tolist() for name, values in ap.items()}
         _log(f"probe of digit {digit}")
     return found
 
 
-def run(seeds: Sequence[int], budget: Budget) -> dict[str, Any]:
-    return {"contested": contested_tops(seeds, budget), "probes": probes(seeds, budget)}
+def run(seeds: Sequence[int], effort: Effort) -> dict[str, Any]:
+    return {"contested": contested_tops(seeds, effort), "probes": probes(seeds, effort)}
 
 
 def _log(text: str) -> None:

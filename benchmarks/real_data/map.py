@@ -10,7 +10,6 @@ and ``.png``, and ``MAP.md`` beside this file.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -19,12 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 
 from .. import report
-from . import made, map_page
+from . import made, map_page, stacked
 from .data import Table, load, split, stack
-from .stacked import Budget, Capacity, arms
+from .stacked import EFFORT, Capacity, arms
+from .stats import overall
+from .train import Effort
 
 SIZES: dict[str, int | None] = {"1k": 1000, "4k": 4000, "16k": 16000, "all": None}
 CAPACITIES = (
@@ -53,18 +53,12 @@ def rows_of(table: Table, size: int | None) -> int | None:
 
 
 def summary(differences: dict[str, Sequence[float]]) -> dict[str, Any]:
-    """Over tables of the mean over seeds; AP x 100. The unit of the test is the table."""
-    means = np.array([np.mean(d) for d in differences.values()])
-    few = len(means) < 2
-    error = None if few else float(means.std(ddof=1) / len(means) ** 0.5)
+    """Over tables of the mean over seeds; AP x 100."""
+    found = overall([float(np.mean(d)) for d in differences.values()])
     return {
-        "tables": len(means),
-        "mean": float(means.mean()),
-        "se": error,
-        "t95": None if few else float(stats.t.ppf(0.975, len(means) - 1)) * error,
-        "up": int((means > 0).sum()),
-        "down": int((means < 0).sum()),
-    }
+        "tables": len(differences), "mean": found.mean, "se": found.error, "t95": found.half,
+        "up": found.up, "down": found.down,
+    }  # fmt: skip
 
 
 def cells(found: dict[str, Any]) -> dict[str, Any]:
@@ -82,7 +76,7 @@ def cells(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(
-    tables: Sequence[Table], seeds: Sequence[int], budget: Budget, keep: Any = lambda found: None
+    tables: Sequence[Table], seeds: Sequence[int], effort: Effort, keep: Any = lambda found: None
 ) -> dict[str, Any]:
     """Size -> capacity -> table -> arm -> test AP [seeds]."""
     found: dict[str, Any] = {size: {} for size in SIZES}
@@ -96,7 +90,7 @@ def run(
                 if (capacity.features or 0) > table.x.shape[1]:
                     continue
                 begin = time.process_time()
-                ap = arms(parts, capacity, budget)
+                ap = arms(parts, capacity, effort)
                 row = found[size].setdefault(capacity.name, {})
                 row[table.name] = {name: values.tolist() for name, values in ap.items()} | {
                     "rows": parts.train.x.shape[1],
@@ -119,28 +113,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     tables = [t for t in load(args.data) if t.y.mean() <= COMMONEST]
-    budget, seeds = Budget(), range(args.seeds)
+    seeds = range(args.seeds)
     written = report.heading("real_data_map", __doc__.splitlines()[0]) | {
         "protocol": {
-            "seeds": args.seeds, "budget": budget._asdict(), "most_rows": MOST_ROWS,
+            "seeds": args.seeds, "most_rows": MOST_ROWS,
             "least_positives": LEAST_POSITIVES, "least_tables": LEAST_TABLES,
+            "budget": EFFORT.more._asdict() | {"base": EFFORT.base._asdict()} | {
+                name.lower(): getattr(stacked, name) for name in stacked.SETTINGS
+            },
         },
         "tables": {
             t.name: {"rows": len(t.y), "features": t.x.shape[1], "positives": int(t.y.sum())}
             for t in tables
         },
     }  # fmt: skip
-    args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "real_data_map.json"
 
     def keep(found: dict[str, Any]) -> None:
-        path.write_text(json.dumps(written | {"found": found}, indent=1) + "\n")
+        report.write(written | {"found": found}, path)
 
-    written["made"] = made.run(seeds, budget)
-    written["found"] = run(tables, seeds, budget, keep)
+    written["made"] = made.run(seeds, EFFORT)
+    written["found"] = run(tables, seeds, EFFORT, keep)
     written["cells"] = cells(written["found"])
     written["cpu_s"] = round(time.process_time(), 1)
-    path.write_text(json.dumps(written, indent=1) + "\n")
+    report.write(written, path)
     map_page.draw(written, args.out / "real_data_map.png")
     args.page.write_text(map_page.text(written))
     print(args.page.read_text())

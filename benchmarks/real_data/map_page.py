@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..report import markdown
 from .stats import resampled
 
 INK, GREY, LINEAR, NETWORK = "#222222", "#777777", "#1b7837", "#762a83"
@@ -110,12 +111,6 @@ def _probes(axes: Any, found: dict[str, Any]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def table(rows: list[list[str]]) -> list[str]:
-    """A table of Markdown, the first row its head."""
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return [lines[0], "|" + "---|" * len(rows[0]), *lines[1:]]
-
-
 def _shown(cell: dict[str, Any] | None, control: str) -> str:
     if cell is None:
         return ""
@@ -168,9 +163,9 @@ def text(written: dict[str, Any]) -> str:
     probes = [np.mean(_gains(arms)) for arms in made["probes"].values()]
     mean, error = _mean_se(np.array(probes))
 
-    def grid(control: str) -> list[str]:
+    def grid(control: str) -> str:
         rows = [[size, *(_shown(cells[size][n], control) for n in names)] for size in cells]
-        return table([["training rows", *names], *rows])
+        return markdown([["training rows", *names], *rows])
 
     return "\n".join([
         "# Where Smooth-AP beats more BCE: rows against capacity",
@@ -193,28 +188,28 @@ def text(written: dict[str, Any]) -> str:
         "",
         "Mean over tables [95 % interval], tables up/down.",
         "",
-        *grid(CONTROL),
+        grid(CONTROL),
         "",
         f"Cells whose interval leaves 0 out: {'; '.join(clear) or 'none'}. Of {filled} cells one "
         "in twenty does so by chance.",
         "",
         "## Smooth-AP - the BCE start",
         "",
-        *grid("start"),
+        grid("start"),
         "",
         "## By table",
         "",
         "Smooth-AP - BCE continued, mean ± half of the 95 % interval over splits (corrected "
         "resampled t-test, since splits share rows).",
         "",
-        *table(_by_table(written)),
+        markdown(_by_table(written)),
         "",
         "## Made tables with a contested top",
         "",
         "Most positives and, above them, a few negatives lie along one direction; the other "
         "positives lie far up a direction at the angle (`made.py`). Test AP, ± over seeds.",
         "",
-        *table(_by_model(made["contested"])),
+        markdown(_by_model(made["contested"])),
         "",
         "## Linear probes of a rare class",
         "",

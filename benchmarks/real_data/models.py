@@ -1,20 +1,18 @@
-"""Many small networks in one: every tensor has a seed axis and a configuration axis in front.
-
-Nothing mixes the networks of a stack, so that the gradient of the sum of their losses is that of
-each, and Adam, which works entry by entry, trains each as if it were alone.
-"""
+"""Where networks start, and logistic regressions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
-from torch import Tensor
+from sklearn.linear_model import LogisticRegression
 
+from ..trainer import Weights
+from .data import Array
+
+MOST_FOR_NEWTON = 500  # features; its Hessian is their square
 WIDTHS: dict[str, tuple[int, ...]] = {"linear": (), "MLP": (64,)}  # hidden units
-
-Weights = list[Tensor]  # weight and bias of every layer in turn
 
 
 def initial(model: str, features: int, seeds: Sequence[int]) -> Weights:
@@ -31,12 +29,10 @@ def initial(model: str, features: int, seeds: Sequence[int]) -> Weights:
     return [torch.stack(tensors) for tensors in zip(*stacks, strict=True)]
 
 
-def scores(weights: Weights, x: Tensor) -> Tensor:
-    """[seeds, configurations, rows] from weights [seeds, configurations, ...].
-
-    x is [seeds, rows, features]: the configurations of a seed see the same rows.
-    """
-    h = torch.einsum("sbd,skdh->skbh", x, weights[0]) + weights[1]
-    for weight, bias in zip(weights[2::2], weights[3::2], strict=True):
-        h = h.relu() @ weight + bias
-    return h[..., 0]
+def best_logistic(
+    x: Array, y: Array, Cs: Sequence[float], score: Callable[[LogisticRegression], float]
+) -> LogisticRegression:
+    """The logistic regression that scores best, of equal ones that of the smallest C."""
+    solver = "newton-cholesky" if x.shape[1] <= MOST_FOR_NEWTON else "lbfgs"
+    models = [LogisticRegression(C=C, solver=solver, max_iter=1000).fit(x, y) for C in sorted(Cs)]
+    return max(models, key=score)

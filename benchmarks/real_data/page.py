@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ..report import markdown
 from .stats import (
     OnTable,
     Written,
@@ -42,11 +43,6 @@ def insert(page: str, written: Written) -> str:
     return f"{head}{BEGIN}\n{block(written)}\n{END}{tail}"
 
 
-def _table(rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
-
-
 def _run(written: Written) -> str:
     versions, where = written["versions"], written["machine"]
     names = {"torch": "torch", "sklearn": "scikit-learn", "imbalanced_losses": "imbalanced-losses",
@@ -72,7 +68,7 @@ def _data(written: Written) -> str:
         share = f"{t['positives']:,} ({100 * t['positives'] / t['rows']:.1f} %)"
         copies = f"{t['rows_with_a_copy']:,}"
         rows.append([name, f"{t['rows']:,}", str(t["features"]), share, copies, used])
-    return _table(rows)
+    return markdown(rows)
 
 
 def _arms(written: Written, model: str) -> str:
@@ -80,7 +76,10 @@ def _arms(written: Written, model: str) -> str:
              "recall points", "pAUC points", "kept its start"]]  # fmt: skip
     by_metric = {metric: compare(written, model, metric) for metric in METRICS}
     for arm in arms_of(written, model):
-        found = {metric: overall(of_arm[arm]) for metric, of_arm in by_metric.items()}
+        found = {
+            metric: overall([t.mean for t in of_arm[arm].values()])
+            for metric, of_arm in by_metric.items()
+        }
         shown = {m: f"{o.mean:+.2f} ± {o.error:.2f}" for m, o in found.items()}
         ap, boosting = found["ap"], arm == written["boosting"]
         kept = "" if boosting else f"{100 * kept_start(written, model, arm):.0f} %"
@@ -91,7 +90,7 @@ def _arms(written: Written, model: str) -> str:
             name, shown["ap"], f"{ap.up} / {ap.down}", f"{ap.p:.2f}", record(by_metric["ap"][arm]),
             shown["recall"], shown["pauc"], kept,
         ])  # fmt: skip
-    return _table(rows)
+    return markdown(rows)
 
 
 def _plain(written: Written, model: str) -> str:
@@ -114,7 +113,7 @@ def _tables(written: Written, model: str) -> str:
     for arm, on_tables in compare(written, model, "ap").items():
         name = "BCE, not continued" if arm == written["base"] else arm
         rows.append([name, *(_cell(on_tables[t]) for t in names)])
-    return _table(rows)
+    return markdown(rows)
 
 
 def _mean(written: Written, table: str, model: str, arm: str) -> float:
@@ -139,7 +138,7 @@ def _times(written: Written) -> str:
         f"One network, {epochs['table']}, {rows_used:,} rows in batches of {batch}, medians of "
         f"{epochs['repeats']} interleaved epochs, commit {(epochs['commit'] or 'none')[:12]}:"
     )
-    return f"{note}\n\n{_table(rows)}"
+    return f"{note}\n\n{markdown(rows)}"
 
 
 def _tried(written: Written) -> str:
@@ -170,7 +169,7 @@ def _space(configurations: dict[str, Any], model: str) -> str:
         rows.append(
             [name, rates, "max_leaf_nodes", ", ".join(f"{c['max_leaf_nodes']}" for c in tried)]
         )
-    return _table(rows)
+    return markdown(rows)
 
 
 def _value(x: Any) -> str:

@@ -1,28 +1,30 @@
-"""BCE, and from there full-batch steps of BCE or of Smooth-AP, for all seeds at once.
-
-Every tensor has a seed axis in front. Nothing mixes the seeds, so that the gradient of the sum of
-their losses is that of each, and Adam, which works entry by entry, trains each as if it were alone.
-"""
+"""BCE, and from there full-batch steps of BCE or of Smooth-AP, for all seeds at once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from sklearn.linear_model import orthogonal_mp
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 import proxy_losses as pl
-from proxy_losses.integrations import _scorecard as card
-from proxy_losses.integrations._rows import Rows
 
-from .data import Array, Part, Stack
+from ..trainer import Arm, Batch, Budget, Loss, Make, Part, Setup, Training, Weights, score_all
+from .data import Array, Stack
+from .losses import bce, scaled_bce
+from .models import best_logistic
+from .train import Effort, validation_ap
 
-Weights = list[Tensor]  # weight [seeds, in, out] and bias [seeds, 1, out] of every layer
-Loss = Callable[[Tensor], Tensor]  # scores [seeds, rows] -> [seeds]
+BASE_RATE = 1e-2  # of networks, falls to 0
+RATES = (1e-3, 3e-3)  # of networks, validation picks one
+LINEAR_RATES = (0.03, 0.1)  # in units of the spread of the scores
+TAU, LINEAR_TAU = 0.25, 0.1  # in units of the spread of the scores at the start
+PENALTIES = (0.01, 0.1, 1.0)  # C of the logistic regression
+SETTINGS = ("BASE_RATE", "RATES", "LINEAR_RATES", "TAU", "LINEAR_TAU", "PENALTIES")
+EFFORT = Effort(Budget(1500, 40, 512, fall=True), Budget(120, 10))  # the same for every cell
 
 
 class Capacity(NamedTuple):
@@ -33,61 +35,14 @@ class Capacity(NamedTuple):
     hidden: int | None = None  # units, None for a linear model
 
 
-class Budget(NamedTuple):
-    """How much is run; the same for every cell."""
-
-    base_steps: int = 1500  # of BCE on batches, for networks
-    batch: int = 512
-    base_rate: float = 1e-2  # falls to 0
-    base_every: int = 40  # steps between validations
-    steps: int = 120  # over all rows, of each arm
-    every: int = 10
-    rates: tuple[float, float] = (1e-3, 3e-3)  # of networks, validation picks one
-    linear_rates: tuple[float, float] = (0.03, 0.1)  # in units of the spread of the scores
-    tau: float = 0.25  # in units of the spread of the scores at the start
-    linear_tau: float = 0.1
-    penalties: tuple[float, ...] = (0.01, 0.1, 1.0)  # C of the logistic regression
-
-
-class Found(NamedTuple):
-    """The best validated weights of every seed."""
-
-    weights: Weights
-    ap: Array  # [seeds], on the validation rows
-
-
-def scores(weights: Weights, x: Tensor) -> Tensor:
-    """[seeds, rows] from [seeds, rows, features]."""
-    for layer in range(0, len(weights) - 2, 2):
-        x = torch.baddbmm(weights[layer + 1], x, weights[layer]).relu()
-    return torch.baddbmm(weights[-1], x, weights[-2])[..., 0]
-
-
-@torch.no_grad()
-def average_precision(weights: Weights, part: Part) -> Array:
-    """[seeds] float64."""
-    found = scores(weights, part.x).numpy()
-    return np.array(
-        [average_precision_score(y, s) for y, s in zip(part.y.numpy(), found, strict=True)]
-    )
-
-
-def keep_better(best: Found, weights: Weights, part: Part) -> Found:
-    """For each seed the weights that validate better, the earlier ones if equal."""
-    ap = average_precision(weights, part)
-    better = torch.from_numpy(ap > best.ap)[:, None, None]
-    kept = [torch.where(better, w.detach(), b) for w, b in zip(weights, best.weights, strict=True)]
-    return Found(kept, np.maximum(ap, best.ap))
-
-
 def pick_features(part: Part, count: int | None) -> Tensor | None:
-    """[seeds, count] column numbers by `LinearRanker`'s selection; None for all columns."""
+    """[seeds, count] column numbers by orthogonal matching pursuit; None for all columns."""
     if count is None or count >= part.x.shape[2]:
         return None
     columns = []
     for x, y in zip(part.x.double().numpy(), part.y.numpy(), strict=True):
-        support = card.select(Rows(x - x.mean(0), y, None), count)
-        columns.append(np.argsort(~support, kind="stable")[:count])
+        coef = orthogonal_mp(x - x.mean(0), y - y.mean(), n_nonzero_coefs=count)
+        columns.append(np.argsort(coef.reshape(-1) == 0, kind="stable")[:count])
     return torch.from_numpy(np.stack(columns))
 
 
@@ -98,23 +53,24 @@ def narrowed(stack: Stack, columns: Tensor | None) -> Stack:
     return Stack(*(Part(p.x.transpose(1, 2)[seeds, columns].transpose(1, 2), p.y) for p in stack))
 
 
-def logistic(stack: Stack, budget: Budget) -> Found:
-    """Logistic regressions, the penalty picked by validation, scaled to scores of spread 1."""
-    starts = []
-    for seed in range(len(stack.train.x)):
-        train, held = (
-            Rows(p.x[seed].double().numpy(), p.y[seed].numpy(), None)
-            for p in (stack.train, stack.val)
-        )
-        starts.append(card.warm_start(train, held, budget.penalties, card.exact("ap", 0.5, 0.5))[0])
-    weights = [
-        torch.tensor(np.stack([s.coef for s in starts]), dtype=torch.float32)[:, :, None],
-        torch.tensor([s.intercept for s in starts], dtype=torch.float32)[:, None, None],
-    ]
-    return Found(weights, average_precision(weights, stack.val))
+def logistic(stack: Stack) -> Weights:
+    """Logistic regressions, the penalty picked by validation."""
+    coefs, intercepts = [], []
+    for (x, y), (x_val, y_val) in zip(*(zip(*p, strict=True) for p in stack[:2]), strict=True):
+        x_val, truth = x_val.double().numpy(), y_val.numpy()
+        found = best_logistic(
+            x.double().numpy(), y.numpy(), PENALTIES,
+            lambda m, x_val=x_val, truth=truth: average_precision_score(
+                truth, x_val @ m.coef_[0] + m.intercept_[0]
+            ),
+        )  # fmt: skip
+        coefs.append(found.coef_.T)
+        intercepts.append(found.intercept_[None])
+    made = (torch.from_numpy(np.stack(w)) for w in (coefs, intercepts))
+    return [w.to(stack.train.x.dtype) for w in made]
 
 
-def network(stack: Stack, hidden: int, budget: Budget) -> Found:
+def network(stack: Stack, hidden: int, budget: Budget) -> Weights:
     """One hidden layer, BCE on batches from random weights, the best validated checkpoint."""
     seeds, rows, features = stack.train.x.shape
     draw = torch.Generator().manual_seed(0)
@@ -122,74 +78,48 @@ def network(stack: Stack, hidden: int, budget: Budget) -> Found:
     for fan_in, fan_out in ((features, hidden), (hidden, 1)):
         for size in (fan_in, 1):
             tensor = 2 * torch.rand(seeds, size, fan_out, generator=draw) - 1
-            weights.append((tensor / fan_in**0.5).requires_grad_())
-    optimizer = torch.optim.Adam(weights, lr=budget.base_rate)
-    pick = torch.arange(seeds)[:, None]
-    best = Found([w.detach().clone() for w in weights], np.full(seeds, -np.inf))
-    for step in range(1, budget.base_steps + 1):
-        index = torch.randint(rows, (seeds, min(budget.batch, rows)), generator=draw)
-        for group in optimizer.param_groups:
-            group["lr"] = budget.base_rate * (1 - step / budget.base_steps)
-        optimizer.zero_grad()
-        loss = bce(stack.train.y[pick, index])
-        loss(scores(weights, stack.train.x[pick, index])).sum().backward()
-        optimizer.step()
-        if step % budget.base_every == 0:
-            best = keep_better(best, weights, stack.val)
-    return best
+            weights.append((tensor / fan_in**0.5).to(stack.train.x.dtype))
+    shape = seeds, min(budget.batch or rows, rows)
+    drawn = [torch.randint(rows, shape, generator=draw) for _ in range(budget.steps)]
+    arm = Arm("BCE", bce, (BASE_RATE,))
+    training = Training(stack.train, arm, weights, budget, torch.stack(drawn, 1))
+    return training.fit(lambda now: validation_ap(now, stack.val)).choose()[1]
 
 
-def bce(y: Tensor, scale: Tensor | None = None) -> Loss:
-    """Of scores times a scale [seeds]."""
-    target = y.float()
+def smooth_ap(tau: Tensor) -> Make:
+    """Of all rows; tau [seeds]."""
 
-    def loss(found: Tensor) -> Tensor:
-        logits = found if scale is None else found * scale[:, None]
-        return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(-1)
+    def make(setup: Setup) -> Loss:
+        def loss(found: Tensor, batch: Batch) -> Tensor:
+            pos = batch.y[:, None].expand(found.shape)
+            return 1.0 - pl.smooth_ap(found, pos, tau[:, None].expand(found.shape[:2]), rtol=1e-4)
 
-    return loss
+        return loss
 
-
-def smooth_ap(y: Tensor, tau: Tensor) -> Loss:
-    return lambda found: 1.0 - pl.smooth_ap(found, y, tau, rtol=1e-4)
+    return make
 
 
-def ascend(start: Found, stack: Stack, loss: Loss, rates: tuple[float, ...], b: Budget) -> Found:
-    """Full-batch Adam from the start at each rate; the best validated point of every seed."""
-    best = start
-    for rate in rates:
-        weights = [w.detach().clone().requires_grad_() for w in start.weights]
-        optimizer = torch.optim.Adam(weights, lr=rate)
-        for step in range(1, b.steps + 1):
-            optimizer.zero_grad()
-            loss(scores(weights, stack.train.x)).sum().backward()
-            optimizer.step()
-            if step % b.every == 0:
-                best = keep_better(best, weights, stack.val)
-    return best
-
-
-def arms(stack: Stack, capacity: Capacity, budget: Budget) -> dict[str, Array]:
+def arms(stack: Stack, capacity: Capacity, effort: Effort = EFFORT) -> dict[str, Array]:
     """Test AP [seeds] of BCE, of BCE continued, and of Smooth-AP from the same start."""
+    rates, tau = RATES, TAU
     if capacity.hidden is not None:
-        start = network(stack, capacity.hidden, budget)
-        rates, tau = budget.rates, budget.tau
+        start = network(stack, capacity.hidden, effort.base)
     else:
         stack = narrowed(stack, pick_features(stack.train, capacity.features))
-        start = logistic(stack, budget)
+        start = logistic(stack)
         # A step changes the scores by at most about the rate, in units of their spread.
-        width = start.weights[0].shape[1] ** 0.5
-        rates, tau = tuple(rate / width for rate in budget.linear_rates), budget.linear_tau
-    with torch.no_grad():
-        spread = scores(start.weights, stack.train.x).std(-1)
-    scale = None
-    if capacity.hidden is None:
-        start = start._replace(weights=[w / spread[:, None, None] for w in start.weights])
-        scale, spread = spread, torch.ones_like(spread)
-    y = stack.train.y
-    found = {
-        "start": start,
-        "continued": ascend(start, stack, bce(y, scale), rates, budget),
-        "smooth_ap": ascend(start, stack, smooth_ap(y, tau * spread), rates, budget),
+        rates = tuple(rate / start[0].shape[1] ** 0.5 for rate in LINEAR_RATES)
+        tau = LINEAR_TAU
+    spread = score_all([w[:, None] for w in start], stack.train.x)[:, 0].std(-1)
+    scale = torch.ones_like(spread)
+    if capacity.hidden is None:  # scores of spread 1
+        start = [w / spread[:, None, None] for w in start]
+        scale, spread = spread, scale
+    found = {"start": start}
+    for name, make in (("continued", scaled_bce(scale)), ("smooth_ap", smooth_ap(tau * spread))):
+        training = Training(stack.train, Arm(name, make, rates), start, effort.more)
+        found[name] = training.fit(lambda now: validation_ap(now, stack.val)).choose()[1]
+    return {
+        name: validation_ap([w[:, None] for w in weights], stack.test)[:, 0].numpy()
+        for name, weights in found.items()
     }
-    return {name: average_precision(f.weights, stack.test) for name, f in found.items()}

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from scipy import stats
 
 LEVEL = 0.05
@@ -24,10 +25,11 @@ class OnTable(NamedTuple):
 
 
 class Overall(NamedTuple):
-    """Arm - control over the tables, in points."""
+    """Arm - control over the tables, in points. The unit of the test is the table."""
 
     mean: float  # of the tables' means
-    error: float  # its standard error
+    error: float | None  # its standard error; None of one table
+    half: float | None  # of the 95 % interval of Student's t
     up: int  # tables above the control, by their mean
     down: int
     p: float  # Wilcoxon signed-rank over the tables
@@ -96,15 +98,13 @@ def compare(
     return out
 
 
-def overall(on_tables: dict[str, OnTable]) -> Overall:
+def overall(means: Sequence[float]) -> Overall:
     """The tables as equals."""
-    means = [t.mean for t in on_tables.values()]
-    n = len(means)
-    mean = sum(means) / n
-    spread = math.sqrt(sum((m - mean) ** 2 for m in means) / (n - 1)) if n > 1 else math.nan
+    n, mean = len(means), float(np.mean(means))
+    error = float(np.std(means, ddof=1)) / math.sqrt(n) if n > 1 else None
+    half = None if error is None else float(stats.t.ppf(1 - LEVEL / 2, n - 1)) * error
     p = float(stats.wilcoxon(means).pvalue) if any(means) else 1.0
-    up, down = sum(m > 0 for m in means), sum(m < 0 for m in means)
-    return Overall(mean, spread / math.sqrt(n), up, down, p)
+    return Overall(mean, error, half, sum(m > 0 for m in means), sum(m < 0 for m in means), p)
 
 
 def record(on_tables: dict[str, OnTable]) -> str:

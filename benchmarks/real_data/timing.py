@@ -9,10 +9,11 @@ from functools import partial
 from torch import Tensor
 
 from .. import harness
-from .arms import Arm
-from .data import Part, Stack
+from ..trainer import Arm, Budget, Part, Training
+from .arms import of_model
+from .data import Stack
 from .models import initial
-from .train import Budget, Training, batches
+from .train import batches
 
 
 def epochs(
@@ -20,13 +21,14 @@ def epochs(
 ) -> dict[str, dict[str, float]]:
     """Median seconds of an epoch, and its median ratio to that of the first arm."""
     part = Part(stack.train.x[:1], stack.train.y[:1])
-    steps = max(1, part.y.shape[1] // budget.batch)
+    batch = budget.batch or part.y.shape[1]
+    budget = Budget(max(1, part.y.shape[1] // batch), batch=batch)
     start = initial(model, part.x.shape[2], [0])
     calls: dict[str, tuple[harness.Fn, int]] = {}
     for arm in arms:
-        single = arm._replace(rates=arm.rates[:1], values=arm.values[:1])
-        order = batches(part.y, [0], steps, budget.batch, arm.batches)
-        epoch = partial(_epoch, Training(part, single, model, start, order).step, steps)
+        single = of_model(arm._replace(rates=arm.rates[:1], values=arm.values[:1]), model)
+        order = batches(part.y, [0], budget.steps, batch, arm.batches)
+        epoch = partial(_epoch, Training(part, single, start, budget, order).step, budget.steps)
         epoch()  # what the first call builds is not part of an epoch
         calls[arm.name] = (epoch, 1)
     samples = harness.rounds(calls, repeats)
