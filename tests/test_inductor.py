@@ -20,15 +20,19 @@ from .metrics import METRICS, TAU, TIGHT, lists
 NAMES = [m.name for m in METRICS]
 # Both are float32 sums of a few dozen terms in [0, 1], in some order: 1e-6, and 3e-6 for gradients.
 LOOSE = {"rtol": 2e-6, "atol": 1e-6}
-MODES = ["value", "backward", "grad", "vmap(grad)"]
+MODES = [
+    ("backward", "along"),
+    ("backward", "across"),
+    ("grad", "across"),
+    ("vmap(grad)", "across"),
+]
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_metrics_along_and_across(mode):
+@pytest.mark.parametrize(("mode", "lie"), MODES)
+def test_metrics_along_and_across(mode, lie):
     """Every metric, of lists on the last axis and of lists in the columns of a batch."""
     scores, pos = lists(13, 3, 20)
     tau = torch.tensor(TAU, dtype=torch.float64)
-    inputs = {"along": (scores, pos), "across": (scores.T.contiguous().T, pos.T.contiguous().T)}
 
     def each(s: Tensor, p: Tensor) -> Tensor:
         return torch.stack([m.fn(s, p, tau) for m in METRICS])
@@ -39,19 +43,16 @@ def test_metrics_along_and_across(mode):
     def one_list(s: Tensor, p: Tensor) -> Tensor:
         return each(s[None], p[None]).sum()
 
-    fns = {
-        "value": each, "backward": total, "grad": grad(total), "vmap(grad)": vmap(grad(one_list)),
-    }  # fmt: skip
-    want = fns[mode](scores, pos) if mode != "backward" else grad(total)(scores, pos)
-    compiled, _ = compile_fresh(fns[mode])
-    for kind, (s, p) in inputs.items():
-        if mode == "backward":
-            s = s.detach().requires_grad_()
-            compiled(s, p).backward()
-            got = s.grad
-        else:
-            got = compiled(s, p)
-        torch.testing.assert_close(got, want, **TIGHT, msg=lambda m, kind=kind: f"{kind}: {m}")
+    fn = {"backward": each, "grad": grad(total), "vmap(grad)": vmap(grad(one_list))}[mode]
+    compiled, _ = compile_fresh(fn)
+    s, p = (x.T.contiguous().T for x in (scores, pos)) if lie == "across" else (scores, pos)
+    s = s.detach().requires_grad_(mode == "backward")
+    got, want = compiled(s, p), fn(scores, pos)
+    torch.testing.assert_close(got, want, **TIGHT)
+    if mode == "backward":
+        got.square().sum().backward()
+        want = grad(lambda x: each(x, pos).square().sum())(scores)
+        torch.testing.assert_close(s.grad, want, **TIGHT)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -89,10 +90,10 @@ def ranking(**kwargs) -> dict[str, nn.Module]:
 
 @pytest.mark.parametrize("name", ranking())
 def test_loss_modules_step_by_step(name):
-    """Three steps with a queue, a ragged last batch and logits that lie across."""
+    """Two steps with a queue, a ragged last batch and logits that lie across."""
     eager, module = ranking()[name], ranking()[name]
     compiled, _ = compile_fresh(module)
-    for step, rows in enumerate((12, 12, 7)):
+    for step, rows in enumerate((12, 7)):
         torch.manual_seed(step)
         across = torch.randn(3, rows).T
         targets = torch.where(torch.arange(rows) == 3, PAD, torch.arange(rows) % 3)
@@ -137,7 +138,6 @@ def test_losses_of_other_settings_in_one_program(dynamic):
     losses = [
         *(P.RecallAtQuantileLoss(**common, quantile=q) for q in (0.1, 0.2)),
         *(P.PAUCAtBudgetLoss(**common, **{**BAND, "beta": b}) for b in (0.4, 0.6)),
-        *(P.SmoothAPLoss(**{**common, "temperature": t}) for t in (0.1, 0.5)),
     ]
 
     def together(x: Tensor, y: Tensor) -> Tensor:
@@ -145,7 +145,7 @@ def test_losses_of_other_settings_in_one_program(dynamic):
 
     torch.compiler.reset()
     compiled = torch.compile(together, fullgraph=True, dynamic=dynamic)
-    for rows in (30, 31, 47):
+    for rows in (30, 47):
         torch.manual_seed(rows)
         x, y = torch.randn(rows, 1), (torch.arange(rows) % 3 == 0).long()
         torch.testing.assert_close(compiled(x, y), together(x, y), **LOOSE)
@@ -188,7 +188,9 @@ def test_the_temperature_of_a_module_varies_without_recompiling():
     for k in range(1, 7):
         module.temperature = eager.temperature = 0.1 * k
         torch.testing.assert_close(compiled(x, y), eager(x, y), **LOOSE)
-    assert compiles() == 1
+        if k == 2:  # the first forward decides whether to gather
+            settled = compiles()
+    assert compiles() == settled <= 2
 
 
 @pytest.mark.parametrize("backward_inside", [False, True])
@@ -222,12 +224,12 @@ def test_autocast_forward_and_backward_with_weights(backward_inside):
         torch.testing.assert_close(a.grad, b.grad, rtol=0.0, atol=5e-6 * b.grad.abs().max().item())
 
 
-@pytest.mark.parametrize("rows", [300, 4_000])
-def test_both_methods_of_the_sums(rows):
+def test_both_methods_of_the_sums():
     """Where sums are near-linear, too: value, backward by scores, weights and tau."""
     g = torch.Generator().manual_seed(2)
+    rows = 2_000
     scores = torch.randn(rows, 2, generator=g, dtype=torch.float64)
-    weights = torch.randn(2, 2, rows, generator=g, dtype=torch.float64)
+    weights = torch.randn(2, 1, rows, generator=g, dtype=torch.float64)
     at = torch.rand(rows, 2, generator=g) < 0.3
     tau = torch.tensor([0.05, 0.3], dtype=torch.float64)
 
