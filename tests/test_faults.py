@@ -403,15 +403,24 @@ def test_weights_of_other_rows_do_not_matter(name, dtype, rows, bad):
 # -- 7: sharded pairwise pAUC and a NaN
 
 
+WHERE = ("a negative", "half of the negatives", "a positive", "nowhere")
+
+
 def _one_of_two(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/two", world_size=2, rank=rank)
     found = {}
-    for case, (rows, where) in enumerate(itertools.product((40, 3_000), ("neg", "pos", "none"))):
+    for case, (rows, where) in enumerate(itertools.product((4, 40, 3_000), WHERE)):
         for bad in BAD:
             scores, pos = drawn(2 * rows, case, torch.float64, rate=0.3)
-            if where != "none":
-                scores[(pos if where == "pos" else ~pos).nonzero()[3]] = bad
+            pos[3] = True  # some in both shards
+            pos[-1], pos[-2] = True, False
+            chosen = {"a negative": ~pos, "half of the negatives": ~pos, "a positive": pos}.get(
+                where
+            )
+            if chosen is not None:
+                there = chosen.nonzero()[:, 0]
+                scores[there[: len(there) // 2 if "half" in where else 1]] = bad
             own = slice(rank * rows, rank * rows + rows)
             for name, fn in METRICS.items():
                 try:
@@ -437,7 +446,7 @@ def test_a_bad_score_of_a_shard_is_that_of_the_whole_pool(name, two_processes):
             if metric != name:
                 continue
             assert isinstance(value, Tensor), (rows, where, bad, value)
-            assert want.isnan() == (where != "none")
+            assert want.isnan() == (where != "nowhere")
             torch.testing.assert_close(value, want, rtol=1e-10, atol=0.0, equal_nan=True)
 
 
