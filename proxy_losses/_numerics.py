@@ -38,15 +38,11 @@ def size_known(size: int) -> bool:
     return bool(guard_or_false(size < some) or guard_or_false(size >= some))
 
 
-def readable(x: Tensor) -> bool:
-    """Whether Python may branch on the values of x: not when compiling, nor inside torch.func."""
+def plainly_eager() -> bool:
+    """Whether neither a compiler nor a transform of torch.func looks on."""
     if torch.compiler.is_compiling():
         return False
-    try:
-        x.data_ptr()
-    except RuntimeError:  # a tensor wrapped by a transform has no data of its own
-        return False
-    return True
+    return not torch._C._are_functorch_transforms_active()
 
 
 def lift(x: Tensor) -> Tensor:
@@ -59,8 +55,8 @@ def full_precision(fn: F) -> F:
 
     @wraps(fn)
     def run(first: Any, *args: Any, **kwargs: Any) -> Any:
-        scores = getattr(first, "scores", first)
-        if not isinstance(scores, Tensor):  # let fn's own checks name the argument
+        scores = first if isinstance(first, Tensor) else getattr(first, "scores", None)
+        if scores is None:  # let fn's own checks name the argument
             return fn(first, *args, **kwargs)
         lifted = lift(scores) if first is scores else first._replace(scores=lift(scores))
         if not torch.is_autocast_enabled(scores.device.type):
