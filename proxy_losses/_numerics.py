@@ -467,8 +467,8 @@ def _spread(scores: Tensor, valid_mask: Tensor | None, given: torch.dtype, name:
     deviation = mean_of((away - mean).square(), weight, name).sqrt()[..., None].to(s.dtype)
     floor = spread_floor(upper, lower, given)
     width = upper - lower
-    spread = torch.where(width > floor, width / 1.349, deviation)
-    found = torch.where(spread > floor, spread, 1.0) + poison(s)
+    narrow = torch.where(deviation > floor, deviation, 1.0)
+    found = torch.where(width > floor, width / 1.349, narrow) + poison(s)
     if name:
         broken = largest_over_group(name, found.isnan())[0] > 0
         found = torch.where(broken, math.nan, found)
