@@ -147,7 +147,7 @@ def positive_weight(
     if name:
         top = largest_over_group(name, top)[0].to(top.dtype)
     none = top <= 0  # a NaN is one, and shows
-    return (weight / torch.where(none, 1.0, top)).to(dtype), ~none
+    return (weight / torch.where(none, math.inf, top)).to(dtype), ~none
 
 
 def mean_of(values: Tensor, weight: Tensor, name: str = "") -> Tensor:
