@@ -47,10 +47,9 @@ from .._losses import (
 )
 from .._metrics import PARTIAL_AUC, RECALL, SMOOTH_AP
 from .._metrics._record import Found, Metric, Option, Settings, check_settings, reads_of
-from .._numerics import readable
 from .._queue import enqueue
 from ..distributed import default_group, group_name
-from ._batch import BatchLoss, as_floating, check_class_ids
+from ._batch import BatchLoss, as_floating, check_class_ids, readable
 from ._published import PublishedNames
 from ._queue import (
     ONES,
