@@ -131,6 +131,8 @@ def as_number(name: str, x: Any) -> Any:
 
 def check_number(name: str, x: object) -> None:
     """Raise `TypeError` unless x is a real number and no bool, or one that a compiler traces."""
+    if type(x) is float:  # the usual, at once
+        return
     fraction = isinstance(x, Rational) and not isinstance(x, Integral)
     if isinstance(x, bool) or fraction or not isinstance(x, Real | torch.SymFloat | torch.SymInt):
         fail_type(name, "a number", x)

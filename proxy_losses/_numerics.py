@@ -38,15 +38,11 @@ def size_known(size: int) -> bool:
     return bool(guard_or_false(size < some) or guard_or_false(size >= some))
 
 
-def readable(x: Tensor) -> bool:
-    """Whether Python may branch on the values of x: not when compiling, nor inside torch.func."""
+def plainly_eager() -> bool:
+    """Whether neither a compiler nor a transform of torch.func looks on."""
     if torch.compiler.is_compiling():
         return False
-    try:
-        x.data_ptr()
-    except RuntimeError:  # a tensor wrapped by a transform has no data of its own
-        return False
-    return True
+    return not torch._C._are_functorch_transforms_active()
 
 
 def lift(x: Tensor) -> Tensor:
@@ -59,8 +55,8 @@ def full_precision(fn: F) -> F:
 
     @wraps(fn)
     def run(first: Any, *args: Any, **kwargs: Any) -> Any:
-        scores = getattr(first, "scores", first)
-        if not isinstance(scores, Tensor):  # let fn's own checks name the argument
+        scores = first if isinstance(first, Tensor) else getattr(first, "scores", None)
+        if scores is None:  # let fn's own checks name the argument
             return fn(first, *args, **kwargs)
         lifted = lift(scores) if first is scores else first._replace(scores=lift(scores))
         if not torch.is_autocast_enabled(scores.device.type):
@@ -151,7 +147,7 @@ def positive_weight(
     if name:
         top = largest_over_group(name, top)[0].to(top.dtype)
     none = top <= 0  # a NaN is one, and shows
-    return (weight / torch.where(none, 1.0, top)).to(dtype), ~none
+    return (weight / torch.where(none, math.inf, top)).to(dtype), ~none
 
 
 def mean_of(values: Tensor, weight: Tensor, name: str = "") -> Tensor:
@@ -202,7 +198,7 @@ def quantiles(
     """`torch.quantile(scores[valid], levels)` of every list [..., M] -> [..., K], detached.
 
     Found by sorting tails instead of everything, at any length, and exactly over the rows of all
-    processes of a group. A list without valid rows gives 0. Non-finite valid scores give an
+    processes of a group. A list without valid rows and one with a non-finite valid score give an
     unspecified value: see `poison`.
 
     Args:
@@ -221,28 +217,32 @@ def quantiles(
         return s.new_zeros((*s.shape[:-1], len(levels)))
     last: int | Tensor = m - 1
     if valid_mask is not None:
-        count = valid_mask.sum(-1, keepdim=True)
-        last = count - 1
+        last = valid_mask.sum(-1, keepdim=True) - 1
         s, valid_mask = torch.broadcast_tensors(s, valid_mask)
     upper = [k for k, level in enumerate(levels) if level >= 0.5]
-    lower = [k for k, level in enumerate(levels) if level < 0.5]
+    order = upper + [k for k, level in enumerate(levels) if level < 0.5]
+    ranks = _ranks([levels[k] for k in order], last, s, rank_dtype(m, s.dtype, exact))
+    below, above, mix = positions(ranks, interpolation)
     found = []
-    for side, top in (upper, True), (lower, False):
-        if side:
-            asked = [levels[k] for k in side]
+    for side, top in (slice(0, len(upper)), True), (slice(len(upper), None), False):
+        asked = [levels[k] for k in order[side]]
+        if asked:
             share = 1.0 - min(asked) if top else max(asked)
             rows = min(m, math.ceil(share * (m - 1)) + 3)  # 3 covers the rounding of ranks
             filled = s
             if valid_mask is not None:
                 filled = torch.where(valid_mask, s, -math.inf if top else math.inf)
             ordered = filled.topk(rows, dim=-1, largest=top).values
-            ranks = _ranks(asked, last, s, rank_dtype(m, s.dtype, exact))
-            found.append(_at_ranks(ordered, ranks, last if top else None, interpolation))
+            start = last if top else None
+            value = _at_rank(ordered, below[..., side], start)
+            if mix is not None:
+                other = _at_rank(ordered, above[..., side], start)
+                value = torch.lerp(value, other, mix[..., side].to(s.dtype).expand(value.shape))
+            found.append(value)
     out = found[0] if len(found) == 1 else torch.cat(found, -1)
-    if len(found) > 1 and upper + lower != list(range(len(levels))):
-        places = {k: place for place, k in enumerate(upper + lower)}
-        out = torch.stack([out[..., places[k]] for k in range(len(levels))], -1)
-    return out if valid_mask is None else torch.where(count > 0, out, 0.0)
+    if order != sorted(order):
+        out = torch.stack([out[..., order.index(k)] for k in sorted(order)], -1)
+    return out
 
 
 def _ranks(levels: Sequence[float], last: int | Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
@@ -258,20 +258,10 @@ def _ranks(levels: Sequence[float], last: int | Tensor, like: Tensor, dtype: tor
     return each[0] if len(each) == 1 else torch.cat(each, -1)
 
 
-def _at_ranks(
-    ordered: Tensor, ranks: Tensor, last: int | Tensor | None, interpolation: str
-) -> Tensor:
+def _at_rank(ordered: Tensor, rank: Tensor, last: int | Tensor | None) -> Tensor:
     """[..., K] from a tail [..., T] in order, counted from below or from rank last downwards."""
-
-    def at(rank: Tensor) -> Tensor:
-        index = (rank if last is None else last - rank).clamp(0, ordered.shape[-1] - 1)
-        return ordered.gather(-1, index.expand(*ordered.shape[:-1], index.shape[-1]))
-
-    below, above, mix = positions(ranks, interpolation)
-    value = at(below)
-    if mix is not None:
-        value = torch.lerp(value, at(above), mix.to(value.dtype).expand(value.shape))
-    return value
+    index = (rank if last is None else last - rank).clamp(0, ordered.shape[-1] - 1)
+    return ordered.gather(-1, index.expand(*ordered.shape[:-1], index.shape[-1]))
 
 
 def sharded_quantiles(
@@ -471,8 +461,8 @@ def _spread(scores: Tensor, valid_mask: Tensor | None, given: torch.dtype, name:
     deviation = mean_of((away - mean).square(), weight, name).sqrt()[..., None].to(s.dtype)
     floor = spread_floor(upper, lower, given)
     width = upper - lower
-    spread = torch.where(width > floor, width / 1.349, deviation)
-    found = torch.where(spread > floor, spread, 1.0) + poison(s)
+    narrow = torch.where(deviation > floor, deviation, 1.0)
+    found = torch.where(width > floor, width / 1.349, narrow) + poison(s)
     if name:
         broken = largest_over_group(name, found.isnan())[0] > 0
         found = torch.where(broken, math.nan, found)

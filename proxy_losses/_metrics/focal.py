@@ -180,16 +180,14 @@ def _check_gamma(gamma: float | Tensor) -> None:
 USUAL_GAMMA = 2
 
 
-def _written_out(gamma: float | Tensor, *tensors: Tensor) -> bool:
-    if torch.compiler.is_compiling() or isinstance(gamma, Tensor) or gamma != USUAL_GAMMA:
-        return False
-    return all(map(num.readable, tensors))
+def _written_out(gamma: float | Tensor) -> bool:
+    return num.plainly_eager() and not isinstance(gamma, Tensor) and gamma == USUAL_GAMMA
 
 
 @num.full_precision
 def _sigmoid(x: Tensor, targets: Tensor, alpha: float, gamma: float | Tensor) -> Tensor:
     t = targets.to(x.dtype)
-    if _written_out(gamma, x, t):
+    if _written_out(gamma):
         loss: Tensor = _Sigmoid.apply(x, t, alpha)  # type: ignore[no-untyped-call]
         return loss
     return _plain_sigmoid(x, t, alpha, gamma)
@@ -225,24 +223,29 @@ class _Sigmoid(torch.autograd.Function):
         n = minus.sigmoid()  # 1 - p
         # -log p and -log(1 - p) share the logarithm of the larger, taken from the smaller.
         shared = torch.minimum(p, n).neg_().log1p_()
-        ce = torch.lerp(x.clamp(min=0.0), minus.clamp_(min=0.0), t).sub_(shared)
+        ce = torch.lerp(x.relu(), minus.relu_(), t).sub_(shared)
         q = torch.lerp(p, n, t)  # 1 - p_t
-        scale = None if alpha < 0 else _alpha_t(t, alpha)
-        ctx.alpha = alpha
-        ctx.save_for_backward(x, t, p, n, ce, q, scale)
         loss = q.square().mul_(ce)
+        scale = None if alpha < 0 else t.mul(alpha).add_(1.0 - t, alpha=1.0 - alpha)
+        slope = None
+        if ctx.needs_input_grad[0]:
+            # q * (2 (1 - 2 t) p (1 - p) ce + q (p - t)), with p - t exact at targets 0 and 1
+            outer = p.mul_(n).mul_(ce)
+            slope = torch.addcmul(q, t, n, value=-2.0).mul_(q).add_(outer, alpha=2.0)
+            slope = slope.addcmul_(t, outer, value=-4.0).mul_(q)
+            if scale is not None:
+                slope.mul_(scale)
+        ctx.alpha = alpha
+        ctx.save_for_backward(x, t, slope)
         return loss if scale is None else loss.mul_(scale)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, t, p, n, ce, q, scale = ctx.saved_tensors
+        x, t, slope = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again
             plain = functools.partial(_plain_sigmoid, t=t, alpha=ctx.alpha, gamma=USUAL_GAMMA)
             return _again(plain, x, grad), None, None
-        # q * (2 (1 - 2 t) p (1 - p) ce + q (p - t)), with p - t exact at targets 0 and 1
-        outer = (p * n).mul_(ce).mul_(2.0 - 4.0 * t)
-        slope = torch.lerp(p, -n, t).mul_(q).add_(outer).mul_(q).mul_(grad)
-        return slope if scale is None else slope.mul_(scale), None, None
+        return slope * grad, None, None
 
 
 def _again(plain: Callable[[Tensor], Tensor], x: Tensor, grad: Tensor) -> Tensor:
@@ -260,15 +263,28 @@ def _softmax(
     gamma: float | Tensor,
     label_smoothing: float,
 ) -> Tensor:
-    stray = valid & ((targets < 0) | (targets >= x.shape[1]))
-    index = torch.where(valid & ~stray, targets, 0)[:, None]
-    if not label_smoothing and _written_out(gamma, x, index, valid):
-        loss = _Softmax.apply(x, index, valid)  # type: ignore[no-untyped-call]
-    else:
-        loss = _plain_softmax(num.clean(x, valid[:, None]), index, gamma, label_smoothing)
-    loss = loss * torch.where(stray, torch.nan, 1.0).to(x.dtype)
+    known = valid & (targets >= 0) & (targets < x.shape[1])
+    index = torch.where(known, targets, 0)[:, None]
+    # Rows that do not count are 0 by now; a class id out of range makes its row NaN.
+    scale = torch.where(known | ~valid, 1.0, torch.nan).to(x.dtype)
     if alpha is not None:
-        loss = alpha.to(x)[index[:, 0]] * loss
+        scale = alpha.to(x)[index[:, 0]] * scale
+    if not label_smoothing and _written_out(gamma):
+        loss: Tensor = _Softmax.apply(x, index, valid)  # type: ignore[no-untyped-call]
+    else:
+        loss = _kept_softmax(x, index, valid, gamma=gamma, label_smoothing=label_smoothing)
+    return loss * scale
+
+
+def _kept_softmax(
+    x: Tensor,
+    index: Tensor,
+    valid: Tensor,
+    *,
+    gamma: float | Tensor = USUAL_GAMMA,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    loss = _plain_softmax(num.clean(x, valid[:, None]), index, gamma, label_smoothing)
     return torch.where(valid, loss, 0.0)
 
 
@@ -276,7 +292,8 @@ def _plain_softmax(
     x: Tensor, index: Tensor, gamma: float | Tensor, label_smoothing: float
 ) -> Tensor:
     # Against all other classes at once p_t is sigmoid(margin). The fill leaves the class itself
-    # out, and keeps the margin finite where there is no other.
+    # out, and keeps the margin finite where there is no other. Large logits are subtracted first.
+    x = x - x.detach().amax(1, keepdim=True)
     own = x.gather(1, index)[:, 0]
     rival = x.scatter(1, index, torch.finfo(x.dtype).min).logsumexp(1)
     margin = (own - rival) + num.poison(torch.maximum(own, rival)[..., None])[..., 0]
@@ -292,30 +309,29 @@ class _Softmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor, valid: Tensor) -> Tensor:
         p, counts = x.softmax(1), valid[:, None]
-        # The logarithm of all exponentials, from the largest.
-        total = x.amax(1, keepdim=True) - p.amax(1, keepdim=True).log_()
+        # The logit of all classes together less its own: differences of large logits come first.
+        rival = (x.amax(1, keepdim=True) - x.gather(1, index)).sub_(p.amax(1, keepdim=True).log_())
         p.scatter_(1, index, 0.0)
         q = p.sum(1, keepdim=True)  # 1 - p_t
-        rival = total.sub_(x.gather(1, index)).add_(q.log())  # the others' logit, less its own
+        rival.add_(q.log())  # of the others
         ce, q = torch.where(counts, _softplus(rival), 0.0), torch.where(counts, q, 0.0)
-        ctx.save_for_backward(x, index, valid, p, q, ce)
-        return (q.square() * ce)[:, 0]
+        loss = q.square().mul_(ce)
+        share = None
+        if ctx.needs_input_grad[0]:
+            share = (1.0 - q).mul_(ce).mul_(2.0).add_(q).mul_(q)
+        ctx.save_for_backward(x, index, valid, p, q, share)
+        return loss[:, 0]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, index, valid, p, q, ce = ctx.saved_tensors
+        x, index, valid, p, q, share = ctx.saved_tensors
         if torch.is_grad_enabled():
             plain = functools.partial(_kept_softmax, index=index, valid=valid)
             return _again(plain, x, grad), None, None
-        share = (1.0 - q).mul_(ce).mul_(2.0).add_(q).mul_(q).mul_(grad[:, None])
+        share = share * grad[:, None]
         # A NaN in a row that does not count ends here; one that does has a share that is NaN.
         out = p.nan_to_num(nan=0.0).mul_(share)
         return out.scatter_(1, index, share.mul_(q).neg_()), None, None
-
-
-def _kept_softmax(x: Tensor, index: Tensor, valid: Tensor) -> Tensor:
-    loss = _plain_softmax(num.clean(x, valid[:, None]), index, USUAL_GAMMA, 0.0)
-    return torch.where(valid, loss, 0.0)
 
 
 def _softplus(x: Tensor) -> Tensor:
@@ -408,13 +424,16 @@ def reduce(
         loss = weight * loss
     if reduction == "none":
         return loss
+    if reduction == "mean" and counted is None and weight is None:
+        count = loss.numel()
+        known = num.size_known(count)
+        return loss.mean() if known and count else loss.sum() / max(count, 1)
     total = loss.sum()
     if reduction == "sum":
         return total
-    if counted is not None:
-        mass = (counted if weight is None else torch.where(counted, weight, 0.0)).sum()
-    elif weight is not None:
-        mass = weight.sum()
-    else:
-        return total / max(loss.numel(), 1)
+    rows = weight if counted is None else counted
+    if counted is not None and weight is not None:
+        rows = torch.where(counted, weight, 0.0)
+    assert rows is not None
+    mass = rows.sum()
     return total / torch.where(mass > 0, mass, 1)

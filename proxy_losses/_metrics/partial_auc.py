@@ -93,7 +93,8 @@ def partial_auc(
         [...] in the dtype of scores (float32 for half input). 0 with zero gradient for a list
         without a positive in the numerator (of weight > 0), without iid negatives, with an empty
         band (pairwise), or whose reference scores do not spread; `partial_auc_defined` tells
-        which. A non-finite valid score gives NaN.
+        which. A non-finite valid score gives NaN, and so does a
+        tensor tau that is not > 0.
 
     Raises:
         TypeError: wrong dtypes.
@@ -242,19 +243,22 @@ def _evaluate(
     temperature = num.lift_tau(tau, scores, counts, name) * torch.where(counts, scale, 1.0)
     knots = torch.where(counts, knots, 0.0)
     if settings["surrogate"] == "trapezoid":
-        each = _above_knots(cleaned, knots, temperature)
+        above = _above_knots(cleaned, knots, temperature)
+        mean = _trapezoid(num.mean_of(above, weight[..., None, :], name))
+        each = _trapezoid(above.detach().mT) if stats else above
     else:
         band = negative & (scores >= last) & (scores <= first)
         size = all_reduce(band.sum(-1, keepdim=True), "sum", name)
         counts = counts & ((size > 0) | broken.isnan())
         each = _above_band(cleaned, pos, band, temperature, size, how)
-    value = torch.where(counts[..., 0], num.mean_of(each, weight, name), 0.0)
+        mean = num.mean_of(each, weight, name)
+    value = torch.where(counts[..., 0], mean, 0.0)
     out = Found(value, counts[..., 0], {}, degenerate[..., 0])
     if not stats:
         return out
     each, plain = each.detach(), pos.to(each.dtype)
-    mean = num.mean_of(each, plain, name)[..., None]
-    variance = num.mean_of((each - mean).square(), plain, name)[..., None]
+    center = num.mean_of(each, plain, name)[..., None]
+    variance = num.mean_of((each - center).square(), plain, name)[..., None]
     floats = {
         "t_alpha": first, "t_beta": last, "tau_eff": temperature.detach(), "pauc_var": variance
     }  # fmt: skip
@@ -266,14 +270,17 @@ def _evaluate(
 
 
 def _above_knots(scores: Tensor, knots: Tensor, temperature: Tensor) -> Tensor:
-    """[..., M]: trapezoid mean over the knots [..., K] of the soft step above each."""
-    each = (scores[..., None, :] - knots[..., None]) / temperature[..., None]
-    above = torch.sigmoid(each)
-    count = knots.shape[-1]
-    if count == 2:
-        return above.mean(-2)
-    ends = 0.5 * (above[..., 0, :] + above[..., -1, :])
-    return (ends + above[..., 1:-1, :].sum(-2)) / (count - 1)
+    """[..., K, M]: the soft step of every row above each knot [..., K]."""
+    each = scores[..., None, :] - knots[..., None]
+    return torch.sigmoid(each / temperature[..., None])
+
+
+def _trapezoid(heights: Tensor) -> Tensor:
+    """[...]: mean over evenly spaced knots [..., K], the ends counted half."""
+    if heights.shape[-1] == 2:
+        return heights.mean(-1)
+    ends = 0.5 * (heights[..., 0] + heights[..., -1])
+    return (ends + heights[..., 1:-1].sum(-1)) / (heights.shape[-1] - 1)
 
 
 def _above_band(

@@ -74,7 +74,8 @@ def recall_at_quantile(
     Returns:
         [...] in the dtype of scores (float32 for half input). A list without positives, or with
         zero weight on all of them, gives 0 with zero gradient (`recall_defined` tells which); one
-        without negatives counts. A non-finite valid score gives NaN.
+        without negatives counts. A non-finite valid score gives NaN, and so does a tensor tau that
+        is not > 0.
 
     Raises:
         TypeError: wrong dtypes.

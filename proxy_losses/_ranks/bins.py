@@ -144,10 +144,9 @@ def rank_mean(
     del moments
     if coefficients is None:
         return mean, None
-    if scores.dtype == torch.float32 and rtol >= SINGLE_RTOL:
-        coefficients = coefficients.float()
+    single = scores.dtype == torch.float32 and rtol >= SINGLE_RTOL
     walk = kept or _placed(layout, scores, pos)
-    return mean, _read_off(pool, coefficients, walk)
+    return mean, _read_off(pool, coefficients, walk, torch.float32 if single else torch.float64)
 
 
 Placed: TypeAlias = tuple[Block, Place, Place]
@@ -228,20 +227,21 @@ def _joined(table: Table) -> Tensor:
     return torch.cat([table.first[:, None], table.higher], 1)
 
 
-def _read_off(pool: Lists, coefficients: Tensor, placed: Iterable[Placed]) -> Tensor:
-    """The gradient at every row."""
+def _read_off(
+    pool: Lists, coefficients: Tensor, placed: Iterable[Placed], dtype: torch.dtype
+) -> Tensor:
+    """The gradient at every row, read off in this dtype."""
     scores, _, valid, weight, *_ = pool
     out = scores.new_empty(scores.shape)
     nodes = coefficients.shape[0]
-    both = coefficients[:, :2].reshape(1, nodes, -1)
+    both = coefficients[:, :2].reshape(1, nodes, -1).to(dtype)
     table = Table(both[:, 0], both[:, 1:])
-    own = coefficients[None, :, -1]
+    own = coefficients[None, :, -1]  # times weights of any scale: in float64
     own_table = Table(own[:, 0], own[:, 1:])
     for block, where, index in placed:
         sums = _clenshaw(table, 0, index)
         if weight is not None:
-            mass = take(weight, block).to(sums)
-            sums.addcmul_(_clenshaw(own_table, 0, where), mass, value=-1.0)
+            sums -= _clenshaw(own_table, 0, where).mul_(take(weight, block))
         if valid is not None:
             sums *= take(valid, block)
         put(out, block, sums)

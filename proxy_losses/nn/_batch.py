@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import MAX_WEIGHT, warn_user
-from .._numerics import readable
 from ..distributed import all_gather_with_grad, world_size
 
 
@@ -19,6 +18,17 @@ def as_floating(sample_weight: Any) -> Any:
     ):
         return sample_weight.float()
     return sample_weight
+
+
+def readable(x: Tensor) -> bool:
+    """Whether Python may branch on the values of x: not when compiling, nor inside torch.func."""
+    if torch.compiler.is_compiling():
+        return False
+    try:
+        x.data_ptr()
+    except RuntimeError:  # a tensor wrapped by a transform has no data of its own
+        return False
+    return True
 
 
 def check_class_ids(targets: Tensor, num_classes: int, ignore_index: int) -> None:

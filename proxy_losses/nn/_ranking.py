@@ -47,10 +47,9 @@ from .._losses import (
 )
 from .._metrics import PARTIAL_AUC, RECALL, SMOOTH_AP
 from .._metrics._record import Found, Metric, Option, Settings, check_settings, reads_of
-from .._numerics import readable
 from .._queue import enqueue
 from ..distributed import default_group, group_name
-from ._batch import BatchLoss, as_floating, check_class_ids
+from ._batch import BatchLoss, as_floating, check_class_ids, readable
 from ._published import PublishedNames
 from ._queue import (
     ONES,
@@ -193,16 +192,17 @@ class RankingLoss(PublishedNames, BatchLoss):
         check_batch(logits, targets, self.num_classes)
         local = Batch(logits, targets, as_floating(sample_weight), iid_mask, query_ids)
         check_row_extras(logits.shape[0], *local[2:])
-        if local.sample_weight is not None:
-            local = local._replace(sample_weight=local.sample_weight.detach())
         group, batch = self._all_rows(local)
+        if batch.sample_weight is not None:
+            batch = batch._replace(sample_weight=batch.sample_weight.detach())
         queue, settings = self._queue, self._settings()
         state, known, reads = None, NOTHING, reads_of(self._metric, settings)
         if queue is not None:
             state = queue.state
             known = Known(queue.ignore_index == self.ignore_index, queue.ones())
         pool = join(batch, state, self.ignore_index, reads, known)
-        if self._want_diag != return_diagnostics:
+        # Setting attributes of a module takes time; reading this one would guard compiled code.
+        if torch.compiler.is_compiling() or self._want_diag != return_diagnostics:
             self._want_diag = return_diagnostics
         options = Options(return_diagnostics, self.query_shape, self.temperature_unit, group)
         drawn, rows = self._capped(pool)
