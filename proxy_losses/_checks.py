@@ -148,7 +148,7 @@ def _as_float(x: Real) -> float:
 def check_positive(name: str, x: float) -> None:
     """Raise unless x is a finite number > 0."""
     check_number(name, x)
-    if not 0 < x < math.inf:
+    if not 0 < (_as_float(x) if isinstance(x, Real) else x) < math.inf:
         raise ValueError(f"{name} must be positive and finite, got {x}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -168,7 +169,7 @@ def _check_gamma(gamma: float | Tensor) -> None:
         check_number("gamma, unless 0,", gamma)
         if gamma != 0:
             check_positive("gamma, unless 0,", gamma)
-        if gamma > MAX_GAMMA:
+        if (float(gamma) if isinstance(gamma, Real) else gamma) > MAX_GAMMA:
             raise ValueError(f"gamma must be at most {MAX_GAMMA}, got {gamma}")
 
 
