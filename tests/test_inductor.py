@@ -14,9 +14,10 @@ from torch.func import grad, vmap
 import proxy_losses as P
 
 from .compiling import compile_fresh
-from .makers import BAND, PAD
+from .makers import PAD
 from .metrics import METRICS, TAU, TIGHT, lists
 
+BAND = {"beta": 0.5, "quantile_interpolation": "linear"}
 NAMES = [m.name for m in METRICS]
 # Both are float32 sums of a few dozen terms in [0, 1], in some order: 1e-6, and 3e-6 for gradients.
 LOOSE = {"rtol": 2e-6, "atol": 1e-6}

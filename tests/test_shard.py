@@ -41,8 +41,9 @@ def test_values_and_gradients_are_those_of_one_process(found, name):
             mine = slice(sum(cuts[:rank]), sum(cuts[: rank + 1]))
             assert_near(got, value[..., mine] if name in LOCAL else value, value)
             for g, w in zip(got_grads[:2], grads[:2], strict=True):
-                # Every rank back-propagates its own copy of the loss.
-                assert_near(g / world, w[:, mine], w)
+                # Every rank back-propagates its own copy of the loss. Where all terms saturate,
+                # what is left is measured by what a pair may pull, about 1 / (4 tau).
+                assert_near(g / world, w[:, mine], w.abs().max().clamp(min=0.8))
             if kind in ("normal", "ties"):
                 assert_near(got_grads[2], grads[2], grads[2])
             assert torch.equal(got_grads[2], first[1][2])  # to the bit

@@ -20,7 +20,7 @@ from .._checks import (
     check_rtol,
     check_tau,
 )
-from .._ranks import How, Lists, sigmoid_sums
+from .._ranks import OUTRANKED, How, Lists, rank_mean, sigmoid_sums
 from ..distributed import all_reduce, group_name
 from ._record import Found, Metric, Option, Settings
 
@@ -250,8 +250,10 @@ def _evaluate(
         band = negative & (scores >= last) & (scores <= first)
         size = all_reduce(band.sum(-1, keepdim=True), "sum", name)
         counts = counts & ((size > 0) | broken.isnan())
-        each = _above_band(cleaned, pos, band, temperature, size, how)
-        mean = num.mean_of(each, weight, name)
+        pairs = Lists(cleaned, pos, pos | band, None if given is None else weight)
+        mean = _below_positives(pairs, temperature, size, how)
+        mean = mean + broken[..., 0]
+        each = _above_band(cleaned, pos, band, temperature, size, how) if stats else mean
     value = torch.where(counts[..., 0], mean, 0.0)
     out = Found(value, counts[..., 0], {}, degenerate[..., 0])
     if not stats:
@@ -281,6 +283,13 @@ def _trapezoid(heights: Tensor) -> Tensor:
         return heights.mean(-1)
     ends = 0.5 * (heights[..., 0] + heights[..., -1])
     return (ends + heights[..., 1:-1].sum(-1)) / (heights.shape[-1] - 1)
+
+
+def _below_positives(lists: Lists, temperature: Tensor, size: Tensor, how: How) -> Tensor:
+    """[...]: share of the band's negatives below a positive, softly, over the positives."""
+    # Upside down, those below are those that outrank.
+    upturned = lists._replace(scores=-lists.scores)
+    return rank_mean(upturned, temperature[..., 0], OUTRANKED, how)[0] / size[..., 0].clamp(min=1)
 
 
 def _above_band(

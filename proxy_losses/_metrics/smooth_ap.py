@@ -144,6 +144,10 @@ def smooth_ap_saturation(
 def _evaluate(
     lists: Lists, tau: float | Tensor, settings: Settings, how: How, *, stats: bool
 ) -> Found:
+    name, weight = group_name(how.group), lists.weight
+    if name and weight is not None:  # of one scale on all processes
+        pos = lists.pos if lists.valid is None else lists.pos & lists.valid
+        lists = lists._replace(weight=num.positive_weight(pos, weight, weight.dtype, name)[0])
     value, defined = rank_mean(lists, tau, PRECISION, how)
     return Found(value, defined, _stats(lists, tau, how, defined) if stats else {})
 

@@ -11,12 +11,13 @@ from .._checks import check_bool, check_choice, check_floating, check_rtol, chec
 from ..distributed import average_grad, group_name
 from . import op, shard  # noqa: F401  shard registers its ops
 from .lists import METHODS, How, Lists, Pairs
-from .phi import PRECISION, Phi
+from .phi import OUTRANKED, PRECISION, Phi
 
 if TYPE_CHECKING:
     from ..distributed import ProcessGroup
 
 __all__ = [
+    "OUTRANKED",
     "PRECISION",
     "How",
     "Lists",
@@ -214,7 +215,7 @@ def rank_mean(
         lists: scores [..., M] float32 or float64 and what goes with them; iid and live are not
             read.
         tau: temperature > 0: a number, a 0-d tensor or one value per list [...].
-        phi: the function, `PRECISION` for R+ / R.
+        phi: the function, such as `PRECISION` for R+ / R.
         how: accuracy, method and processes.
 
     Returns:

@@ -20,7 +20,7 @@ from . import dense, grid
 from .census import look
 from .lists import Lists, Pairs
 from .phi import PHIS
-from .plan import Work, fused_work, plan, surely_dense
+from .plan import Work, fused_work, is_thin, plan, surely_dense
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -83,7 +83,8 @@ def pair_sums(
     if method == "grid":
         sums = grid.pair_sums(pairs, names, census, visits[2:], rtol)
     else:
-        sums = [s.to(scores.dtype) for s in dense.pair_sums(pairs, names, census.counts[:2])]
+        wide = dense.pair_sums(pairs, names, census.counts[:2])
+        sums = [s.to(scores.dtype).contiguous() for s in wide]
     if broken is None:
         return sums
     return [s.masked_fill_(broken[:, None, None] & at, torch.nan) for s in sums]
@@ -121,8 +122,10 @@ def rank_mean(
         counts.append(once.sum(1, dtype=torch.int32).expand(lists).contiguous())
     if weight is not None:
         weight = torch.where(pos, weight, 0.0)
-        counts.append((weight > 0).any(1).long())
-        counts.append((torch.where(pos, weight, torch.inf).amin(1) == weight.amax(1)).long())
+        top = weight.amax(1, keepdim=True)
+        counts.append((~(top[:, 0] <= 0)).long())  # a NaN is one, and shows
+        counts.append((torch.where(pos, weight, torch.inf).amin(1) == top[:, 0]).long())
+        weight = weight / torch.where(top > 0, top, 1.0)  # a sum of huge ones must not overflow
     census = look(scores, tau, counts, typical=not surely_dense(lists, rows))
     positives, *others = census.counts
     everyone = [rows] * lists if valid is None else others.pop(0)
@@ -145,15 +148,20 @@ def rank_mean(
         weight = None
     if valid is not None and everyone == [rows] * lists:
         valid = None
-    pool = Lists(scores, pos, valid, weight)
-    pairs = sum(positives) * rows
-    if method == "auto" and not surely_dense(lists, rows):
-        work = fused_work(lists, rows, grad)
+    pool, kept = Lists(scores, pos, valid, weight), None
+    if valid is not None and is_thin(lists * max(everyone), lists * rows):
+        pool, kept = _only_valid(pool, max(everyone))
+    width = pool.scores.shape[1]
+    if method == "auto" and not surely_dense(lists, width):
+        work = fused_work(lists, width, grad)
+        pairs = sum(positives) * width
         method = plan([work], max(census.spans), rtol, pairs=pairs).method
     if method == "grid":
         mean, g = grid.rank_mean(pool, tau, PHIS[phi], census, rtol, grad=grad)
     else:
         mean, g = dense.rank_mean(pool, census.tau, PHIS[phi], positives, grad=grad)
+    if g is not None and kept is not None:
+        g = scores.new_zeros(scores.shape).scatter_(1, kept, g)
     mean = mean.to(scores.dtype)
     g = scores.new_zeros(0) if g is None else g
     if broken is not None:
@@ -161,6 +169,23 @@ def rank_mean(
         mean = mean.masked_fill(broken, torch.nan)
         g = g.masked_fill(broken[:, None], torch.nan) if grad else g
     return mean, counting, g
+
+
+def _only_valid(pool: Lists, count: int) -> tuple[Lists, Tensor]:
+    """The lists without most of the rows that do not count, and the row numbers [L, count] kept.
+
+    Lists with fewer are filled up with rows that do not count.
+    """
+    assert pool.valid is not None
+    valid = pool.valid.expand(pool.scores.shape)
+    if valid.shape[0] == 1:
+        kept = torch.nonzero_static(valid[0], size=count).T
+    else:
+        kept = valid.to(torch.uint8).topk(count, dim=1).indices
+    found = [None if x is None else x.expand(valid.shape).gather(1, kept) for x in pool[:4]]
+    if valid.shape[0] == 1:
+        found[2] = None
+    return Lists(*found), kept  # type: ignore[arg-type]
 
 
 def _flags(values: list[bool], like: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -36,4 +37,10 @@ def _precision(rank: Tensor, rank_pos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return value, -value * inverse, inverse
 
 
+def _outranked(rank: Tensor, rank_pos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    one = torch.ones_like(rank)
+    return rank - rank_pos, one, -one
+
+
 PRECISION = define(Phi("precision", _precision))
+OUTRANKED = define(Phi("outranked", _outranked))  # negatives above, softly counted
