@@ -157,7 +157,12 @@ def _add_mixed(
 
 
 def rank_mean(
-    pool: Lists, tau: Sequence[float], phi: Phi, positives: Sequence[int], *, grad: bool
+    pool: Lists,
+    tau: Sequence[float],
+    phi: Phi,
+    counts: tuple[Sequence[int], Sequence[int]],
+    *,
+    grad: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Weighted mean of phi(R, R+) over the positives of every list, and its gradient.
 
@@ -169,49 +174,45 @@ def rank_mean(
         pool: lists [L, M]; finite scores, positives that are valid, weights that are 0 elsewhere.
         tau: of every list, > 0.
         phi: the function.
-        positives: how many of each list.
+        counts: positives of each list, and all its rows that count.
         grad: whether the gradient is wanted.
 
     Returns:
         (mean [L] float64, gradient [L, M] in the dtype of scores or None).
     """
+    positives = counts[0]
+    if len(positives) == 1:
+        index = torch.nonzero_static(pool.pos[0], size=positives[0])[:, 0]
+        value, pull = _one_list(_row(pool, 0), index, counts[1][0], tau[0], phi, grad=grad)
+        return value[None], None if pull is None else pull[None]
     scores, pos, valid, weight, *_ = pool
-    if valid is not None:
-        scores = torch.where(valid, scores, -torch.inf)  # such rows are infinitely far below
-    if scores.shape[0] == 1:
-        rows = torch.nonzero_static(pos[0], size=positives[0])[:, 0]
-        share = None if weight is None else _share(weight[0].index_select(0, rows))
-        one, pull = _one_list(scores[0], rows, share, tau[0], phi, grad=grad)
-        mean, g = one[None], None if pull is None else pull[None]
-    else:
-        mean, g = _many_lists(pool._replace(scores=scores), tau, phi, positives, grad=grad)
-    if g is not None and valid is not None:
-        g = torch.where(valid, g, 0.0).contiguous()
-    return mean, g
-
-
-def _many_lists(
-    pool: Lists, tau: Sequence[float], phi: Phi, positives: Sequence[int], *, grad: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Lists with many positives each by itself, the others in tiles across lists."""
-    scores, pos, _, weight, *_ = pool
     lists, rows = rows_of(pos, sum(positives))
     mean = scores.new_zeros(scores.shape[0], dtype=torch.float64)
     g = scores.new_zeros(scores.shape) if grad else None
-    for one, run in _runs(positives):
-        share = None if weight is None else _share(weight[one].index_select(0, rows[run]))
-        mean[one], pull = _one_list(scores[one], rows[run], share, tau[one], phi, grad=grad)
-        if g is not None and pull is not None:
-            g[one] = pull
-    few = _mixed(positives, lists)
+    few = _mixed(positives, lists)  # lists with few positives are tiled together
     if few is not None:
         ls, ix = lists[few], rows[few]
         shares = _shares(ls, None if weight is None else weight[ls, ix], scores.shape[0])
         units = torch.tensor(tau, dtype=torch.float64, device=scores.device).reciprocal_()
         mates = [n for n in positives if 0 < n < _ALONE for _ in range(n)]
-        found = _mixed_lists(scores, (ls, ix), shares, units, phi, mates, g)
+        # Rows that do not count are infinitely far below.
+        counted = scores if valid is None else torch.where(valid, scores, -torch.inf)
+        found = _mixed_lists(counted, (ls, ix), shares, units, phi, mates, g)
         mean.index_add_(0, ls, found)
+        if g is not None and valid is not None:
+            g = torch.where(valid, g, 0.0).contiguous()
+    for one, run in _runs(positives):
+        index = rows[run]
+        mean[one], pull = _one_list(
+            _row(pool, one), index, counts[1][one], tau[one], phi, grad=grad
+        )
+        if g is not None and pull is not None:
+            g[one] = pull
     return mean, g
+
+
+def _row(pool: Lists, one: int) -> Lists:
+    return Lists(*(None if x is None else x[one] for x in pool[:4]))  # type: ignore[arg-type]
 
 
 def _share(weight: Tensor) -> Tensor:
@@ -228,36 +229,45 @@ def _shares(lists: Tensor, weight: Tensor | None, num_lists: int) -> Tensor:
 
 
 def _one_list(
-    scores: Tensor,
-    index: Tensor,
-    share: Tensor | None,
-    tau: float,
-    phi: Phi,
-    *,
-    grad: bool,
+    row: Lists, index: Tensor, everyone: int, tau: float, phi: Phi, *, grad: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Mean [] and gradient [M] of one list with the positives in ``index`` [P]."""
+    """Mean [] and gradient [M] of one list [M] with the positives in ``index`` [P]."""
+    scores, pos, valid, weight, *_ = row
     m, count, unit = scores.numel(), index.numel(), 1.0 / tau
+    share = None if weight is None else _share(weight.index_select(0, index))
     own = scores.index_select(0, index)
-    below = scores.index_fill(0, index, -torch.inf)
-    others = None  # rows that are no positives, where leaving the positives out pays
-    if 4 * count > m:
-        others = torch.nonzero_static(below > -torch.inf, size=m - count, fill_value=m)[:, 0]
-        below = torch.nn.functional.pad(below, (0, 1), value=-torch.inf).index_select(0, others)
-    x, kinds = torch.cat([own, below]), ("value", "slope")[: 1 + grad]
+    others = None  # negatives, where leaving the other rows out pays
+    if valid is not None or 4 * count > m:
+        negative = ~pos if valid is None else valid & ~pos
+        others = torch.nonzero_static(negative, size=everyone - count)[:, 0]
+        x = scores.index_select(0, others)
+    else:
+        x = scores.index_fill(0, index, -torch.inf)
+    mates = count * phi.mates
+    x = torch.cat([own, x]) if mates else x
+    kinds = ("value", "slope")[: 1 + grad]
     values, pulls = [], []
-    for r in range(0, count, step := max(1, min(_ROWS, _TILE // x.numel()))):
+    for r in range(0, count, step := max(1, min(_ROWS, _TILE // max(x.numel(), 1)))):
         rows = slice(r, r + step)
         tile = kernels(torch.sub(x, own[rows, None]).mul_(unit), kinds)
-        hits = tile[0][:, :count].sum(1, dtype=torch.float64).add_(0.5)  # sigmoid(0) is in
-        value, b, a = phi.at(_row_sums(tile[0][:, count:]).add_(hits), hits)
+        above = _row_sums(tile[0][:, mates:] if mates else tile[0])
+        if mates:
+            hits = tile[0][:, :mates].sum(1, dtype=torch.float64).add_(0.5)  # sigmoid(0) is in
+        else:
+            hits = above.new_ones(())  # any: only R - R+ is of interest
+        value, b, a = phi.at(above.add_(hits), hits)
         values.append(value)
-        if grad:
-            part = 1.0 / count if share is None else share[rows]
-            b, e = b * part, (a + b) * part
-            near, far = tile[1][:, :count].double(), tile[1][:, count:]
-            gone = (near.sum(1).mul_(e)).addcmul_(_row_sums(far), b)
-            pulls.append((e @ near, gone, b.to(far.dtype) @ far))
+        if not grad:
+            continue
+        part = 1.0 / count if share is None else share[rows]
+        b = b * part
+        far = tile[1][:, mates:] if mates else tile[1]
+        gone, near = _row_sums(far).mul_(b), None
+        if mates:
+            e, slope = a * part + b, tile[1][:, :mates].double()
+            gone.addcmul_(slope.sum(1), e)
+            near = e @ slope
+        pulls.append((near, gone, b.to(far.dtype) @ far))
     phis = values[0] if len(values) == 1 else torch.cat(values)
     mean = phis.mean() if share is None else share @ phis
     if not grad:
@@ -266,16 +276,16 @@ def _one_list(
     if len(pulls) > 1:
         second = second.double()
         for near, _, far in pulls[1:]:
-            first += near
+            first = near if first is None or near is None else first.add_(near)
             second += far
         gone = torch.cat([part for _, part, _ in pulls])
-    first = first.sub_(gone).mul_(unit).to(scores.dtype)
+    first = gone.neg_() if first is None else first.sub_(gone)
+    first = first.mul_(unit).to(scores.dtype)
     second = second.mul_(unit).to(scores.dtype)
     if others is None:
         return mean, second.index_copy_(0, index, first)
-    g = scores.new_zeros(m + 1)  # the last entry for the padding
-    g.index_copy_(0, others, second)
-    return mean, g.index_copy_(0, index, first)[:m]
+    g = scores.new_zeros(m).index_copy_(0, others, second)
+    return mean, g.index_copy_(0, index, first)
 
 
 def _mixed_lists(

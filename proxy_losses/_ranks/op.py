@@ -148,18 +148,19 @@ def rank_mean(
         weight = None
     if valid is not None and everyone == [rows] * lists:
         valid = None
-    pool, kept = Lists(scores, pos, valid, weight), None
+    pool, kept, width = Lists(scores, pos, valid, weight), None, rows
     if valid is not None and is_thin(lists * max(everyone), lists * rows):
-        pool, kept = _only_valid(pool, max(everyone))
-    width = pool.scores.shape[1]
+        width = max(everyone)
     if method == "auto" and not surely_dense(lists, width):
-        work = fused_work(lists, width, grad)
         pairs = sum(positives) * width
-        method = plan([work], max(census.spans), rtol, pairs=pairs).method
+        method = plan([fused_work(lists, width, grad)], max(census.spans), rtol, pairs=pairs).method
+    if width < rows and (several or method == "grid"):
+        pool, kept = _only_valid(pool, width)
     if method == "grid":
         mean, g = grid.rank_mean(pool, tau, PHIS[phi], census, rtol, grad=grad)
     else:
-        mean, g = dense.rank_mean(pool, census.tau, PHIS[phi], positives, grad=grad)
+        sizes = positives, everyone
+        mean, g = dense.rank_mean(pool, census.tau, PHIS[phi], sizes, grad=grad)
     if g is not None and kept is not None:
         g = scores.new_zeros(scores.shape).scatter_(1, kept, g)
     mean = mean.to(scores.dtype)

@@ -19,6 +19,7 @@ class Phi(NamedTuple):
 
     name: str
     at: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]  # value, d / dR, d / dR+
+    mates: bool = True  # False where it depends on R - R+ alone: positives do not feel each other
 
 
 def define(phi: Phi) -> Phi:
@@ -43,4 +44,4 @@ def _outranked(rank: Tensor, rank_pos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 PRECISION = define(Phi("precision", _precision))
-OUTRANKED = define(Phi("outranked", _outranked))  # negatives above, softly counted
+OUTRANKED = define(Phi("outranked", _outranked, mates=False))  # negatives above, softly counted
