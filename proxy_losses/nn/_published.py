@@ -55,16 +55,21 @@ class PublishedNames:
         )
 
     @staticmethod
-    def _compute_smooth_ap(scores: Tensor, is_pos: Tensor, tau: float) -> tuple[Tensor, bool]:
-        return smooth_ap(scores, is_pos, tau), bool(smooth_ap_defined(is_pos))
+    def _compute_smooth_ap(
+        scores: Tensor, is_pos: Tensor, tau: float, sample_weight: Tensor | None = None
+    ) -> tuple[Tensor, bool]:
+        value = smooth_ap(scores, is_pos, tau, sample_weight=sample_weight)
+        return value, bool(smooth_ap_defined(is_pos, None, sample_weight))
 
-    def _soft_recall_at_quantile(self, scores: Tensor, is_pos: Tensor) -> tuple[Tensor, bool]:
+    def _soft_recall_at_quantile(
+        self, scores: Tensor, is_pos: Tensor, sample_weight: Tensor | None = None
+    ) -> tuple[Tensor, bool]:
         recall = recall_at_quantile(
-            scores, is_pos, self._temperature,
+            scores, is_pos, self._temperature, sample_weight=sample_weight,
             quantile=self.quantile,  # type: ignore[attr-defined]
             interpolation=self.quantile_interpolation,  # type: ignore[attr-defined]
         )  # fmt: skip
-        return recall, bool(recall_defined(is_pos))
+        return recall, bool(recall_defined(is_pos, None, sample_weight))
 
 
 class PublishedSchedule:
