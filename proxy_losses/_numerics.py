@@ -16,6 +16,7 @@ from .distributed import all_reduce, all_reduce_with_grad, average_grad, reduce_
 F = TypeVar("F", bound=Callable[..., Any])
 
 EXACT_FLOAT32 = 1 << 24  # float32 counts exactly up to here; torch.quantile refuses longer lists
+FEW = 1 << 11  # scores that are sorted faster than two tails of them are found
 SPREAD_ROWS = 1 << 16  # rows that settle a spread to about 1 %
 # Selection over shards:
 TABLE_BYTES = 1 << 20  # of one round, where digits can be made small enough
@@ -183,7 +184,8 @@ def positions(rank: Tensor, interpolation: str) -> tuple[Tensor, Tensor, Tensor 
         mix = rank - below
     elif interpolation == "midpoint":
         mix = torch.full_like(rank, 0.5)
-    return below.to(torch.int64), above.to(torch.int64), mix
+    whole = below.to(torch.int64)
+    return whole, whole if above is below else above.to(torch.int64), mix
 
 
 def quantiles(
@@ -218,9 +220,12 @@ def quantiles(
     last: int | Tensor = m - 1
     if valid_mask is not None:
         last = valid_mask.sum(-1, keepdim=True) - 1
-        s, valid_mask = torch.broadcast_tensors(s, valid_mask)
+        if s.shape != valid_mask.shape:
+            s, valid_mask = torch.broadcast_tensors(s, valid_mask)
     upper = [k for k, level in enumerate(levels) if level >= 0.5]
-    order = upper + [k for k, level in enumerate(levels) if level < 0.5]
+    if len(upper) < len(levels) and plainly_eager() and s.numel() <= FEW:
+        upper = []  # one tail that is everything
+    order = upper + [k for k in range(len(levels)) if k not in upper]
     ranks = _ranks([levels[k] for k in order], last, s, rank_dtype(m, s.dtype, exact))
     below, above, mix = positions(ranks, interpolation)
     found = []
@@ -254,8 +259,11 @@ def _ranks(levels: Sequence[float], last: int | Tensor, like: Tensor, dtype: tor
         last = last.to(dtype)
     else:
         last = torch.full((1,) * like.dim(), last, dtype=dtype, device=like.device)
-    each = [last * level for level in levels]
-    return each[0] if len(each) == 1 else torch.cat(each, -1)
+    if len(levels) == 1:
+        return last * levels[0]
+    if like.is_cpu and plainly_eager():
+        return last * torch.tensor(levels, dtype=dtype)
+    return torch.cat([last * level for level in levels], -1)
 
 
 def _at_rank(ordered: Tensor, rank: Tensor, last: int | Tensor | None) -> Tensor:
@@ -404,14 +412,14 @@ register(
 
 
 def spread_floor(upper: Tensor, lower: Tensor, dtype: torch.dtype) -> Tensor:
-    """The largest difference of two scores of a dtype, near these, that may be rounding alone.
+    """The largest difference upper - lower of two scores of a dtype that may be rounding alone.
 
     A score is known to half a unit in its last place, so two that are one unit apart may stand for
     the same number. A unit is at most eps times the score, or times the least normal number, and
     two units are more than that.
     """
     info = torch.finfo(dtype)
-    return torch.maximum(upper.abs(), lower.abs()).clamp(min=info.tiny) * info.eps
+    return torch.maximum(upper, -lower).clamp(min=info.tiny) * info.eps
 
 
 def score_spread(scores: Tensor, valid_mask: Tensor | None = None) -> Tensor:
