@@ -250,9 +250,9 @@ def _one_list(
     step = max(1, min(_ROWS, _TILE // max(x.numel(), 1)))
     parts: Sequence[Tensor | float] = [1.0 / count] * -(-count // step)
     if share is not None:
-        parts = share.split(step)
+        parts = _stretches(share, step)
     values, pulls = [], []
-    for block, part in zip(own.unsqueeze(1).split(step), parts, strict=True):
+    for block, part in zip(_stretches(own.unsqueeze(1), step), parts, strict=True):
         tile = kernels(torch.sub(x, block).mul_(unit), kinds)
         above = _row_sums(tile[0][:, mates:] if mates else tile[0])
         hits: Tensor | float = 0.0
@@ -289,6 +289,11 @@ def _one_list(
         return mean, second.index_copy_(0, index, first)
     g = scores.new_zeros(m).index_copy_(0, others, second)
     return mean, g.index_copy_(0, index, first)
+
+
+def _stretches(x: Tensor, step: int) -> Sequence[Tensor]:
+    """So many rows of x at a time."""
+    return (x,) if x.shape[0] <= step else x.split(step)
 
 
 def _weighted(weight: Tensor | float, rows: Tensor) -> Tensor:

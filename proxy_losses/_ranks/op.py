@@ -193,6 +193,8 @@ def _only_valid(pool: Lists, count: int) -> tuple[Lists, Tensor]:
 
 
 def _flags(values: list[bool], like: Tensor) -> Tensor:
+    if all(values):  # the usual, and quicker
+        return like.new_ones(len(values))
     return torch.tensor(values, dtype=torch.bool, device=like.device)
 
 
@@ -435,8 +437,9 @@ class _RankMeanBackward(torch.autograd.Function):
         tau: Tensor, mean: Tensor, defined: Tensor, g: Tensor, need_weight: bool, need_tau: bool,
         phi: str, rtol: float, method: str, group: str,
     ) -> Mean:  # fmt: skip
-        grad = all_reduce(grad, "sum", group)  # every rank back-propagates its own copy
-        g_scores = grad[:, None] * g
+        if group:  # every rank back-propagates its own copy
+            grad = all_reduce(grad, "sum", group)
+        g_scores = grad.unsqueeze(1) * g
         g_weight, g_tau = scores.new_empty(0), tau.new_empty(0)
         if not (need_weight or need_tau):
             return g_scores, g_weight, g_tau
