@@ -16,7 +16,6 @@ from .distributed import all_reduce, all_reduce_with_grad, average_grad, reduce_
 F = TypeVar("F", bound=Callable[..., Any])
 
 EXACT_FLOAT32 = 1 << 24  # float32 counts exactly up to here; torch.quantile refuses longer lists
-FEW = 1 << 11  # scores that are sorted faster than two tails of them are found
 SPREAD_ROWS = 1 << 16  # rows that settle a spread to about 1 %
 # Selection over shards:
 TABLE_BYTES = 1 << 20  # of one round, where digits can be made small enough
@@ -223,9 +222,7 @@ def quantiles(
         if s.shape != valid_mask.shape:
             s, valid_mask = torch.broadcast_tensors(s, valid_mask)
     upper = [k for k, level in enumerate(levels) if level >= 0.5]
-    if len(upper) < len(levels) and plainly_eager() and s.numel() <= FEW:
-        upper = []  # one tail that is everything
-    order = upper + [k for k in range(len(levels)) if k not in upper]
+    order = upper + [k for k, level in enumerate(levels) if level < 0.5]
     ranks = _ranks([levels[k] for k in order], last, s, rank_dtype(m, s.dtype, exact))
     below, above, mix = positions(ranks, interpolation)
     found = []

@@ -235,7 +235,7 @@ def _evaluate(
         scores, [*levels, 0.75, 0.25] if iqr else levels, settings["interpolation"], among, name,
         exact=True,
     )  # fmt: skip
-    each_level = found.split(1, -1)
+    each_level = found.chunk(found.shape[-1], -1)
     first, last = each_level[0], each_level[len(levels) - 1]  # t(alpha) and t(beta)
     upper, lower = each_level[-2:] if iqr else (first, last)
     # NaN in a list with a score that is not finite: it counts, and shows.

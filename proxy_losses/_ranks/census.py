@@ -74,8 +74,8 @@ def look(
         scale = [x.double().view(-1) for x in (low, high, middle)]
         return _agree(scale, tau, counts, rows, group)
     # Joined by dtype first: numbers of several are copied one by one.
-    scale, sizes = torch.stack((low, high, middle)), torch.cat([n.view(-1) for n in counts])
-    columns = torch.cat([scale.double().view(-1), tau, sizes.double()]).view(-1, lists).tolist()
+    span, sizes = torch.stack((low, high, middle)), torch.cat([n.view(-1) for n in counts])
+    columns = torch.cat([span.double().view(-1), tau, sizes.double()]).view(-1, lists).tolist()
     lows, highs, middles, taus = columns[:4]
     broken = [
         not (a > -math.inf and b < math.inf and t > 0.0)
