@@ -183,7 +183,8 @@ def positions(rank: Tensor, interpolation: str) -> tuple[Tensor, Tensor, Tensor 
         mix = rank - below
     elif interpolation == "midpoint":
         mix = torch.full_like(rank, 0.5)
-    return below.to(torch.int64), above.to(torch.int64), mix
+    whole = below.to(torch.int64)
+    return whole, whole if above is below else above.to(torch.int64), mix
 
 
 def quantiles(
@@ -218,7 +219,8 @@ def quantiles(
     last: int | Tensor = m - 1
     if valid_mask is not None:
         last = valid_mask.sum(-1, keepdim=True) - 1
-        s, valid_mask = torch.broadcast_tensors(s, valid_mask)
+        if s.shape != valid_mask.shape:
+            s, valid_mask = torch.broadcast_tensors(s, valid_mask)
     upper = [k for k, level in enumerate(levels) if level >= 0.5]
     order = upper + [k for k, level in enumerate(levels) if level < 0.5]
     ranks = _ranks([levels[k] for k in order], last, s, rank_dtype(m, s.dtype, exact))
@@ -254,8 +256,11 @@ def _ranks(levels: Sequence[float], last: int | Tensor, like: Tensor, dtype: tor
         last = last.to(dtype)
     else:
         last = torch.full((1,) * like.dim(), last, dtype=dtype, device=like.device)
-    each = [last * level for level in levels]
-    return each[0] if len(each) == 1 else torch.cat(each, -1)
+    if len(levels) == 1:
+        return last * levels[0]
+    if like.is_cpu and plainly_eager():
+        return last * torch.tensor(levels, dtype=dtype)
+    return torch.cat([last * level for level in levels], -1)
 
 
 def _at_rank(ordered: Tensor, rank: Tensor, last: int | Tensor | None) -> Tensor:
@@ -404,14 +409,14 @@ register(
 
 
 def spread_floor(upper: Tensor, lower: Tensor, dtype: torch.dtype) -> Tensor:
-    """The largest difference of two scores of a dtype, near these, that may be rounding alone.
+    """The largest difference upper - lower of two scores of a dtype that may be rounding alone.
 
     A score is known to half a unit in its last place, so two that are one unit apart may stand for
     the same number. A unit is at most eps times the score, or times the least normal number, and
     two units are more than that.
     """
     info = torch.finfo(dtype)
-    return torch.maximum(upper.abs(), lower.abs()).clamp(min=info.tiny) * info.eps
+    return torch.maximum(upper, -lower).clamp(min=info.tiny) * info.eps
 
 
 def score_spread(scores: Tensor, valid_mask: Tensor | None = None) -> Tensor:

@@ -264,12 +264,12 @@ def _softmax(
     gamma: float | Tensor,
     label_smoothing: float,
 ) -> Tensor:
-    known = valid & (targets >= 0) & (targets < x.shape[1])
-    index = torch.where(known, targets, 0)[:, None]
+    classes = targets.clamp(0, x.shape[1] - 1)
+    index = classes.unsqueeze(1)
     # Rows that do not count are 0 by now; a class id out of range makes its row NaN.
-    scale = torch.where(known | ~valid, 1.0, torch.nan).to(x.dtype)
+    scale = torch.where(valid & (classes != targets), torch.nan, 1.0).to(x.dtype)
     if alpha is not None:
-        scale = alpha.to(x)[index[:, 0]] * scale
+        scale = alpha.to(x)[classes] * scale
     if not label_smoothing and _written_out(gamma):
         loss: Tensor = _Softmax.apply(x, index, valid)  # type: ignore[no-untyped-call]
     else:
@@ -309,30 +309,29 @@ class _Softmax(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor, valid: Tensor) -> Tensor:
-        p, counts = x.softmax(1), valid[:, None]
-        # The logit of all classes together less its own: differences of large logits come first.
-        rival = (x.amax(1, keepdim=True) - x.gather(1, index)).sub_(p.amax(1, keepdim=True).log_())
+        p, counts = x.softmax(1), valid.unsqueeze(1)
+        # The logit of the others together less its own: differences of large logits come first.
+        rival, top = x.amax(1, keepdim=True) - x.gather(1, index), p.amax(1, keepdim=True)
         p.scatter_(1, index, 0.0)
         q = p.sum(1, keepdim=True)  # 1 - p_t
-        rival.add_(q.log())  # of the others
+        rival.add_((q / top).log_())
         ce, q = torch.where(counts, _softplus(rival), 0.0), torch.where(counts, q, 0.0)
         loss = q.square().mul_(ce)
         share = None
         if ctx.needs_input_grad[0]:
-            share = (1.0 - q).mul_(ce).mul_(2.0).add_(q).mul_(q)
-        ctx.save_for_backward(x, index, valid, p, q, share)
-        return loss[:, 0]
+            share = torch.addcmul(q, 1.0 - q, ce, value=2.0).mul_(q)
+            p.scatter_(1, index, q.neg_())
+        ctx.save_for_backward(x, index, valid, p, share)
+        return loss.squeeze(1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, index, valid, p, q, share = ctx.saved_tensors
+        x, index, valid, p, share = ctx.saved_tensors
         if torch.is_grad_enabled():
             plain = functools.partial(_kept_softmax, index=index, valid=valid)
             return _again(plain, x, grad), None, None
-        share = share * grad[:, None]
         # A NaN in a row that does not count ends here; one that does has a share that is NaN.
-        out = p.nan_to_num(nan=0.0).mul_(share)
-        return out.scatter_(1, index, share.mul_(q).neg_()), None, None
+        return p.nan_to_num(nan=0.0).mul_(share * grad.unsqueeze(1)), None, None
 
 
 def _softplus(x: Tensor) -> Tensor:
@@ -437,4 +436,6 @@ def reduce(
         rows = torch.where(counted, weight, 0.0)
     assert rows is not None
     mass = rows.sum()
+    if rows.dtype == torch.bool:
+        return total / mass.clamp(min=1)
     return total / torch.where(mass > 0, mass, 1)

@@ -213,9 +213,11 @@ def _evaluate(
     """The formula, over checked lists in full precision."""
     scores, pos, valid, given, iid, live = lists
     name = group_name(how.group)
-    negative = ~pos if valid is None else valid & ~pos
-    if valid is not None:
+    if valid is None:
+        negative = ~pos
+    else:
         pos = pos & valid
+        negative = valid ^ pos
     reference = negative if iid is None else negative & iid
     some_negative = reference.any(-1, keepdim=True)
     among = reference
@@ -233,29 +235,30 @@ def _evaluate(
         scores, [*levels, 0.75, 0.25] if iqr else levels, settings["interpolation"], among, name,
         exact=True,
     )  # fmt: skip
-    knots = found[..., : len(levels)]
-    first, last = knots[..., :1], knots[..., -1:]  # t(alpha) and t(beta)
-    upper, lower = (found[..., -2:-1], found[..., -1:]) if iqr else (first, last)
+    each_level = found.chunk(found.shape[-1], -1)
+    first, last = each_level[0], each_level[len(levels) - 1]  # t(alpha) and t(beta)
+    upper, lower = each_level[-2:] if iqr else (first, last)
     # NaN in a list with a score that is not finite: it counts, and shows.
     scale = upper - lower + broken
     degenerate = usable & (scale <= num.spread_floor(upper, lower, scores.dtype))
-    counts = usable & ~degenerate
+    counts = usable ^ degenerate
     temperature = num.lift_tau(tau, scores, counts, name) * torch.where(counts, scale, 1.0)
-    knots = torch.where(counts, knots, 0.0)
     if settings["surrogate"] == "trapezoid":
+        knots = torch.where(counts, found[..., : len(levels)], 0.0)
         above = _above_knots(cleaned, knots, temperature)
         mean = _trapezoid(num.mean_of(above, weight[..., None, :], name))
         each = _trapezoid(above.detach().mT) if stats else above
     else:
         band = negative & (scores >= last) & (scores <= first)
         size = all_reduce(band.sum(-1, keepdim=True), "sum", name)
-        counts = counts & ((size > 0) | broken.isnan())
         pairs = Lists(cleaned, pos, pos | band, None if given is None else weight)
-        mean = _below_positives(pairs, temperature, size, how)
-        mean = mean + broken[..., 0]
+        mean, some = _below_positives(pairs, temperature, size, how)
+        poison = broken[..., 0]
+        mean = mean + poison
+        counts = counts & (some | poison.isnan())[..., None]
         each = _above_band(cleaned, pos, band, temperature, size, how) if stats else mean
-    value = torch.where(counts[..., 0], mean, 0.0)
-    out = Found(value, counts[..., 0], {}, degenerate[..., 0])
+    defined = counts[..., 0]
+    out = Found(torch.where(defined, mean, 0.0), defined, {}, degenerate[..., 0])
     if not stats:
         return out
     each, plain = each.detach(), pos.to(each.dtype)
@@ -285,11 +288,17 @@ def _trapezoid(heights: Tensor) -> Tensor:
     return (ends + heights[..., 1:-1].sum(-1)) / (heights.shape[-1] - 1)
 
 
-def _below_positives(lists: Lists, temperature: Tensor, size: Tensor, how: How) -> Tensor:
-    """[...]: share of the band's negatives below a positive, softly, over the positives."""
+def _below_positives(
+    lists: Lists, temperature: Tensor, size: Tensor, how: How
+) -> tuple[Tensor, Tensor]:
+    """[...]: share of the band's negatives below a positive, softly, over the positives.
+
+    And whether there are both.
+    """
     # Upside down, those below are those that outrank.
     upturned = lists._replace(scores=-lists.scores)
-    return rank_mean(upturned, temperature[..., 0], OUTRANKED, how)[0] / size[..., 0].clamp(min=1)
+    below, some = rank_mean(upturned, temperature[..., 0], OUTRANKED, how)
+    return below / size[..., 0].clamp(min=1), some
 
 
 def _above_band(

@@ -73,8 +73,9 @@ def look(
     if group:
         scale = [x.double().view(-1) for x in (low, high, middle)]
         return _agree(scale, tau, counts, rows, group)
-    numbers = torch.cat([x.view(-1) for x in (low, high, middle, tau, *counts)])
-    columns = numbers.view(-1, lists).tolist()
+    # Joined by dtype first: numbers of several are copied one by one.
+    span, sizes = torch.stack((low, high, middle)), torch.cat([n.view(-1) for n in counts])
+    columns = torch.cat([span.double().view(-1), tau, sizes.double()]).view(-1, lists).tolist()
     lows, highs, middles, taus = columns[:4]
     broken = [
         not (a > -math.inf and b < math.inf and t > 0.0)

@@ -15,7 +15,7 @@ from .phi import Phi
 
 _TILE = 1 << 17  # pairs alive at once; 0.5 MB of float32 stays in cache
 _COLUMNS = 1 << 12
-_ROWS = 64  # float32 products add at most so many terms before the float64 sum
+_ROWS = 128  # float32 products add at most so many terms before the float64 sum
 _FAR = 50.0  # e**-50 is nothing beside a rank; further out denormal numbers take 3x the time
 _ALONE = 64  # rows in one list from which a tile of that list alone beats a mixed tile
 _TINY = torch.finfo(torch.float64).tiny
@@ -182,9 +182,10 @@ def rank_mean(
     """
     positives = counts[0]
     if len(positives) == 1:
-        index = torch.nonzero_static(pool.pos[0], size=positives[0])[:, 0]
-        value, pull = _one_list(_row(pool, 0), index, counts[1][0], tau[0], phi, grad=grad)
-        return value[None], None if pull is None else pull[None]
+        row = _row(pool, 0)
+        index = torch.nonzero_static(row.pos, size=positives[0]).squeeze(1)
+        value, pull = _one_list(row, index, counts[1][0], tau[0], phi, grad=grad)
+        return value.view(1), None if pull is None else pull.view(1, -1)
     scores, pos, valid, weight, *_ = pool
     lists, rows = rows_of(pos, sum(positives))
     mean = scores.new_zeros(scores.shape[0], dtype=torch.float64)
@@ -212,7 +213,7 @@ def rank_mean(
 
 
 def _row(pool: Lists, one: int) -> Lists:
-    return Lists(*(None if x is None else x[one] for x in pool[:4]))  # type: ignore[arg-type]
+    return Lists(*(None if x is None else x.select(0, one) for x in pool[:4]))  # type: ignore[arg-type]
 
 
 def _share(weight: Tensor) -> Tensor:
@@ -238,36 +239,38 @@ def _one_list(
     own = scores.index_select(0, index)
     others = None  # negatives, where leaving the other rows out pays
     if valid is not None or 4 * count > m:
-        negative = ~pos if valid is None else valid & ~pos
-        others = torch.nonzero_static(negative, size=everyone - count)[:, 0]
+        negative = ~pos if valid is None else valid ^ pos  # positives are valid
+        others = torch.nonzero_static(negative, size=everyone - count).squeeze(1)
         x = scores.index_select(0, others)
     else:
         x = scores.index_fill(0, index, -torch.inf)
     mates = count * phi.mates
     x = torch.cat([own, x]) if mates else x
     kinds = ("value", "slope")[: 1 + grad]
+    step = max(1, min(_ROWS, _TILE // max(x.numel(), 1)))
+    parts: Sequence[Tensor | float] = [1.0 / count] * -(-count // step)
+    if share is not None:
+        parts = _stretches(share, step)
     values, pulls = [], []
-    for r in range(0, count, step := max(1, min(_ROWS, _TILE // max(x.numel(), 1)))):
-        rows = slice(r, r + step)
-        tile = kernels(torch.sub(x, own[rows, None]).mul_(unit), kinds)
+    for block, part in zip(_stretches(own.unsqueeze(1), step), parts, strict=True):
+        tile = kernels(torch.sub(x, block).mul_(unit), kinds)
         above = _row_sums(tile[0][:, mates:] if mates else tile[0])
-        if mates:
-            hits = tile[0][:, :mates].sum(1, dtype=torch.float64).add_(0.5)  # sigmoid(0) is in
-        else:
-            hits = above.new_ones(())  # any: only R - R+ is of interest
-        value, b, a = phi.at(above.add_(hits), hits)
+        hits: Tensor | float = 0.0
+        if mates:  # sigmoid(0) is in
+            hits = tile[0][:, :mates].sum(1, dtype=torch.float64).add_(0.5)
+            above.add_(hits)
+        value, b, a = phi.at(above, hits)
         values.append(value)
         if not grad:
             continue
-        part = 1.0 / count if share is None else share[rows]
         b = b * part
         far = tile[1][:, mates:] if mates else tile[1]
         gone, near = _row_sums(far).mul_(b), None
         if mates:
             e, slope = a * part + b, tile[1][:, :mates].double()
-            gone.addcmul_(slope.sum(1), e)
-            near = e @ slope
-        pulls.append((near, gone, b.to(far.dtype) @ far))
+            gone.add_(slope.sum(1).mul_(e))
+            near = _weighted(e, slope)
+        pulls.append((near, gone, _weighted(b, far)))
     phis = values[0] if len(values) == 1 else torch.cat(values)
     mean = phis.mean() if share is None else share @ phis
     if not grad:
@@ -286,6 +289,18 @@ def _one_list(
         return mean, second.index_copy_(0, index, first)
     g = scores.new_zeros(m).index_copy_(0, others, second)
     return mean, g.index_copy_(0, index, first)
+
+
+def _stretches(x: Tensor, step: int) -> Sequence[Tensor]:
+    """So many rows of x at a time."""
+    return (x,) if x.shape[0] <= step else x.split(step)
+
+
+def _weighted(weight: Tensor | float, rows: Tensor) -> Tensor:
+    """[S]: sum of rows [R, S] by weights [R], or all by one number."""
+    if isinstance(weight, Tensor):
+        return weight.to(rows.dtype) @ rows
+    return rows.sum(0).mul_(weight)
 
 
 def _mixed_lists(

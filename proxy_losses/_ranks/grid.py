@@ -126,7 +126,7 @@ def rank_mean(
     mean = share.new_zeros(lists).index_add_(0, found[0], share * phis)
     if not grad:
         return mean, None
-    c = torch.stack([b, a]) * share
+    c = torch.stack([b * share, a * share])
     pulls = scores.new_zeros(pairs.weights.shape)
     pulls[found[0], :, found[1]] = c.to(scores.dtype).T
     back, ways = Pairs(scores, pulls, pairs.weights, tau), (ways[1], everyone)

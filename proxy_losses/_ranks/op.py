@@ -15,6 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
+from .._numerics import plainly_eager
 from ..distributed import all_reduce
 from . import dense, grid
 from .census import look
@@ -117,8 +118,10 @@ def rank_mean(
     several = lists > 1
     # (int32 adds up bools several times as fast.)
     counts = [pos.sum(1, dtype=torch.int32) if several else pos.sum()]
-    if valid is not None:
-        once = valid[:1] if several and valid.stride(0) == 0 else valid
+    if valid is not None and not several:
+        counts.append(valid.sum())
+    elif valid is not None:
+        once = valid[:1] if valid.stride(0) == 0 else valid
         counts.append(once.sum(1, dtype=torch.int32).expand(lists).contiguous())
     if weight is not None:
         weight = torch.where(pos, weight, 0.0)
@@ -190,6 +193,8 @@ def _only_valid(pool: Lists, count: int) -> tuple[Lists, Tensor]:
 
 
 def _flags(values: list[bool], like: Tensor) -> Tensor:
+    if all(values):  # the usual, and quicker
+        return like.new_ones(len(values))
     return torch.tensor(values, dtype=torch.bool, device=like.device)
 
 
@@ -392,11 +397,14 @@ class _RankMean(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.how = inputs[6:]
         ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*inputs[:5], *output)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         need = ctx.needs_input_grad
+        if grad is None:
+            return (None,) * len(need)
         args = (grad, *ctx.saved_tensors, need[3], need[4], *ctx.how)
         if torch.is_grad_enabled():  # someone will differentiate again
             g = _RankMeanBackward.apply(*args)  # type: ignore[no-untyped-call]
@@ -404,6 +412,18 @@ class _RankMean(torch.autograd.Function):
             g = _RankMeanBackward.forward(*args)
         return (g[0] if need[0] else None, None, None, g[1] if need[3] else None,
                 g[2] if need[4] else None, None, None, None, None, None)  # fmt: skip
+
+
+class _EagerMean(torch.autograd.Function):
+    """`_RankMean` in the form that no transform takes, at half the overhead of a call."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> Mean:
+        out = _RankMean.forward(*args)
+        _RankMean.setup_context(ctx, args, out)
+        return out
+
+    backward = _RankMean.backward
 
 
 class _RankMeanBackward(torch.autograd.Function):
@@ -417,8 +437,9 @@ class _RankMeanBackward(torch.autograd.Function):
         tau: Tensor, mean: Tensor, defined: Tensor, g: Tensor, need_weight: bool, need_tau: bool,
         phi: str, rtol: float, method: str, group: str,
     ) -> Mean:  # fmt: skip
-        grad = all_reduce(grad, "sum", group)  # every rank back-propagates its own copy
-        g_scores = grad[:, None] * g
+        if group:  # every rank back-propagates its own copy
+            grad = all_reduce(grad, "sum", group)
+        g_scores = grad.unsqueeze(1) * g
         g_weight, g_tau = scores.new_empty(0), tau.new_empty(0)
         if not (need_weight or need_tau):
             return g_scores, g_weight, g_tau
@@ -514,5 +535,6 @@ def mean_of(
 ) -> tuple[Tensor, Tensor]:
     """The mean [L] and which lists count; positives are valid, weights of any floating dtype."""
     grad = torch.is_grad_enabled()
-    out: Mean = _mean_in_graph(*pool[:4], tau, grad, phi, rtol, method, group)
+    mean: Any = _EagerMean.apply if plainly_eager() else _mean_in_graph
+    out: Mean = mean(*pool[:4], tau, grad, phi, rtol, method, group)
     return out[0], out[1]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 
@@ -18,7 +17,8 @@ class Phi(NamedTuple):
     """
 
     name: str
-    at: Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]  # value, d / dR, d / dR+
+    # Value, d / dR, d / dR+; a derivative that is the same everywhere is a number.
+    at: Callable[[Tensor, Tensor | float], tuple[Tensor, Tensor | float, Tensor | float]]
     mates: bool = True  # False where it depends on R - R+ alone: positives do not feel each other
 
 
@@ -32,15 +32,14 @@ def define(phi: Phi) -> Phi:
 PHIS: dict[str, Phi] = {}
 
 
-def _precision(rank: Tensor, rank_pos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _precision(rank: Tensor, rank_pos: Tensor | float) -> tuple[Tensor, Tensor, Tensor]:
     inverse = rank.reciprocal()
     value = rank_pos * inverse
     return value, -value * inverse, inverse
 
 
-def _outranked(rank: Tensor, rank_pos: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    one = torch.ones_like(rank)
-    return rank - rank_pos, one, -one
+def _outranked(rank: Tensor, rank_pos: Tensor | float) -> tuple[Tensor, float, float]:
+    return rank - rank_pos, 1.0, -1.0
 
 
 PRECISION = define(Phi("precision", _precision))

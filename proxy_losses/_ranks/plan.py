@@ -181,7 +181,7 @@ def plan(
     dense = Plan("dense", 0, 0, math.inf, 0.0, 0.0, dense_cost(pairs))
     if method == "dense" or (method == "auto" and not span <= MAX_SPAN):
         return dense
-    if method == "auto" and dense.cost <= len(calls) * NS_GRID_CALL:
+    if method == "auto" and dense.cost <= sum(work.overhead for work in calls):
         return dense
     plans = [_estimate(work, span, rtol) for work in calls]
     grid = plans[0]._replace(cost=sum(p.cost for p in plans))

@@ -36,7 +36,7 @@ def check_class_ids(targets: Tensor, num_classes: int, ignore_index: int) -> Non
     if not readable(targets):
         return
     targets = targets.to(torch.int64)
-    stray = ((targets < 0) | (targets >= num_classes)) & (targets != ignore_index)
+    stray = (targets.clamp(0, num_classes - 1) != targets) & (targets != ignore_index)
     if stray.any():
         raise ValueError(
             f"targets contain class ids outside [0, {num_classes}) and other than "
