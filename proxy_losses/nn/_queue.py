@@ -59,7 +59,7 @@ class MemoryQueue(nn.Module):
         for field, buffer in _BUFFERS.items():
             # ignore_index is an argument of the constructor, not a state of the run.
             self.register_buffer(buffer, getattr(state, field), persistent=field != "ignore_index")
-        self._ones: dict[str, tuple[weakref.ref[Tensor], int] | None] = {}
+        self._ones: dict[str, tuple[weakref.ref[Tensor], int]] = {}
         self.see_ones(*ONES)
         self._q_owner: Tensor
         self.register_buffer("_q_owner", torch.full((), NOBODY), persistent=False)
@@ -89,19 +89,16 @@ class MemoryQueue(nn.Module):
         """Fields known to hold nothing but 1 or True: they did, and nothing was written since."""
         if torch.compiler.is_compiling():
             return ()
-        return tuple(
-            f for f, seen in self._ones.items() if seen is not None and seen == self._seen(f)
-        )
+        now = ((f, getattr(self, _BUFFERS[f]), seen) for f, seen in self._ones.items())
+        # By identity: weak references compare what they refer to.
+        return tuple(f for f, x, (ref, version) in now if ref() is x and x._version == version)
 
     def see_ones(self, *fields: str) -> None:
         """Remember that these fields hold nothing but 1 or True."""
-        self._ones.update({field: self._seen(field) for field in fields})
-
-    def _seen(self, field: str) -> tuple[weakref.ref[Tensor], int] | None:
-        buffer = self._buffers[_BUFFERS[field]]
-        if buffer is None or buffer.is_inference():  # those count no versions
-            return None
-        return weakref.ref(buffer), buffer._version
+        for field in fields:
+            buffer = getattr(self, _BUFFERS[field])
+            if not buffer.is_inference():  # those count no versions
+                self._ones[field] = weakref.ref(buffer), buffer._version
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has tensors of its own."""
