@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -10,7 +10,6 @@ from .._checks import check_fraction, check_int, check_optional_flag
 from .._metrics import focal
 from .._metrics.focal import check_class_targets, check_elements
 from ._batch import BatchLoss, as_floating, check_class_ids
-from ._queue import never_narrow
 
 
 class SigmoidFocalLoss(BatchLoss):
@@ -159,7 +158,3 @@ class SoftmaxFocalLoss(BatchLoss):
             label_smoothing=self.label_smoothing, ignore_index=self.ignore_index,
             background_class=self.background_class, sample_weight=sample_weight,
         )  # fmt: skip
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SoftmaxFocalLoss:
-        super()._apply(never_narrow(fn), recurse)  # type: ignore[no-untyped-call]
-        return self

@@ -18,6 +18,7 @@ from .. import _queue as q
 from .._checks import is_labels
 from .._lists import Batch
 from ..distributed import all_reduce, rank_and_size
+from ._batch import NeverNarrow
 
 # Buffer names are those of imbalanced-losses, so that its checkpoints load.
 _BUFFERS = {
@@ -31,21 +32,11 @@ _BUFFERS = {
 }
 
 
-def never_narrow(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Let `nn.Module._apply` move tensors, but not round them to a smaller dtype (`half()`)."""
-
-    def apply(t: Tensor) -> Tensor:
-        moved = fn(t)
-        return t.to(moved.device) if moved.element_size() < t.element_size() else moved
-
-    return apply
-
-
 NOBODY = -1
 ONES = ("sample_weight", "iid_mask")  # fields in which 1 or True stands for None
 
 
-class MemoryQueue(nn.Module):
+class MemoryQueue(NeverNarrow):
     """Remembers a `QueueState` between calls and in checkpoints."""
 
     _q_logits: Tensor
@@ -91,7 +82,9 @@ class MemoryQueue(nn.Module):
             return ()
         now = ((f, getattr(self, _BUFFERS[f]), seen) for f, seen in self._ones.items())
         # By identity: weak references compare what they refer to.
-        return tuple(f for f, x, (ref, version) in now if ref() is x and x._version == version)
+        return tuple(
+            f for f, x, (ref, version) in now if id(ref()) == id(x) and x._version == version
+        )
 
     def see_ones(self, *fields: str) -> None:
         """Remember that these fields hold nothing but 1 or True."""
@@ -161,10 +154,6 @@ class MemoryQueue(nn.Module):
             self.see_ones(*ONES)
         self._q_owner.fill_(NOBODY)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MemoryQueue:
-        super()._apply(never_narrow(fn), recurse)  # type: ignore[no-untyped-call]
-        return self
-
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
@@ -182,13 +171,10 @@ class MemoryQueue(nn.Module):
             state_dict.setdefault(prefix + "_q_weight", torch.ones_like(state.sample_weight))
             state_dict.setdefault(prefix + "_q_iid", torch.ones_like(state.iid_mask))
         query_ids = state_dict.setdefault(prefix + "_q_query_ids", q.reset_queue(state).query_ids)
-        if query_ids.numel() != state.query_ids.numel() and 0 in (
-            query_ids.numel(),
-            state.query_ids.numel(),
-        ):
+        if query_ids.numel() != state.query_ids.numel():
             self._q_query_ids = torch.zeros_like(query_ids, device=state.query_ids.device)
-        targets = state_dict.get(prefix + "_q_targets")
-        if targets is not None and is_labels(targets) != is_labels(state.targets):
+        targets = state_dict[prefix + "_q_targets"]
+        if is_labels(targets) != is_labels(state.targets):
             self._q_targets = q.init_queue(
                 *state.logits.shape, device=state.targets.device, multi_label=is_labels(targets)
             ).targets

@@ -35,8 +35,12 @@ from .._lists import (
     valid_rows,
 )
 from .._losses import (
+    REQUIRED,
+    Arguments,
     Options,
     check_options,
+    dressed,
+    entries,
     example,
     is_sound,
     keeps,
@@ -44,17 +48,17 @@ from .._losses import (
     paragraph,
     per_class,
     reduce_classes,
+    sections,
+    stored,
 )
 from .._metrics import PARTIAL_AUC, RECALL, SMOOTH_AP
 from .._metrics._record import Found, Metric, Option, Settings, check_settings, reads_of
-from .._queue import enqueue
 from ..distributed import default_group, group_name
 from ._batch import BatchLoss, as_floating, check_class_ids, readable
 from ._published import PublishedNames
 from ._queue import (
     ONES,
     MemoryQueue,
-    never_narrow,
     number_problems,
     present_names,
     queue_problems,
@@ -374,22 +378,11 @@ class RankingLoss(PublishedNames, BatchLoss):
             name=group_name(group),
         )  # fmt: skip
         if queue is not None:
-            logits, targets, weight, iid, ids = batch
-            queue.store(
-                enqueue(
-                    queue.state, logits, targets, sample_weight=weight, iid_mask=iid,
-                    query_ids=ids, where=where,
-                )
-            )  # fmt: skip
+            queue.store(stored(queue.state, batch, where))
         if self.max_pool_size is not None and n:
             self._draws += where.to(self._draws.device)
 
-    # -- moving and loading
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RankingLoss:
-        # The queue guards its own buffers; the wide temperature is guarded here.
-        super()._apply(never_narrow(fn), recurse)  # type: ignore[no-untyped-call]
-        return self
+    # -- loading
 
     def problems_with(self, state_dict: dict[str, Any], prefix: str) -> list[str]:
         """What keeps a checkpoint from being loaded; gives its queue the present names."""
@@ -421,14 +414,14 @@ class RankingLoss(PublishedNames, BatchLoss):
 # -- from the record of a metric to the class
 
 
-def _arguments(metric: Metric) -> list[tuple[Option, bool]]:
-    """Arguments of the constructor in the published order, and whether one is keyword-only."""
+def _arguments(metric: Metric) -> Arguments:
+    """Arguments of the constructor, in the published order."""
     unit = "that spread" if metric.own_spread else "the logits"
-    early = [o for o in metric.options if not o.late]
+    own = [o._replace(name=o.attribute) for o in metric.options]
     positional = [
-        Option("num_classes", inspect.Parameter.empty, "int",
+        Option("num_classes", REQUIRED, "int",
                "C; 1 for binary, with targets in {0, 1}."),
-        *early,
+        *(o for o in own if not o.late),
         Option("queue_size", 1024, "int", "past rows kept, 0 for none."),
         Option("temperature", metric.temperature, "float",
                f"in units of {unit}, > 0; smaller is closer to the metric, with sharper "
@@ -440,7 +433,7 @@ def _arguments(metric: Metric) -> list[tuple[Option, bool]]:
         Option("gather_distributed", None, "bool | None",
                "gather the rows of all processes before ranking and storing: None and True when "
                "there are several, False never."),
-        *(o for o in metric.options if o.late),
+        *(o for o in own if o.late),
         Option("max_pool_size", None, "int | None",
                "rank a subsample of at most this many rows, with a quota for rare classes. Kept "
                "for compatibility and for eager code alone: nothing here needs a cap."),
@@ -457,7 +450,7 @@ def _arguments(metric: Metric) -> list[tuple[Option, bool]]:
                "where each keeps its rows and a queue of its own, only sums travel, and the loss "
                "is the same exact one of the whole pool (see the README)."),
     ]  # fmt: skip
-    return [(o, False) for o in positional] + [(o, True) for o in ours[metric.own_spread :]]
+    return positional, ours[metric.own_spread :]
 
 
 def _document(metric: Metric) -> str:
@@ -476,44 +469,30 @@ def _document(metric: Metric) -> str:
     raises = "ValueError, TypeError: an argument out of range" + (
         ", or, in forward, a class id outside [0, num_classes)." if metric.checks_ids else "."
     )
-    attributes = {o.name: o.attribute for o in metric.options}
-    parts = [
+    return sections(
         f"1 - {metric.title}, over the batch and a memory queue.",
         paragraph(called, 0),
-        "Args:\n"
-        + "\n".join(
-            paragraph(f"{attributes.get(o.name, o.name)}: {o.text}", 4, 4)
-            for o, _ in _arguments(metric)
-        ),
+        entries(_arguments(metric)),
         paragraph(told, 0) if metric.diagnostics else "",
         warns if metric.own_spread else "",
         "Raises:\n" + paragraph(raises, 4, 4),
-        example(metric.module_example) if metric.module_example else "",
-    ]
-    return "\n\n".join(part for part in parts if part)
+        example(metric.module_example),
+    )
 
 
 def _constructor(metric: Metric) -> Callable[..., None]:
     """``__init__`` with the arguments of the metric's loss, in the published order."""
-    kind = inspect.Parameter
-    parameters = [kind("self", kind.POSITIONAL_OR_KEYWORD)] + [
-        kind(
-            o.attribute, kind.KEYWORD_ONLY if ours else kind.POSITIONAL_OR_KEYWORD,
-            default=o.default, annotation=o.kind,
-        )
-        for o, ours in _arguments(metric)
-    ]  # fmt: skip
-    signature = inspect.Signature(parameters, return_annotation="None")
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         given = signature.bind(*args, **kwargs)
         given.apply_defaults()
         RankingLoss.__init__(**given.arguments)
 
-    __init__.__qualname__ = f"{metric.module}.__init__"
-    __init__.__annotations__ = {p.name: p.annotation for p in parameters[1:]} | {"return": "None"}
-    __init__.__signature__ = signature  # type: ignore[attr-defined]
-    return __init__
+    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    name = f"{metric.module}.__init__"
+    made: Callable[..., None] = dressed(__init__, name, _arguments(metric), "None", own)
+    signature = inspect.signature(made)
+    return made
 
 
 class SmoothAPLoss(RankingLoss, metric=SMOOTH_AP): ...

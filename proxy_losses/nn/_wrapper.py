@@ -105,14 +105,10 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
         check_optional_flag("gather_distributed", gather_distributed)
         _check_clocks(warmup_epochs, blend_epochs, warmup_steps, blend_steps)
         self._clock: Clock = "epoch" if warmup_steps is None else "step"
-        sched = Schedule(
-            warmup_epochs if warmup_steps is None else warmup_steps,
-            blend_epochs if warmup_steps is None else (blend_steps or 0),
-            temp_start,
-            temp_end,
-            temp_decay_steps,
-            final_main_weight,
-        )
+        phases = warmup_epochs, blend_epochs
+        if warmup_steps is not None:
+            phases = warmup_steps, blend_steps or 0
+        sched = Schedule(*phases, temp_start, temp_end, temp_decay_steps, final_main_weight)
         self._sched = Schedule(**{name: as_number(name, x) for name, x in sched._asdict().items()})
         _schedule.check_schedule(self._sched)
         self.warmup_loss = warmup_loss
@@ -165,18 +161,15 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
         if hasattr(self.main_loss, "reset_queue"):
             self.main_loss.reset_queue()
 
-    def _clock_now(self) -> Tensor:
-        return self._state.epoch if self._clock == "epoch" else self._state.step
-
     @property
     def in_warmup(self) -> bool:
         """Whether warmup_loss alone is in use."""
-        return bool(_schedule.in_warmup(self._clock_now(), self._sched))
+        return bool(_schedule.in_warmup(_schedule.now(self._state, self._clock), self._sched))
 
     @property
     def in_blend(self) -> bool:
         """Whether the run is in the ramp from warmup_loss to main_loss."""
-        return bool(_schedule.in_blend(self._clock_now(), self._sched))
+        return bool(_schedule.in_blend(_schedule.now(self._state, self._clock), self._sched))
 
     @property
     def main_weight(self) -> float:
