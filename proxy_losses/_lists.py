@@ -104,12 +104,9 @@ def make_pool(
 
 
 def join(
-    batch: Batch,
-    queue: QueueState | None,
-    ignore_index: int,
-    reads: tuple[str, ...],
+    batch: Batch, queue: QueueState | None, ignore_index: int, reads: tuple[str, ...],
     known: Known = NOTHING,
-) -> Pool:
+) -> Pool:  # fmt: skip
     """`make_pool` of what was checked, with targets in int64 or bool."""
     logits, targets, weight, iid, query_ids = batch
     n, num_classes = logits.shape
@@ -354,12 +351,9 @@ def retrieval_lists(
 
 @num.full_precision
 def _similarities(
-    embeddings: Tensor,
-    labels: Tensor,
-    ref_embeddings: Tensor | None,
-    ref_labels: Tensor | None,
+    embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None, ref_labels: Tensor | None,
     similarity: str,
-) -> RetrievalLists:
+) -> RetrievalLists:  # fmt: skip
     queries = _unit_rows(embeddings) if similarity == "cosine" else embeddings
     if ref_embeddings is None or ref_labels is None:
         refs, ref_labels = queries, labels

@@ -54,13 +54,9 @@ class LossFunction(Protocol):
     __name__: str
 
     def __call__(
-        self,
-        logits: Tensor,
-        targets: Tensor,
-        queue: QueueState | None,
-        tau: float | Tensor,
+        self, logits: Tensor, targets: Tensor, queue: QueueState | None, tau: float | Tensor,
         **settings: Any,
-    ) -> tuple[Tensor, QueueState | None]: ...
+    ) -> tuple[Tensor, QueueState | None]: ...  # fmt: skip
 
 
 def check_options(options: Options, *, unit_name: str = "tau_unit") -> None:
@@ -198,18 +194,10 @@ def loss_function(metric: Metric) -> LossFunction:
     known = {o.name for o in arguments[1]}
 
     def loss(
-        logits: Tensor,
-        targets: Tensor,
-        queue: QueueState | None,
-        tau: float | Tensor,
-        *,
-        reduction: str = "mean",
-        ignore_index: int = -100,
-        sample_weight: Tensor | None = None,
-        query_ids: Tensor | None = None,
-        query_shape: tuple[int, int] | None = None,
-        **more: Any,
-    ) -> tuple[Tensor, QueueState | None]:
+        logits: Tensor, targets: Tensor, queue: QueueState | None, tau: float | Tensor, *,
+        reduction: str = "mean", ignore_index: int = -100, sample_weight: Tensor | None = None,
+        query_ids: Tensor | None = None, query_shape: tuple[int, int] | None = None, **more: Any,
+    ) -> tuple[Tensor, QueueState | None]:  # fmt: skip
         for name in more:
             if name not in known:
                 raise TypeError(f"{metric.name}_loss() got an unexpected keyword argument {name!r}")

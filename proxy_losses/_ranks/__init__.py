@@ -17,18 +17,9 @@ if TYPE_CHECKING:
     from ..distributed import ProcessGroup
 
 __all__ = [
-    "OUTRANKED",
-    "PRECISION",
-    "How",
-    "Lists",
-    "Phi",
-    "SoftRanks",
-    "default_rtol",
-    "rank_mean",
-    "rank_slopes",
-    "sigmoid_sums",
-    "soft_ranks",
-]
+    "OUTRANKED", "PRECISION", "How", "Lists", "Phi", "SoftRanks", "default_rtol", "rank_mean",
+    "rank_slopes", "sigmoid_sums", "soft_ranks",
+]  # fmt: skip
 
 
 def default_rtol(dtype: torch.dtype) -> float:
@@ -171,13 +162,9 @@ def soft_ranks(
 
 
 def rank_slopes(
-    scores: Tensor,
-    pos_mask: Tensor,
-    tau: float | Tensor,
-    *,
-    valid_mask: Tensor | None = None,
+    scores: Tensor, pos_mask: Tensor, tau: float | Tensor, *, valid_mask: Tensor | None = None,
     group: ProcessGroup | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """How fast the soft rank of every positive falls with its score, in units of 1 / tau.
 
     Args:
@@ -224,10 +211,7 @@ def rank_mean(
     """
     how = how or How()
     scores, pos, valid, weight, *_ = lists
-    shape = scores.shape
-    for x in (pos, weight, valid):
-        if x is not None:
-            shape = common_shape(shape, x.shape)
+    shape = common_shape(scores.shape, *(x.shape for x in (pos, valid, weight) if x is not None))
     leading = shape[:-1]
     check_tau(tau, leading)
     name = group_name(how.group)

@@ -138,12 +138,8 @@ def rank_mean(
 
 
 def lay_out(
-    scores: Tensor,
-    census: Census,
-    rows: Callable[[], Visits],
-    works: Sequence[Work],
-    rtol: float,
-) -> tuple[Layout, tuple[Cells, Sizes] | None]:
+    scores: Tensor, census: Census, rows: Callable[[], Visits], works: Sequence[Work], rtol: float,
+) -> tuple[Layout, tuple[Cells, Sizes] | None]:  # fmt: skip
     """Number the bins; the cells too, where some of them interact by exact pairs.
 
     rows: those that give and take, asked for where the axis is long. works: the call, and the calls
@@ -239,13 +235,9 @@ def _windows(source_cell: Tensor, target_cell: Tensor, cells: Cells, twice: int)
 
 
 def _add_exact_pairs(
-    outs: list[Tensor],
-    pairs: Pairs,
-    kinds: Sequence[str],
-    visits: Visits,
-    cells: Cells,
+    outs: list[Tensor], pairs: Pairs, kinds: Sequence[str], visits: Visits, cells: Cells,
     sizes: Sizes,
-) -> None:
+) -> None:  # fmt: skip
     """Add to every output what the cell products leave out; sources above count as steps there."""
     scores, weights, at, tau = pairs
     source = _pick(scores, visits[0], cells, cells.gives, weights)

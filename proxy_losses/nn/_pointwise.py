@@ -37,12 +37,9 @@ class SigmoidFocalLoss(BatchLoss):
     SUPPORTED_REDUCTIONS = focal.SIGMOID_REDUCTIONS
 
     def __init__(
-        self,
-        alpha: float = 0.25,
-        gamma: float = 2.0,
-        reduction: str = "mean",
+        self, alpha: float = 0.25, gamma: float = 2.0, reduction: str = "mean",
         gather_distributed: bool | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         check_fraction("alpha", alpha, also=-1)
         check_optional_flag("gather_distributed", gather_distributed)
@@ -107,15 +104,10 @@ class SoftmaxFocalLoss(BatchLoss):
     alpha: Tensor | None
 
     def __init__(
-        self,
-        alpha: Tensor | Sequence[float] | None = None,
-        gamma: float = 2.0,
-        reduction: str = "mean",
-        label_smoothing: float = 0.0,
-        ignore_index: int = -100,
-        background_class: int = 0,
-        gather_distributed: bool | None = None,
-    ) -> None:
+        self, alpha: Tensor | Sequence[float] | None = None, gamma: float = 2.0,
+        reduction: str = "mean", label_smoothing: float = 0.0, ignore_index: int = -100,
+        background_class: int = 0, gather_distributed: bool | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         check_int("ignore_index", ignore_index)
         check_int("background_class", background_class)

@@ -136,12 +136,9 @@ class MemoryQueue(NeverNarrow):
         self._q_owner.fill_(rank)
 
     def enqueue(
-        self,
-        logits: Tensor,
-        targets: Tensor,
-        is_iid: Tensor | None = None,
+        self, logits: Tensor, targets: Tensor, is_iid: Tensor | None = None,
         sample_weight: Tensor | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Store rows by hand, as `enqueue` does."""
         self.store(
             q.enqueue(self.state, logits, targets, sample_weight=sample_weight, iid_mask=is_iid)

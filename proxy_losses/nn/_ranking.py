@@ -156,16 +156,10 @@ class RankingLoss(PublishedNames, BatchLoss):
             self._queue.reset()
 
     def forward(
-        self,
-        logits: Tensor,
-        targets: Tensor,
-        iid_mask: Tensor | bool | None = None,
-        return_per_class: bool = False,
-        return_diagnostics: bool = False,
-        *,
-        sample_weight: Tensor | None = None,
-        query_ids: Tensor | None = None,
-    ) -> LossOutput:
+        self, logits: Tensor, targets: Tensor, iid_mask: Tensor | bool | None = None,
+        return_per_class: bool = False, return_diagnostics: bool = False, *,
+        sample_weight: Tensor | None = None, query_ids: Tensor | None = None,
+    ) -> LossOutput:  # fmt: skip
         """Loss of the batch against itself and the queue; in training, the batch is then stored.
 
         Args:

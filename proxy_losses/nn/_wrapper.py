@@ -81,22 +81,13 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
     """
 
     def __init__(
-        self,
-        warmup_loss: Callable[..., Any],
-        main_loss: Callable[..., Any],
-        warmup_epochs: int = 0,
-        temp_start: float = 0.05,
-        temp_end: float = 0.005,
-        temp_decay_steps: int = 10_000,
-        *,
-        blend_epochs: int = 0,
-        warmup_steps: int | None = None,
-        blend_steps: int | None = None,
-        final_main_weight: float = 1.0,
-        reset_queue_each_epoch: bool = False,
-        gather_distributed: bool | None = None,
+        self, warmup_loss: Callable[..., Any], main_loss: Callable[..., Any],
+        warmup_epochs: int = 0, temp_start: float = 0.05, temp_end: float = 0.005,
+        temp_decay_steps: int = 10_000, *, blend_epochs: int = 0, warmup_steps: int | None = None,
+        blend_steps: int | None = None, final_main_weight: float = 1.0,
+        reset_queue_each_epoch: bool = False, gather_distributed: bool | None = None,
         strict: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         for name, loss in (("warmup_loss", warmup_loss), ("main_loss", main_loss)):
             if not callable(loss):
@@ -208,15 +199,9 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
         self._set_temperature()
 
     def forward(
-        self,
-        logits: Tensor,
-        targets: Tensor,
-        *,
-        sample_weight: Tensor | None = None,
-        iid_mask: Tensor | None = None,
-        query_ids: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
+        self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None,
+        iid_mask: Tensor | None = None, query_ids: Tensor | None = None, **kwargs: Any,
+    ) -> Any:  # fmt: skip
         """Loss of the current phase.
 
         Args:
