@@ -287,13 +287,9 @@ class RetrievalLists(NamedTuple):
 
 
 def retrieval_lists(
-    embeddings: Tensor,
-    labels: Tensor,
-    *,
-    ref_embeddings: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    similarity: str = "cosine",
-) -> RetrievalLists:
+    embeddings: Tensor, labels: Tensor, *, ref_embeddings: Tensor | None = None,
+    ref_labels: Tensor | None = None, similarity: str = "cosine",
+) -> RetrievalLists:  # fmt: skip
     r"""Every row as a query that ranks the other rows, or given references, by similarity.
 
     ``scores[q, m] = <x_q, r_m> / (|x_q| |r_m|)``, without the norms for "dot". A reference is a

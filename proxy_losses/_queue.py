@@ -38,14 +38,10 @@ class QueueState(NamedTuple):
 
 
 def init_queue(
-    capacity: int,
-    num_classes: int,
-    *,
-    ignore_index: int = -100,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str | None = None,
+    capacity: int, num_classes: int, *, ignore_index: int = -100,
+    dtype: torch.dtype = torch.float32, device: torch.device | str | None = None,
     multi_label: bool = False,
-) -> QueueState:
+) -> QueueState:  # fmt: skip
     """An empty queue.
 
     Args:
@@ -116,15 +112,9 @@ def reset_queue(queue: QueueState) -> QueueState:
 
 
 def enqueue(
-    queue: QueueState,
-    logits: Tensor,
-    targets: Tensor,
-    *,
-    sample_weight: Tensor | None = None,
-    iid_mask: Tensor | None = None,
-    query_ids: Tensor | None = None,
-    where: Tensor | None = None,
-) -> QueueState:
+    queue: QueueState, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None,
+    iid_mask: Tensor | None = None, query_ids: Tensor | None = None, where: Tensor | None = None,
+) -> QueueState:  # fmt: skip
     """Store a batch over the oldest rows; of a batch above capacity the last rows remain.
 
     Args:

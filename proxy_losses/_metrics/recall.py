@@ -39,16 +39,10 @@ def recall_defined(
 
 
 def recall_at_quantile(
-    scores: Tensor,
-    pos_mask: Tensor,
-    tau: float | Tensor,
-    *,
-    quantile: float = 0.005,
-    interpolation: str = "higher",
-    valid_mask: Tensor | None = None,
-    sample_weight: Tensor | None = None,
-    group: ProcessGroup | None = None,
-) -> Tensor:
+    scores: Tensor, pos_mask: Tensor, tau: float | Tensor, *, quantile: float = 0.005,
+    interpolation: str = "higher", valid_mask: Tensor | None = None,
+    sample_weight: Tensor | None = None, group: ProcessGroup | None = None,
+) -> Tensor:  # fmt: skip
     r"""Smooth recall among the top fraction `quantile` of the scores, in [0, 1]; larger is better.
 
     ``theta`` is the (1 - quantile) quantile of all valid scores, a constant of the gradient;
@@ -98,15 +92,10 @@ def recall_at_quantile(
 
 
 def recall_saturation(
-    scores: Tensor,
-    pos_mask: Tensor,
-    tau: float | Tensor,
-    *,
-    quantile: float = 0.005,
-    interpolation: str = "higher",
-    valid_mask: Tensor | None = None,
+    scores: Tensor, pos_mask: Tensor, tau: float | Tensor, *, quantile: float = 0.005,
+    interpolation: str = "higher", valid_mask: Tensor | None = None,
     group: ProcessGroup | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Share of positives more than about 10 tau from the threshold: numerically no gradient.
 
     A positive counts as saturated when ``p_i * (1 - p_i)``, with ``p_i = sigmoid((s_i - theta) /

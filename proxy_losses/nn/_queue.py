@@ -156,7 +156,6 @@ class MemoryQueue(NeverNarrow):
     ) -> None:
         """Read checkpoints of the published packages too, and those of a multi-label queue."""
         state = self.state
-        present_names(state_dict, prefix)
         refuse(self, queue_problems(state, state_dict, prefix))
         if prefix + "_q_logits" not in state_dict:  # torch says what is missing
             super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
@@ -203,14 +202,13 @@ def refuse(module: nn.Module, problems: list[str]) -> None:
         )
 
 
-def present_names(saved: dict[str, Any], prefix: str) -> None:
-    """Give the rows of a checkpoint of 0.4 their present names."""
+def queue_problems(queue: q.QueueState, saved: dict[str, Any], prefix: str) -> list[str]:
+    """What keeps the saved rows from being loaded into this queue; none if there are none saved.
+
+    Rows that 0.4 saved get their present names.
+    """
     if prefix + "_q_groups" in saved:
         saved[prefix + "_q_query_ids"] = saved.pop(prefix + "_q_groups")
-
-
-def queue_problems(queue: q.QueueState, saved: Mapping[str, Any], prefix: str) -> list[str]:
-    """What keeps the saved rows from being loaded into this queue; none if there are none saved."""
     capacity, classes = queue.logits.shape
     shapes: dict[str, list[tuple[int, ...]]] = {
         "_q_logits": [(capacity, classes)],

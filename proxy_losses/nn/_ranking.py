@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor
 
+from .. import _lists, _losses
 from .._checks import (
     DISTRIBUTED,
     REDUCTIONS,
@@ -23,34 +24,8 @@ from .._checks import (
     check_temperature,
     warn_user,
 )
-from .._lists import (
-    NOTHING,
-    Batch,
-    Known,
-    Pool,
-    join,
-    positives,
-    some_valid,
-    subsample_pool,
-    valid_rows,
-)
-from .._losses import (
-    REQUIRED,
-    Arguments,
-    Options,
-    check_options,
-    dressed,
-    entries,
-    example,
-    is_sound,
-    keeps,
-    over_classes,
-    paragraph,
-    per_class,
-    reduce_classes,
-    sections,
-    stored,
-)
+from .._lists import NOTHING, Batch, Known, Pool
+from .._losses import REQUIRED, Arguments, Options
 from .._metrics import PARTIAL_AUC, RECALL, SMOOTH_AP
 from .._metrics._record import Found, Metric, Option, Settings, check_settings, reads_of
 from ..distributed import default_group, group_name
@@ -60,7 +35,6 @@ from ._queue import (
     ONES,
     MemoryQueue,
     number_problems,
-    present_names,
     queue_problems,
     refuse,
 )
@@ -108,7 +82,7 @@ class RankingLoss(PublishedNames, BatchLoss):
             raise ValueError("max_pool_size needs distributed='gather', got 'shard'")
         given = {"temperature_unit": "score", **given}
         options = Options(False, given["query_shape"], given["temperature_unit"])
-        check_options(options, unit_name="temperature_unit")
+        _losses.check_options(options, unit_name="temperature_unit")
         for o in metric.options:  # a plain number, whatever kind was given
             if isinstance(o.default, float):
                 given[o.attribute] = float(given[o.attribute])
@@ -198,19 +172,19 @@ class RankingLoss(PublishedNames, BatchLoss):
         if queue is not None:
             state = queue.state
             known = Known(queue.ignore_index == self.ignore_index, queue.ones())
-        pool = join(batch, state, self.ignore_index, reads, known)
+        pool = _lists.join(batch, state, self.ignore_index, reads, known)
         # Setting attributes of a module takes time; reading this one would guard compiled code.
         if torch.compiler.is_compiling() or self._want_diag != return_diagnostics:
             self._want_diag = return_diagnostics
         options = Options(return_diagnostics, self.query_shape, self.temperature_unit, group)
         drawn, rows = self._capped(pool)
-        found = over_classes(self._metric, drawn, self._tau, settings, options)
-        out: list[Any] = [reduce_classes(found, self.reduction, pool, group_name(group))]
+        found = _losses.over_classes(self._metric, drawn, self._tau, settings, options)
+        out: list[Any] = [_losses.reduce_classes(found, self.reduction, pool, group_name(group))]
         if return_per_class:
-            out += [per_class(found), found.defined]
+            out += [_losses.per_class(found), found.defined]
         if return_diagnostics:
-            valid = valid_rows(targets, self.ignore_index)
-            live = positives(targets, self.num_classes)
+            valid = _lists.valid_rows(targets, self.ignore_index)
+            live = _lists.positives(targets, self.num_classes)
             count = (live if valid is None else live & valid).sum(-1)
             out.append({**found.stats, "grad_pos_count": count})
         keep = self._look(batch, pool, found, known)
@@ -249,7 +223,7 @@ class RankingLoss(PublishedNames, BatchLoss):
         if rows <= cap:
             return pool, 0
         # A counter instead of a generator: equal on every rank, and resumed with the state.
-        return subsample_pool(pool, cap, seed=int(self._draws)), rows
+        return _lists.subsample_pool(pool, cap, seed=int(self._draws)), rows
 
     def _warn_capped(self, rows: int) -> None:
         if rows and not self._subsample_warned:
@@ -314,8 +288,8 @@ class RankingLoss(PublishedNames, BatchLoss):
         sound = math.isfinite(said["least logit"]) and math.isfinite(said["largest logit"])
         if not sound:  # in the padding it does no harm
             dtype = self._stored_dtype(batch)
-            sound = bool(is_sound(batch, dtype, ignore_index=self.ignore_index))
-        return sound and (said.get("some row") != 0 or bool(some_valid(pool)))
+            sound = bool(_losses.is_sound(batch, dtype, ignore_index=self.ignore_index))
+        return sound and (said.get("some row") != 0 or bool(_lists.some_valid(pool)))
 
     def _questions(self, batch: Batch, pool: Pool, found: Found, known: Known) -> dict[str, Tensor]:
         """[] floating each: what the checks and the decision to store ask of the values."""
@@ -367,12 +341,12 @@ class RankingLoss(PublishedNames, BatchLoss):
             if keep and self.max_pool_size is not None:
                 self._draws += 1
             return
-        where = keeps(
+        where = _losses.keeps(
             batch, pool, self._stored_dtype(batch), ignore_index=self.ignore_index,
             name=group_name(group),
         )  # fmt: skip
         if queue is not None:
-            queue.store(stored(queue.state, batch, where))
+            queue.store(_losses.stored(queue.state, batch, where))
         if self.max_pool_size is not None and n:
             self._draws += where.to(self._draws.device)
 
@@ -386,7 +360,6 @@ class RankingLoss(PublishedNames, BatchLoss):
         if self.max_pool_size is not None:
             problems += number_problems(state_dict, prefix + "_draws", check_int)
         if self._queue is not None:
-            present_names(state_dict, prefix + "_queue.")
             problems += queue_problems(self._queue.state, state_dict, prefix + "_queue.")
         return problems
 
@@ -463,14 +436,14 @@ def _document(metric: Metric) -> str:
     raises = "ValueError, TypeError: an argument out of range" + (
         ", or, in forward, a class id outside [0, num_classes)." if metric.checks_ids else "."
     )
-    return sections(
+    return _losses.sections(
         f"1 - {metric.title}, over the batch and a memory queue.",
-        paragraph(called, 0),
-        entries(_arguments(metric)),
-        paragraph(told, 0) if metric.diagnostics else "",
+        _losses.paragraph(called, 0),
+        _losses.entries(_arguments(metric)),
+        _losses.paragraph(told, 0) if metric.diagnostics else "",
         warns if metric.own_spread else "",
-        "Raises:\n" + paragraph(raises, 4, 4),
-        example(metric.module_example),
+        "Raises:\n" + _losses.paragraph(raises, 4, 4),
+        _losses.example(metric.module_example),
     )
 
 
@@ -484,7 +457,7 @@ def _constructor(metric: Metric) -> Callable[..., None]:
 
     own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     name = f"{metric.module}.__init__"
-    made: Callable[..., None] = dressed(__init__, name, _arguments(metric), "None", own)
+    made: Callable[..., None] = _losses.dressed(__init__, name, _arguments(metric), "None", own)
     signature = inspect.signature(made)
     return made
 

@@ -104,12 +104,9 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
         _schedule.check_schedule(self._sched)
         self.warmup_loss = warmup_loss
         self.main_loss = main_loss
-        self.warmup_epochs = warmup_epochs
-        self.blend_epochs = blend_epochs
-        self.warmup_steps = warmup_steps
-        self.blend_steps = blend_steps
-        self.temp_start = temp_start
-        self.temp_end = temp_end
+        self.warmup_epochs, self.blend_epochs = warmup_epochs, blend_epochs
+        self.warmup_steps, self.blend_steps = warmup_steps, blend_steps
+        self.temp_start, self.temp_end = temp_start, temp_end
         self.temp_decay_steps = temp_decay_steps
         self.final_main_weight = final_main_weight
         self.reset_queue_each_epoch = reset_queue_each_epoch
@@ -117,9 +114,7 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
         self.strict = strict
         self._has_temperature = hasattr(main_loss, "temperature")
         self._weight_to_warmup = _takes_sample_weight(warmup_loss)
-        self._batch_hook_seen = False
-        self._epoch_hook_seen = False
-        self._no_batch_hook_warned = False
+        self._batch_hook_seen = self._epoch_hook_seen = self._no_batch_hook_warned = False
         if not self._has_temperature:
             warn_user(
                 f"main_loss {type(main_loss).__name__} has no attribute 'temperature': there is "
