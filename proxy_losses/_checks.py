@@ -175,16 +175,10 @@ def check_int(name: str, x: int, minimum: int | None = None) -> None:
         raise ValueError(f"{name} must fit in 64 bits, got {x}")
 
 
-def check_flag(name: str, x: object) -> None:
-    """Raise `TypeError` unless x is True or False, or an integer in their place."""
-    if not isinstance(x, Integral):
+def check_flag(name: str, x: object, *, optional: bool = False) -> None:
+    """Raise `TypeError` unless x is True, False, an integer in their place or, optionally, None."""
+    if not isinstance(x, Integral) and not (optional and x is None):
         fail_type(name, "True or False", x)
-
-
-def check_optional_flag(name: str, x: object) -> None:
-    """`check_flag`, but for None."""
-    if x is not None:
-        check_flag(name, x)
 
 
 def check_quantile(quantile: float) -> None:

@@ -134,8 +134,7 @@ def rank_mean(
             census.rows, lists, sum(census.counts[0]), grad=grad, weighted=weight is not None,
             row_bytes=tuple(x.element_size() for x in every),
         )  # fmt: skip
-        rows = [Rows(None, (0,))]
-        layout = _lay_out(scores, rows, census, pool, rtol, how=(method, group))
+        layout = _lay_out(scores, [Rows(None, (0,))], census, pool, rtol, how=(method, group))
         if layout is None:
             scores, pos = _gathered(scores, census, group), _gathered(pos, census, group)
             valid = None if valid is None else _gathered(valid, census, group)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .._checks import check_fraction, check_int, check_optional_flag
+from .._checks import check_flag, check_fraction, check_int
 from .._metrics import focal
 from .._metrics.focal import check_class_targets, check_elements
 from ._batch import BatchLoss, as_floating, check_class_ids
@@ -42,7 +42,7 @@ class SigmoidFocalLoss(BatchLoss):
     ) -> None:  # fmt: skip
         super().__init__()
         check_fraction("alpha", alpha, also=-1)
-        check_optional_flag("gather_distributed", gather_distributed)
+        check_flag("gather_distributed", gather_distributed, optional=True)
         self.alpha = alpha
         self.gamma = gamma
         self.reduction = reduction
@@ -111,7 +111,7 @@ class SoftmaxFocalLoss(BatchLoss):
         super().__init__()
         check_int("ignore_index", ignore_index)
         check_int("background_class", background_class)
-        check_optional_flag("gather_distributed", gather_distributed)
+        check_flag("gather_distributed", gather_distributed, optional=True)
         if alpha is not None:
             alpha = focal.class_weights(alpha).detach().clone().float()
         self.register_buffer("alpha", alpha)

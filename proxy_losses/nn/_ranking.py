@@ -19,7 +19,6 @@ from .._checks import (
     check_choice,
     check_flag,
     check_int,
-    check_optional_flag,
     check_row_extras,
     check_temperature,
     warn_user,
@@ -74,7 +73,7 @@ class RankingLoss(PublishedNames, BatchLoss):
         check_int("ignore_index", given["ignore_index"])
         check_choice("reduction", given["reduction"], REDUCTIONS)
         check_flag("update_queue_in_eval", given["update_queue_in_eval"])
-        check_optional_flag("gather_distributed", given["gather_distributed"])
+        check_flag("gather_distributed", given["gather_distributed"], optional=True)
         if given["max_pool_size"] is not None:
             check_int("max_pool_size", given["max_pool_size"], 1)
         check_choice("distributed", given["distributed"], DISTRIBUTED)

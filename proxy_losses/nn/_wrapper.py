@@ -14,7 +14,6 @@ from .._checks import (
     as_number,
     check_flag,
     check_int,
-    check_optional_flag,
     check_temperature,
     warn_user,
 )
@@ -93,7 +92,7 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
             if not callable(loss):
                 raise TypeError(f"{name} must be callable, got {type(loss).__name__}")
         check_flag("reset_queue_each_epoch", reset_queue_each_epoch)
-        check_optional_flag("gather_distributed", gather_distributed)
+        check_flag("gather_distributed", gather_distributed, optional=True)
         _check_clocks(warmup_epochs, blend_epochs, warmup_steps, blend_steps)
         self._clock: Clock = "epoch" if warmup_steps is None else "step"
         phases = warmup_epochs, blend_epochs
