@@ -81,12 +81,9 @@ def check_same_list(name: str, x: Tensor, scores: Tensor) -> None:
 
 
 def check_lists(
-    scores: Tensor,
-    pos_mask: Tensor,
-    valid_mask: Tensor | None = None,
-    sample_weight: Tensor | None = None,
-    **masks: Tensor | None,
-) -> torch.Size:
+    scores: Tensor, pos_mask: Tensor, valid_mask: Tensor | None = None,
+    sample_weight: Tensor | None = None, **masks: Tensor | None,
+) -> torch.Size:  # fmt: skip
     """Check the arguments that every list-wise metric takes, and further bool masks by name.
 
     Returns the shape [..., M] that they have together.
@@ -178,26 +175,19 @@ def check_int(name: str, x: int, minimum: int | None = None) -> None:
         raise ValueError(f"{name} must fit in 64 bits, got {x}")
 
 
-def check_flag(name: str, x: object) -> None:
-    """Raise `TypeError` unless x is True or False, or an integer in their place."""
-    if not isinstance(x, Integral):
+def check_flag(name: str, x: object, *, optional: bool = False) -> None:
+    """Raise `TypeError` unless x is True, False, an integer in their place or, optionally, None."""
+    if not isinstance(x, Integral) and not (optional and x is None):
         fail_type(name, "True or False", x)
 
 
-def check_optional_flag(name: str, x: object) -> None:
-    """`check_flag`, but for None."""
-    if x is not None:
-        check_flag(name, x)
-
-
-def check_quantile(quantile: float, interpolation: str) -> None:
-    """Raise unless 0 < quantile < 1 and the interpolation is one of torch.quantile."""
+def check_quantile(quantile: float) -> None:
+    """Raise unless 0 < quantile < 1."""
     check_number("quantile", quantile)
     if not 0.0 < quantile < 1.0:
         raise ValueError(
             f"quantile (the top fraction; 0.005 is the top 0.5 %) must be in (0, 1), got {quantile}"
         )
-    check_choice("interpolation", interpolation, INTERPOLATIONS)
 
 
 def check_band(alpha: float, beta: float, n_knots: int) -> None:

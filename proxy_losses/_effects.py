@@ -44,13 +44,9 @@ def _keep_order(op: Any) -> None:
 
 
 def register(
-    name: str,
-    function: Callable[..., Any],
-    fake: Callable[..., Any],
-    *,
-    collective: bool = True,
+    name: str, function: Callable[..., Any], fake: Callable[..., Any], *, collective: bool = True,
     effect: bool = True,
-) -> None:
+) -> None:  # fmt: skip
     """Register an op with its fake. An effect may not have a size that only its result tells."""
     for device in ("CPU", "CUDA"):
         LIBRARY.impl(name, function, device)

@@ -104,12 +104,9 @@ def make_pool(
 
 
 def join(
-    batch: Batch,
-    queue: QueueState | None,
-    ignore_index: int,
-    reads: tuple[str, ...],
+    batch: Batch, queue: QueueState | None, ignore_index: int, reads: tuple[str, ...],
     known: Known = NOTHING,
-) -> Pool:
+) -> Pool:  # fmt: skip
     """`make_pool` of what was checked, with targets in int64 or bool."""
     logits, targets, weight, iid, query_ids = batch
     n, num_classes = logits.shape
@@ -290,13 +287,9 @@ class RetrievalLists(NamedTuple):
 
 
 def retrieval_lists(
-    embeddings: Tensor,
-    labels: Tensor,
-    *,
-    ref_embeddings: Tensor | None = None,
-    ref_labels: Tensor | None = None,
-    similarity: str = "cosine",
-) -> RetrievalLists:
+    embeddings: Tensor, labels: Tensor, *, ref_embeddings: Tensor | None = None,
+    ref_labels: Tensor | None = None, similarity: str = "cosine",
+) -> RetrievalLists:  # fmt: skip
     r"""Every row as a query that ranks the other rows, or given references, by similarity.
 
     ``scores[q, m] = <x_q, r_m> / (|x_q| |r_m|)``, without the norms for "dot". A reference is a
@@ -354,12 +347,9 @@ def retrieval_lists(
 
 @num.full_precision
 def _similarities(
-    embeddings: Tensor,
-    labels: Tensor,
-    ref_embeddings: Tensor | None,
-    ref_labels: Tensor | None,
+    embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None, ref_labels: Tensor | None,
     similarity: str,
-) -> RetrievalLists:
+) -> RetrievalLists:  # fmt: skip
     queries = _unit_rows(embeddings) if similarity == "cosine" else embeddings
     if ref_embeddings is None or ref_labels is None:
         refs, ref_labels = queries, labels

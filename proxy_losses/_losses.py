@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import textwrap
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -54,13 +54,9 @@ class LossFunction(Protocol):
     __name__: str
 
     def __call__(
-        self,
-        logits: Tensor,
-        targets: Tensor,
-        queue: QueueState | None,
-        tau: float | Tensor,
+        self, logits: Tensor, targets: Tensor, queue: QueueState | None, tau: float | Tensor,
         **settings: Any,
-    ) -> tuple[Tensor, QueueState | None]: ...
+    ) -> tuple[Tensor, QueueState | None]: ...  # fmt: skip
 
 
 def check_options(options: Options, *, unit_name: str = "tau_unit") -> None:
@@ -180,30 +176,30 @@ def keeps(
     return all_reduce(some_valid(pool), "max", name) & sound
 
 
+def stored(queue: QueueState, batch: Batch, where: Tensor) -> QueueState:
+    """The queue after the batch, if `where` says so."""
+    return enqueue(
+        queue, batch.logits, batch.targets, sample_weight=batch.sample_weight,
+        iid_mask=batch.iid_mask, query_ids=batch.query_ids, where=where,
+    )  # fmt: skip
+
+
 # -- loss functions
 
 
 def loss_function(metric: Metric) -> LossFunction:
     """``(logits, targets, queue, tau, ...) -> (loss, new queue)`` of a metric."""
     defaults = defaults_of(metric)
-    others = {"tau_unit"} - ({"tau_unit"} if metric.own_spread else set())
-    others |= {"iid_mask"} & {f"{name}_mask" for name in reads_of(metric, defaults)}
+    arguments = _arguments(metric)
+    known = {o.name for o in arguments[1]}
 
     def loss(
-        logits: Tensor,
-        targets: Tensor,
-        queue: QueueState | None,
-        tau: float | Tensor,
-        *,
-        reduction: str = "mean",
-        ignore_index: int = -100,
-        sample_weight: Tensor | None = None,
-        query_ids: Tensor | None = None,
-        query_shape: tuple[int, int] | None = None,
-        **more: Any,
-    ) -> tuple[Tensor, QueueState | None]:
+        logits: Tensor, targets: Tensor, queue: QueueState | None, tau: float | Tensor, *,
+        reduction: str = "mean", ignore_index: int = -100, sample_weight: Tensor | None = None,
+        query_ids: Tensor | None = None, query_shape: tuple[int, int] | None = None, **more: Any,
+    ) -> tuple[Tensor, QueueState | None]:  # fmt: skip
         for name in more:
-            if name not in defaults and name not in others:
+            if name not in known:
                 raise TypeError(f"{metric.name}_loss() got an unexpected keyword argument {name!r}")
         check_choice("reduction", reduction, REDUCTIONS)
         options = Options(False, query_shape, more.get("tau_unit", "score"))
@@ -217,14 +213,17 @@ def loss_function(metric: Metric) -> LossFunction:
         value = reduce_classes(found, reduction, pool)
         if queue is None:
             return value, None
-        return value, enqueue(
-            queue, *batch[:2], sample_weight=sample_weight, iid_mask=batch.iid_mask,
-            query_ids=query_ids,
-            where=keeps(batch, pool, queue.logits.dtype, ignore_index=ignore_index),
-        )  # fmt: skip
+        where = keeps(batch, pool, queue.logits.dtype, ignore_index=ignore_index)
+        return value, stored(queue, batch, where)
 
-    return cast(LossFunction, _dressed(loss, metric))
+    loss.__name__ = f"{metric.name}_loss"
+    loss.__doc__ = _document(metric)
+    result = "tuple[Tensor, QueueState | None]"
+    return cast(LossFunction, dressed(loss, loss.__name__, arguments, result))
 
+
+REQUIRED = inspect.Parameter.empty
+Arguments: TypeAlias = tuple[list[Option], list[Option]]  # positional ones, keyword-only ones
 
 TARGETS = """[N] class ids (C > 1: one-vs-rest; C = 1: {0, 1}, any other id counts as positive),
     or [N, C] bool labels when C > 1."""
@@ -238,18 +237,17 @@ QUERY_SHAPE = """(queries, longest query), at least what the pool holds: needed 
     off the data."""
 
 
-def _arguments(metric: Metric) -> list[tuple[Option, bool]]:
-    """Arguments in their order, and whether one is required."""
+def _arguments(metric: Metric) -> Arguments:
     own = " in units of the reference's spread" if metric.own_spread else ""
-    required = [
-        Option("logits", None, "Tensor", "[N, C] floating."),
-        Option("targets", None, "Tensor", TARGETS),
+    data = [
+        Option("logits", REQUIRED, "Tensor", "[N, C] floating."),
+        Option("targets", REQUIRED, "Tensor", TARGETS),
         Option(
-            "queue", None, "QueueState | None",
+            "queue", REQUIRED, "QueueState | None",
             "`QueueState` of rows seen before, or None. It has its own ignore_index.",
         ),
         Option(
-            "tau", None, "float | Tensor",
+            "tau", REQUIRED, "float | Tensor",
             f"temperature > 0{own}; a 0-d tensor when it varies inside a compiled function.",
         ),
     ]  # fmt: skip
@@ -271,7 +269,7 @@ def _arguments(metric: Metric) -> list[tuple[Option, bool]]:
     if "iid" not in reads_of(metric, defaults_of(metric)):
         rest = [o for o in rest if o.name != "iid_mask"]
     unit = [] if metric.own_spread else [Option("tau_unit", "score", "str", UNIT)]
-    return [(o, True) for o in required] + [(o, False) for o in (*metric.options, *unit, *rest)]
+    return data, [*metric.options, *unit, *rest]
 
 
 def paragraph(text: str, indent: int, hanging: int = 0) -> str:
@@ -284,49 +282,56 @@ def paragraph(text: str, indent: int, hanging: int = 0) -> str:
 
 
 def example(text: str) -> str:
-    """A doctest of a record as a section of a docstring."""
-    return "Example:\n" + textwrap.indent(textwrap.dedent(text).strip("\n "), "    ")
+    """A doctest of a record as a section of a docstring, if there is one."""
+    lines = textwrap.indent(textwrap.dedent(text).strip("\n "), "    ")
+    return f"Example:\n{lines}" if lines else ""
+
+
+def sections(*parts: str) -> str:
+    """A docstring of the parts that are not empty."""
+    return "\n\n".join(part for part in parts if part)
+
+
+def entries(arguments: Arguments) -> str:
+    """The arguments as a section of a docstring."""
+    each = [paragraph(f"{o.name}: {o.text}", 4, 4) for options in arguments for o in options]
+    return "\n".join(["Args:", *each])
+
+
+def dressed(
+    function: Any, name: str, arguments: Arguments, result: str, *own: inspect.Parameter
+) -> Any:
+    """The function with this qualified name and signature, its own parameters first."""
+    kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    taken = [
+        inspect.Parameter(o.name, kind, default=o.default, annotation=o.kind)
+        for kind, options in zip(kinds, arguments, strict=True)
+        for o in options
+    ]
+    function.__qualname__ = name
+    function.__annotations__ = {p.name: p.annotation for p in taken} | {"return": result}
+    function.__signature__ = inspect.Signature([*own, *taken], return_annotation=result)
+    return function
 
 
 def _document(metric: Metric) -> str:
     name = metric.name
     formula = (
         f"``loss = mean over classes c that count of 1 - {name}(scores_c, pos_c)``, each class "
-        "against the rest, over the rows of the batch and of the queue; see "
-        f"`{name}`."
+        f"against the rest, over the rows of the batch and of the queue; see `{name}`."
     )
     returns = (
         "(loss, new queue). The loss is exactly 0 with zero gradient when no class counts; a pool "
         "of padding alone leaves the queue as it was."
     )
-    parts = [
+    return sections(
         f"1 - `{name}` of every class over the batch and the queue, and the new queue.",
         paragraph(formula, 0),
-        "Args:\n" + "\n".join(
-            paragraph(f"{o.name}: {o.text}", 4, 4) for o, _ in _arguments(metric)
-        ),
+        entries(_arguments(metric)),
         "Returns:\n" + paragraph(returns, 4),
         "Raises:\n    TypeError, ValueError: wrong dtypes, shapes or ranges.",
-    ]  # fmt: skip
-    return "\n\n".join([*parts, *([example(metric.loss_example)] if metric.loss_example else [])])
-
-
-def _dressed(loss: Any, metric: Metric) -> Any:
-    """The function with the name, signature and text of its metric."""
-    empty, data = inspect.Parameter.empty, inspect.Parameter.POSITIONAL_OR_KEYWORD
-    parameters = [
-        inspect.Parameter(
-            o.name, data if required else inspect.Parameter.KEYWORD_ONLY,
-            default=empty if required else o.default, annotation=o.kind,
-        )
-        for o, required in _arguments(metric)
-    ]  # fmt: skip
-    result = "tuple[Tensor, QueueState | None]"
-    loss.__name__ = loss.__qualname__ = f"{metric.name}_loss"
-    loss.__doc__ = _document(metric)
-    loss.__annotations__ = {**{p.name: p.annotation for p in parameters}, "return": result}
-    loss.__signature__ = inspect.Signature(parameters, return_annotation=result)
-    return loss
+        example(metric.loss_example),
+    )
 
 
 smooth_ap_loss = loss_function(SMOOTH_AP)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -37,14 +38,10 @@ class QueueState(NamedTuple):
 
 
 def init_queue(
-    capacity: int,
-    num_classes: int,
-    *,
-    ignore_index: int = -100,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str | None = None,
+    capacity: int, num_classes: int, *, ignore_index: int = -100,
+    dtype: torch.dtype = torch.float32, device: torch.device | str | None = None,
     multi_label: bool = False,
-) -> QueueState:
+) -> QueueState:  # fmt: skip
     """An empty queue.
 
     Args:
@@ -115,15 +112,9 @@ def reset_queue(queue: QueueState) -> QueueState:
 
 
 def enqueue(
-    queue: QueueState,
-    logits: Tensor,
-    targets: Tensor,
-    *,
-    sample_weight: Tensor | None = None,
-    iid_mask: Tensor | None = None,
-    query_ids: Tensor | None = None,
-    where: Tensor | None = None,
-) -> QueueState:
+    queue: QueueState, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None,
+    iid_mask: Tensor | None = None, query_ids: Tensor | None = None, where: Tensor | None = None,
+) -> QueueState:  # fmt: skip
     """Store a batch over the oldest rows; of a batch above capacity the last rows remain.
 
     Args:
@@ -156,36 +147,22 @@ def enqueue(
         check_bool("where", where)
         if where.dim():
             raise ValueError(f"where must be one bool for the whole batch, got {list(where.shape)}")
-    if not size_known(n):
-        return enqueue_unsized(
-            queue, logits, targets, sample_weight=sample_weight, iid_mask=iid_mask,
-            query_ids=query_ids,
-            where=torch.ones_like(queue.enqueued, dtype=torch.bool) if where is None else where,
-        )  # fmt: skip
-    if is_labels(targets) and not is_labels(queue.targets) and (not n or _is_false(where)):
+    known, turns = size_known(n), is_labels(targets) and not is_labels(queue.targets)
+    if known and turns and (not n or _is_false(where)):
         return QueueState(*(field.clone() for field in _with_query_ids(queue, query_ids)))
     queue = match_queue(queue, targets, query_ids)
-    grouped = queue.query_ids.numel() > 0
-    if grouped and query_ids is None:
-        query_ids = queue.query_ids.new_full((n,), NO_QUERY)
+    with_ids = queue.query_ids.numel() > 0
+    if with_ids and query_ids is None:
+        query_ids = torch.full_like(logits[:, 0], NO_QUERY, dtype=torch.int64)
     if where is None:
         where = torch.ones_like(queue.enqueued, dtype=torch.bool)
-    drop, slots, enqueued = next_slots(queue, n)
-
-    def put(field: Tensor, rows: Tensor | None) -> Tensor:
-        old = field.index_select(0, slots)
-        if rows is None:
-            new = torch.ones_like(old)
-        else:
-            new = rows.detach()[drop:].to(field.device, field.dtype)
-        return field.index_copy(0, slots, torch.where(where, new, old))
-
+    put, enqueued = (into_slots if known else into_all_slots)(queue, n, where)
     return queue._replace(
         logits=put(queue.logits, logits),
         targets=put(queue.targets, targets),
         sample_weight=put(queue.sample_weight, sample_weight),
         iid_mask=put(queue.iid_mask, iid_mask),
-        query_ids=put(queue.query_ids, query_ids) if grouped else queue.query_ids,
+        query_ids=put(queue.query_ids, query_ids) if with_ids else queue.query_ids,
         enqueued=torch.where(where, enqueued, queue.enqueued),
     )
 
@@ -201,22 +178,30 @@ def next_slots(queue: QueueState, n: int) -> tuple[int, Tensor, Tensor]:
     return 0, (queue.enqueued + slots) % capacity, queue.enqueued + n
 
 
-def enqueue_unsized(
-    queue: QueueState,
-    logits: Tensor,
-    targets: Tensor,
-    *,
-    sample_weight: Tensor | None,
-    iid_mask: Tensor | None,
-    query_ids: Tensor | None,
-    where: Tensor,
-) -> QueueState:
-    """`enqueue` without a branch on the number of rows, which compiled gathers do not know.
+Put: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]  # a field and its new rows, None for 1
 
-    Every slot looks up its row, so all slots are written: `enqueue` is cheaper.
+
+def into_slots(queue: QueueState, n: int, where: Tensor) -> tuple[Put, Tensor]:
+    """How to write n rows over the oldest, and the counter after them."""
+    drop, slots, enqueued = next_slots(queue, n)
+
+    def put(field: Tensor, rows: Tensor | None) -> Tensor:
+        old = field.index_select(0, slots)
+        if rows is None:
+            new = torch.ones_like(old)
+        else:
+            new = rows.detach()[drop:].to(field.device, field.dtype)
+        return field.index_copy(0, slots, torch.where(where, new, old))
+
+    return put, enqueued
+
+
+def into_all_slots(queue: QueueState, n: int, where: Tensor) -> tuple[Put, Tensor]:
+    """`into_slots` without a branch on the number of rows, which compiled gathers do not know.
+
+    Every slot looks up its row, so all slots are written: `into_slots` is cheaper.
     """
-    queue = match_queue(queue, targets, query_ids)
-    capacity, n = queue.logits.shape[0], logits.shape[0]
+    capacity = queue.logits.shape[0]
     end = queue.enqueued + n
     turn = end + (capacity - 1) - (end + capacity - 1) % capacity
     end = torch.where(torch.zeros_like(end) + n >= capacity, turn, end)
@@ -232,16 +217,7 @@ def enqueue_unsized(
         rows = torch.cat([rows, field[:1]])  # a batch may be empty
         return torch.where(keep, rows.index_select(0, row.clamp(min=0)), field)
 
-    if queue.query_ids.numel() and query_ids is None:
-        query_ids = torch.full_like(logits[:, 0], NO_QUERY, dtype=torch.int64)
-    return queue._replace(
-        logits=put(queue.logits, logits),
-        targets=put(queue.targets, targets),
-        sample_weight=put(queue.sample_weight, sample_weight),
-        iid_mask=put(queue.iid_mask, iid_mask),
-        query_ids=put(queue.query_ids, query_ids) if queue.query_ids.numel() else queue.query_ids,
-        enqueued=torch.where(where, end, queue.enqueued),
-    )
+    return put, end
 
 
 def check_queue(queue: object) -> None:

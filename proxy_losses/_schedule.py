@@ -51,21 +51,16 @@ class ScheduleState(NamedTuple):
 
 def check_schedule(sched: Schedule) -> None:
     """Raise `ValueError` or `TypeError` for a static field out of range; tensors are not read."""
-
-    def static(x: object) -> bool:
-        return not isinstance(x, Tensor)
-
-    for name, minimum in (("warmup_steps", 0), ("blend_steps", 0), ("temp_decay_steps", 1)):
-        if static(getattr(sched, name)):
-            check_int(name, getattr(sched, name), minimum)
-    for name in ("temp_start", "temp_end"):
-        if static(getattr(sched, name)):
-            check_temperature(name, getattr(sched, name))
-    final = sched.final_main_weight
-    if not isinstance(final, Tensor):
-        check_positive("final_main_weight", final)
-        if final > 1:
-            raise ValueError(f"final_main_weight must be in (0, 1], got {final}")
+    static = {name: x for name, x in sched._asdict().items() if not isinstance(x, Tensor)}
+    for name, x in static.items():
+        if name.endswith("steps"):
+            check_int(name, x, 1 if name == "temp_decay_steps" else 0)
+        elif name == "final_main_weight":
+            check_positive(name, x)
+            if x > 1:
+                raise ValueError(f"{name} must be in (0, 1], got {x}")
+        else:
+            check_temperature(name, x)
 
 
 def as_clock(step: int | Tensor, name: str = "step") -> Tensor:
@@ -251,7 +246,7 @@ def start_epoch(
         (tensor(False), tensor(True))
     """
     state = state._replace(epoch=as_clock(epoch, "epoch"))
-    return ~in_warmup(_now(state, clock), sched), state
+    return ~in_warmup(now(state, clock), sched), state
 
 
 def start_step(
@@ -281,7 +276,7 @@ def start_step(
         (tensor(True), tensor(40))
     """
     state = state._replace(step=as_clock(step))
-    switch = ~in_warmup(_now(state, clock), sched) & (state.switch_step < 0)
+    switch = ~in_warmup(now(state, clock), sched) & (state.switch_step < 0)
     return switch, state._replace(switch_step=torch.where(switch, state.step, state.switch_step))
 
 
@@ -331,10 +326,11 @@ def state_weight(state: ScheduleState, sched: Schedule, *, clock: Clock = "step"
         >>> state_weight(state, sched, clock="epoch").item()
         0.5
     """
-    return blend_weight(_now(state, clock), sched)
+    return blend_weight(now(state, clock), sched)
 
 
-def _now(state: ScheduleState, clock: Clock) -> Tensor:
+def now(state: ScheduleState, clock: Clock) -> Tensor:
+    """The step or epoch of the state."""
     if clock not in ("step", "epoch"):
         raise ValueError(f"clock must be 'step' or 'epoch', got {clock!r}")
     return state.epoch if clock == "epoch" else state.step

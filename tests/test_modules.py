@@ -281,3 +281,18 @@ def test_a_capped_pool_is_drawn_the_same_everywhere_and_keeps_rare_rows(make):
     assert len({capped(*mixed).item() for _ in range(4)}) == 4, "every step draws anew"
     roomy, free = make(max_pool_size=13), make()
     assert [roomy(*batch(k)) for k in range(4)] == [free(*batch(k)) for k in range(4)]
+
+
+def test_other_buffers_may_stand_in_for_those_of_the_queue():
+    rows = torch.tensor([[0.5], [0.2], [0.1], [0.4]]), torch.tensor([0, 1, 0, 1])
+    weighed, plain = (P.SmoothAPLoss(1, queue_size=8, temperature=0.1) for _ in range(2))
+    weighed(*rows, sample_weight=torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    weighed.eval()
+    plain.eval()
+    assert plain(*rows) != weighed(*rows)
+    lent = dict(weighed.named_buffers())
+    assert torch.func.functional_call(plain, lent, rows) == weighed(*rows)
+    kept = plain._queue.state  # alive beside the new ones
+    plain.load_state_dict(weighed.state_dict(), assign=True)
+    assert plain(*rows) == weighed(*rows)
+    assert plain._queue.state.sample_weight is not kept.sample_weight

@@ -11,7 +11,7 @@ from .. import _numerics as num
 from .._checks import INTERPOLATIONS, check_lists, check_quantile, check_tau
 from .._ranks import How, Lists
 from ..distributed import group_name
-from ._record import Found, Metric, Option, Settings
+from ._record import Found, Metric, Option, Settings, check_settings, over_lists
 
 if TYPE_CHECKING:
     from ..distributed import ProcessGroup
@@ -39,16 +39,10 @@ def recall_defined(
 
 
 def recall_at_quantile(
-    scores: Tensor,
-    pos_mask: Tensor,
-    tau: float | Tensor,
-    *,
-    quantile: float = 0.005,
-    interpolation: str = "higher",
-    valid_mask: Tensor | None = None,
-    sample_weight: Tensor | None = None,
-    group: ProcessGroup | None = None,
-) -> Tensor:
+    scores: Tensor, pos_mask: Tensor, tau: float | Tensor, *, quantile: float = 0.005,
+    interpolation: str = "higher", valid_mask: Tensor | None = None,
+    sample_weight: Tensor | None = None, group: ProcessGroup | None = None,
+) -> Tensor:  # fmt: skip
     r"""Smooth recall among the top fraction `quantile` of the scores, in [0, 1]; larger is better.
 
     ``theta`` is the (1 - quantile) quantile of all valid scores, a constant of the gradient;
@@ -93,26 +87,15 @@ def recall_at_quantile(
     Reference: the surrogate of Boyd et al., "Accuracy at the Top", NeurIPS 2012, with a sigmoid in
     place of the hinge.
     """
-    check_tau(tau, check_lists(scores, pos_mask, valid_mask, sample_weight)[:-1])
-    check_quantile(quantile, interpolation)
     lists = Lists(scores, pos_mask, valid_mask, sample_weight)
-    settings = {"quantile": quantile, "interpolation": interpolation}
-    found: Found = num.full_precision(_evaluate)(
-        lists, tau, settings, How(group=group), stats=False
-    )
-    return found.value
+    return _checked(lists, tau, quantile, interpolation, group).value
 
 
 def recall_saturation(
-    scores: Tensor,
-    pos_mask: Tensor,
-    tau: float | Tensor,
-    *,
-    quantile: float = 0.005,
-    interpolation: str = "higher",
-    valid_mask: Tensor | None = None,
+    scores: Tensor, pos_mask: Tensor, tau: float | Tensor, *, quantile: float = 0.005,
+    interpolation: str = "higher", valid_mask: Tensor | None = None,
     group: ProcessGroup | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Share of positives more than about 10 tau from the threshold: numerically no gradient.
 
     A positive counts as saturated when ``p_i * (1 - p_i)``, with ``p_i = sigmoid((s_i - theta) /
@@ -139,13 +122,20 @@ def recall_saturation(
         >>> recall_saturation(scores, pos, 0.05, quantile=0.5)  # the threshold is 1
         tensor(0.5000)
     """
-    check_tau(tau, check_lists(scores, pos_mask, valid_mask)[:-1])
-    check_quantile(quantile, interpolation)
     tau = tau.detach() if isinstance(tau, Tensor) else tau
     lists = Lists(scores.detach(), pos_mask, valid_mask)
-    settings = {"quantile": quantile, "interpolation": interpolation}
-    found: Found = num.full_precision(_evaluate)(lists, tau, settings, How(group=group), stats=True)
+    found = _checked(lists, tau, quantile, interpolation, group, stats=True)
     return found.stats["saturation"].nan_to_num(nan=0.0)
+
+
+def _checked(
+    lists: Lists, tau: float | Tensor, quantile: float, interpolation: str,
+    group: ProcessGroup | None, *, stats: bool = False,
+) -> Found:  # fmt: skip
+    settings = {"quantile": quantile, "interpolation": interpolation}
+    check_settings(RECALL, settings)
+    check_tau(tau, check_lists(*lists[:4])[:-1])
+    return over_lists(RECALL, lists, tau, settings, How(group=group), stats=stats)
 
 
 def _evaluate(
@@ -170,10 +160,6 @@ def _evaluate(
     return found._replace(stats=num.rank_stats(above * (1.0 - above), pos, width, some, name))
 
 
-def _check(settings: Settings) -> None:
-    check_quantile(settings["quantile"], settings["interpolation"])
-
-
 RECALL = Metric(
     name="recall_at_quantile",
     module="RecallAtQuantileLoss",
@@ -183,23 +169,16 @@ RECALL = Metric(
     defined=recall_defined,
     options=(
         Option(
-            "quantile",
-            0.005,
-            "float",
+            "quantile", 0.005, "float",
             "the top fraction, in (0, 1): 0.005 is the top 0.5 % of the pool. Below about "
             "1 / quantile rows in the pool the threshold is its largest score.",
         ),
         Option(
-            "interpolation",
-            "higher",
-            "str",
-            "as in `torch.quantile`.",
-            published="quantile_interpolation",
-            late=True,
-            choices=INTERPOLATIONS,
+            "interpolation", "higher", "str", "as in `torch.quantile`.",
+            published="quantile_interpolation", late=True, choices=INTERPOLATIONS,
         ),
     ),
-    check=_check,
+    check=lambda settings: check_quantile(settings["quantile"]),
     needs_negative=False,
     examples=({"quantile": 0.3},),
     checks_ids=True,
@@ -228,4 +207,4 @@ RECALL = Metric(
     >>> loss_fn(logits, torch.tensor([1, 0, 0, 0])).item()
     0.0
     """,
-)
+)  # fmt: skip

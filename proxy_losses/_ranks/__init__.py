@@ -17,18 +17,9 @@ if TYPE_CHECKING:
     from ..distributed import ProcessGroup
 
 __all__ = [
-    "OUTRANKED",
-    "PRECISION",
-    "How",
-    "Lists",
-    "Phi",
-    "SoftRanks",
-    "default_rtol",
-    "rank_mean",
-    "rank_slopes",
-    "sigmoid_sums",
-    "soft_ranks",
-]
+    "OUTRANKED", "PRECISION", "How", "Lists", "Phi", "SoftRanks", "default_rtol", "rank_mean",
+    "rank_slopes", "sigmoid_sums", "soft_ranks",
+]  # fmt: skip
 
 
 def default_rtol(dtype: torch.dtype) -> float:
@@ -51,15 +42,9 @@ class SoftRanks(NamedTuple):
 
 
 def sigmoid_sums(
-    scores: Tensor,
-    weights: Tensor,
-    at: Tensor,
-    tau: float | Tensor,
-    *,
-    rtol: float | None = None,
-    method: str = "auto",
-    group: ProcessGroup | None = None,
-) -> Tensor:
+    scores: Tensor, weights: Tensor, at: Tensor, tau: float | Tensor, *, rtol: float | None = None,
+    method: str = "auto", group: ProcessGroup | None = None,
+) -> Tensor:  # fmt: skip
     r"""Pairwise sigmoid sums, the primitive that every soft rank is made of.
 
     ``out[g, i] = sum_j weights[g, j] * sigmoid((scores[j] - scores[i]) / tau)`` for the rows i
@@ -83,7 +68,8 @@ def sigmoid_sums(
             equal leading axes and tau; M may differ, or be 0.
 
     Returns:
-        [..., G, M] in the dtype of scores. A list with a non-finite score is NaN at its targets.
+        [..., G, M] in the dtype of scores. A list with a non-finite score, or a tensor tau that is
+        not > 0, is NaN at its targets.
 
     Raises:
         TypeError: wrong dtypes.
@@ -125,15 +111,9 @@ def sigmoid_sums(
 
 
 def soft_ranks(
-    scores: Tensor,
-    pos_mask: Tensor,
-    tau: float | Tensor,
-    *,
-    valid_mask: Tensor | None = None,
-    rtol: float | None = None,
-    method: str = "auto",
-    group: ProcessGroup | None = None,
-) -> SoftRanks:
+    scores: Tensor, pos_mask: Tensor, tau: float | Tensor, *, valid_mask: Tensor | None = None,
+    rtol: float | None = None, method: str = "auto", group: ProcessGroup | None = None,
+) -> SoftRanks:  # fmt: skip
     r"""Soft rank of every positive among all valid rows, and among the positives.
 
     ``R_i = 1 + sum_{j != i} sigmoid((s_j - s_i) / tau)`` over the valid rows j, R+ over the
@@ -171,21 +151,12 @@ def soft_ranks(
 
 
 def rank_slopes(
-    scores: Tensor,
-    pos_mask: Tensor,
-    tau: float | Tensor,
-    *,
-    valid_mask: Tensor | None = None,
+    scores: Tensor, pos_mask: Tensor, tau: float | Tensor, *, valid_mask: Tensor | None = None,
     group: ProcessGroup | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """How fast the soft rank of every positive falls with its score, in units of 1 / tau.
 
-    Args:
-        scores: [..., M] float32 or float64. Rows that are not valid must hold finite numbers.
-        pos_mask: [..., M] bool.
-        tau: temperature > 0: a number, a 0-d tensor or one value per list [...].
-        valid_mask: [..., M] bool or None for all.
-        group: see `sigmoid_sums`.
+    Args, Raises: as `soft_ranks`.
 
     Returns:
         [..., M], ``sum_{j != i} sigmoid'((s_j - s_i) / tau)`` at the valid positives i, 0
@@ -224,10 +195,7 @@ def rank_mean(
     """
     how = how or How()
     scores, pos, valid, weight, *_ = lists
-    shape = scores.shape
-    for x in (pos, weight, valid):
-        if x is not None:
-            shape = common_shape(shape, x.shape)
+    shape = common_shape(scores.shape, *(x.shape for x in (pos, valid, weight) if x is not None))
     leading = shape[:-1]
     check_tau(tau, leading)
     name = group_name(how.group)

@@ -9,25 +9,19 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
+from ..distributed import reduce_now
 from .cells import CHUNK, Block, Layout, Place, Rows, places, put, take
 from .lists import Lists, Pairs
 from .phi import Phi
 
 SINGLE_RTOL = 1e-6  # slopes are read off in float32 from here on; values always in float64
 KEPT_BLOCKS = 4  # so many blocks of rows are placed once for both passes
-
-Total: TypeAlias = Callable[[Tensor], Tensor]  # adds the moments of other processes
-
-
-def alone(moments: Tensor) -> Tensor:
-    """The moments of one process are all there are."""
-    return moments
 
 
 class Table(NamedTuple):
@@ -45,22 +39,18 @@ class Table(NamedTuple):
 
 
 def pair_sums(
-    layout: Layout,
-    pairs: Pairs,
-    kinds: Sequence[str],
-    visits: tuple[list[Rows], list[Rows]],
-    rtol: float,
-    total: Total = alone,
-) -> list[Tensor]:
+    layout: Layout, pairs: Pairs, kinds: Sequence[str], visits: tuple[list[Rows], list[Rows]],
+    rtol: float, name: str = "",
+) -> list[Tensor]:  # fmt: skip
     """The sums of `dense.pair_sums` in numbered bins, each [L, G, M] in the dtype of scores.
 
-    visits: the rows that give, and those that take.
+    visits: the rows that give, and those that take. name: of the group of processes, "" for one.
     Rows in sparse cells feel the steps of others only; `grid` adds their exact pairs.
     """
     scores, weights, at, _ = pairs
     moments = _all_moments(layout, scores, weights, visits[0])
-    if total is not alone:
-        flat = total(torch.cat([part.flatten() for part in moments]))
+    if name:
+        flat = reduce_now(torch.cat([part.flatten() for part in moments]), "sum", name)
         parts = flat.split([part.numel() for part in moments])
         moments = Table(*(p.view_as(m) for p, m in zip(parts, moments, strict=True)))
     tables = _products(layout, moments, kinds)
@@ -119,15 +109,9 @@ def _clenshaw(table: Table, group: int, where: Place) -> Tensor:
 
 
 def rank_mean(
-    layout: Layout,
-    pool: Lists,
-    tau: Tensor,
-    phi: Phi,
-    rtol: float,
-    total: Total = alone,
-    *,
+    layout: Layout, pool: Lists, tau: Tensor, phi: Phi, rtol: float, name: str = "", *,
     grad: bool,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """The mean of `dense.rank_mean` and its gradient without a visit per positive.
 
     R and R+ are sums of sigmoids with positive weights: for 0 < |Im z| < pi all terms have
@@ -139,7 +123,8 @@ def rank_mean(
     few = scores.numel() <= KEPT_BLOCKS * CHUNK["cpu"]
     kept = list(_placed(layout, scores, pos)) if few else None
     walk = kept or _placed(layout, scores, pos)
-    moments = total(_moments(layout, pool, walk))
+    moments = _moments(layout, pool, walk)
+    moments = reduce_now(moments, "sum", name) if name else moments
     mean, coefficients = _in_bins(layout, moments, tau, phi, grad=grad)
     del moments
     if coefficients is None:

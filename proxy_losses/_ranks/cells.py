@@ -160,10 +160,9 @@ def places(layout: Layout, scores: Tensor, index: Tensor | None) -> Iterator[tup
 
 def _coordinate(axis: Axis, scores: Tensor, block: Block) -> Tensor:
     """(score - origin) * scale in float64; scaling before the subtraction would lose digits."""
-    if isinstance(block.rows, slice):
-        u = scores[block.lists, block.rows].to(torch.float64, copy=True)
-    else:
-        u = take(scores, block).to(torch.float64, copy=True)
+    whole = isinstance(block.rows, slice)
+    part = scores[block.lists, block.rows] if whole else take(scores, block)
+    u = part.to(torch.float64, copy=True)
     return u.sub_(per_list(axis.origin, block)).mul_(per_list(axis.scale, block))
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from . import bins
+from . import bins, plan
 from .cells import (
     Cells,
     Layout,
@@ -30,17 +30,7 @@ from .census import Census
 from .dense import kernels, rows_of
 from .lists import Lists, Pairs
 from .phi import Phi
-from .plan import (
-    Work,
-    cell_width,
-    crowd,
-    exact_cost,
-    fused_work,
-    grid_plan,
-    is_thin,
-    reads_directly,
-    split_work,
-)
+from .plan import Work
 
 PAIRS = 1 << 14  # exact pairs per pass
 Visits: TypeAlias = tuple[list[Rows], list[Rows]]  # rows that give, rows that take
@@ -85,7 +75,7 @@ def _split(masks: list[Tensor], counts: Sequence[int], groups: int) -> list[Rows
     every: list[int] = []
     for k, (mask, count) in enumerate(zip(masks, counts, strict=True)):
         mine = tuple(range(k, groups, len(masks)))
-        if not is_thin(count, mask.numel()):
+        if not plan.is_thin(count, mask.numel()):
             every += mine
         elif count:
             lists, rows = rows_of(mask if mask.dtype == torch.bool else mask != 0, count)
@@ -105,7 +95,7 @@ def rank_mean(
     def visits() -> Visits:
         return everyone, _split([pos], [positives], 2)
 
-    works = [fused_work(lists, rows, grad), *split_work(lists, rows, positives, grad)]
+    works = [plan.fused_work(lists, rows, grad), *plan.split_work(lists, rows, positives, grad)]
     layout, sparse = lay_out(scores, census, visits, works, rtol)
     if sparse is None:
         return bins.rank_mean(layout, pool, tau, phi, rtol, grad=grad)
@@ -138,12 +128,8 @@ def rank_mean(
 
 
 def lay_out(
-    scores: Tensor,
-    census: Census,
-    rows: Callable[[], Visits],
-    works: Sequence[Work],
-    rtol: float,
-) -> tuple[Layout, tuple[Cells, Sizes] | None]:
+    scores: Tensor, census: Census, rows: Callable[[], Visits], works: Sequence[Work], rtol: float,
+) -> tuple[Layout, tuple[Cells, Sizes] | None]:  # fmt: skip
     """Number the bins; the cells too, where some of them interact by exact pairs.
 
     rows: those that give and take, asked for where the axis is long. works: the call, and the calls
@@ -151,22 +137,22 @@ def lay_out(
     """
     work, *split = works
     split = split or [work]
-    width, spans = cell_width(work.rows, rtol), census.spans
+    width, spans = plan.cell_width(work.rows, rtol), census.spans
     span = max(spans)
     if not math.isfinite(span):
         raise OverflowError("score range / tau is too large for the grid; use the dense method")
     raw = sum(int(s / width) + 1 for s in spans)
-    direct = grid_plan(work, span, rtol, cells=raw)
-    precise = reads_directly(span, rtol)
-    worth = direct.cost > 1.5 * grid_plan(work, span, rtol, cells=work.lists, looked_up=True).cost
-    if precise and not worth:
+    direct = plan.grid_plan(work, span, rtol, cells=raw)
+    precise = plan.reads_directly(span, rtol)
+    least = plan.grid_plan(work, span, rtol, cells=work.lists, looked_up=True)
+    if precise and direct.cost <= 1.5 * least.cost:
         return direct_layout(census, direct, scores.device), None
     axis = cell_axis(census, width, scores.device)
-    cells, sizes = survey(scores, *rows(), axis, crowd(split[0]))
-    full = grid_plan(work, span, rtol, cells=sizes.occupied, looked_up=True)
-    parts = [grid_plan(w, span, rtol, cells=sizes.crowded, looked_up=True) for w in split]
+    cells, sizes = survey(scores, *rows(), axis, plan.crowd(split[0]))
+    full = plan.grid_plan(work, span, rtol, cells=sizes.occupied, looked_up=True)
+    parts = [plan.grid_plan(w, span, rtol, cells=sizes.crowded, looked_up=True) for w in split]
     used = sizes.gives + sizes.wants
-    exact = sum(exact_cost(sizes.pairs, used, w) for w in split)
+    exact = sum(plan.exact_cost(sizes.pairs, used, w) for w in split)
     if sum(part.cost for part in parts) + exact < full.cost:
         return number(cells, sizes, work, parts[0]), (cells, sizes)
     if precise and sizes.occupied > 0.7 * raw:
@@ -239,13 +225,9 @@ def _windows(source_cell: Tensor, target_cell: Tensor, cells: Cells, twice: int)
 
 
 def _add_exact_pairs(
-    outs: list[Tensor],
-    pairs: Pairs,
-    kinds: Sequence[str],
-    visits: Visits,
-    cells: Cells,
+    outs: list[Tensor], pairs: Pairs, kinds: Sequence[str], visits: Visits, cells: Cells,
     sizes: Sizes,
-) -> None:
+) -> None:  # fmt: skip
     """Add to every output what the cell products leave out; sources above count as steps there."""
     scores, weights, at, tau = pairs
     source = _pick(scores, visits[0], cells, cells.gives, weights)

@@ -237,15 +237,9 @@ class Pool(NamedTuple):
 
 
 def sums_pool(
-    ranks: Sequence[int],
-    lists: int,
-    sources: int,
-    targets: int,
-    *,
-    groups: int,
-    kinds: int,
+    ranks: Sequence[int], lists: int, sources: int, targets: int, *, groups: int, kinds: int,
     row_bytes: tuple[int, ...],
-) -> Pool:
+) -> Pool:  # fmt: skip
     """One call of the sums; sources and targets of the busiest rank, rows over all lists."""
     total = sum(ranks)
     work = Work(lists, total, sources, targets, groups * kinds, kinds)
@@ -256,14 +250,9 @@ def sums_pool(
 
 
 def mean_pool(
-    ranks: Sequence[int],
-    lists: int,
-    positives: int,
-    *,
-    grad: bool,
-    weighted: bool,
+    ranks: Sequence[int], lists: int, positives: int, *, grad: bool, weighted: bool,
     row_bytes: tuple[int, ...],
-) -> Pool:
+) -> Pool:  # fmt: skip
     """One call of a mean; positives of the busiest rank, over all lists."""
     total, most = sum(ranks), max(ranks)
     whole = fused_work(lists, total, grad)
@@ -291,14 +280,9 @@ def payload(pool: Pool, share: Share, *, most_cells: int | None = None) -> Wire:
 
 
 def share(
-    pool: Pool,
-    spans: Sequence[float],
-    rtol: float,
-    *,
-    method: str = "auto",
-    occupied: int | None = None,
-    most_cells: int = 0,
-) -> Share:
+    pool: Pool, spans: Sequence[float], rtol: float, *, method: str = "auto",
+    occupied: int | None = None, most_cells: int = 0,
+) -> Share:  # fmt: skip
     """The cheapest way for one call.
 
     Args:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .._effects import LIBRARY, register
-from ..distributed import gather_counts, gather_known, rank_and_size, reduce_now
+from ..distributed import gather_counts, gather_known, rank_and_size
 from . import bins, op
 from .cells import Layout, Rows, cell_axis, direct_layout, occupied_cells, only_occupied, table_size
 from .census import Census, look
@@ -22,14 +22,9 @@ from .plan import Pool, cell_width, mean_pool, share, sums_pool
 
 
 def _lay_out(
-    scores: Tensor,
-    rows: list[Rows],
-    census: Census,
-    pool: Pool,
-    rtol: float,
-    *,
+    scores: Tensor, rows: list[Rows], census: Census, pool: Pool, rtol: float, *,
     how: tuple[str, str],
-) -> Layout | None:
+) -> Layout | None:  # fmt: skip
     """Bins alike on all ranks, or None where gathering the rows is the better way.
 
     how: method and group.
@@ -91,9 +86,10 @@ def pair_sums(
             row_bytes=(scores.element_size(), groups * weights.element_size()),
         )  # fmt: skip
         own = torch.cat([gives.sum((0, 2)), at.sum((0, 2))]).tolist()
-        visits, _ = visited(Pairs(scores, weights, at, tau), own, len(names))
-        how = method, group
-        layout = _lay_out(scores, [*visits[0], *visits[1]], census, pool, rtol, how=how)
+        pairs = Pairs(scores, weights, at, tau)
+        visits, _ = visited(pairs, own, len(names))
+        rows = [*visits[0], *visits[1]]
+        layout = _lay_out(scores, rows, census, pool, rtol, how=(method, group))
         if layout is None:
             scores, weights = (_gathered(x, census, group) for x in (scores, weights))
             here = _own(census, group)
@@ -102,16 +98,7 @@ def pair_sums(
             every = op.pair_sums(scores, weights, at_all, tau, kinds, rtol, method)
             sums = torch.stack([s[..., here] for s in every])
         else:
-            pairs = Pairs(scores, weights, at, tau)
-            found = bins.pair_sums(
-                layout,
-                pairs,
-                names,
-                visits,
-                rtol,
-                lambda moments: reduce_now(moments, "sum", group),
-            )
-            sums = torch.stack(found)
+            sums = torch.stack(bins.pair_sums(layout, pairs, names, visits, rtol, group))
     broken = torch.tensor(census.broken, device=scores.device)
     return sums.masked_fill_(broken[:, None, None] & at, torch.nan)
 
@@ -147,8 +134,7 @@ def rank_mean(
             census.rows, lists, sum(census.counts[0]), grad=grad, weighted=weight is not None,
             row_bytes=tuple(x.element_size() for x in every),
         )  # fmt: skip
-        how = method, group
-        layout = _lay_out(scores, [Rows(None, (0,))], census, pool, rtol, how=how)
+        layout = _lay_out(scores, [Rows(None, (0,))], census, pool, rtol, how=(method, group))
         if layout is None:
             scores, pos = _gathered(scores, census, group), _gathered(pos, census, group)
             valid = None if valid is None else _gathered(valid, census, group)
@@ -157,11 +143,8 @@ def rank_mean(
             mean, _, g = op.rank_mean(*args)
             g = g[:, _own(census, group)].contiguous() if grad else None
         else:
-            lists_here = Lists(scores, pos, valid, weight)
-            mean, g = bins.rank_mean(
-                layout, lists_here, tau, PHIS[phi], rtol,
-                lambda moments: reduce_now(moments, "sum", group), grad=grad,
-            )  # fmt: skip
+            here = Lists(scores, pos, valid, weight)
+            mean, g = bins.rank_mean(layout, here, tau, PHIS[phi], rtol, group, grad=grad)
     # NaN for broken lists, on every rank, and 0 for lists that do not count.
     mean = mean.to(scores.dtype).masked_fill(broken, torch.nan).masked_fill(~counting, 0.0)
     if not grad:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
-from .._checks import check_fraction, check_int, check_optional_flag
+from .._checks import check_flag, check_fraction, check_int
 from .._metrics import focal
 from .._metrics.focal import check_class_targets, check_elements
 from ._batch import BatchLoss, as_floating, check_class_ids
-from ._queue import never_narrow
 
 
 class SigmoidFocalLoss(BatchLoss):
@@ -38,15 +37,12 @@ class SigmoidFocalLoss(BatchLoss):
     SUPPORTED_REDUCTIONS = focal.SIGMOID_REDUCTIONS
 
     def __init__(
-        self,
-        alpha: float = 0.25,
-        gamma: float = 2.0,
-        reduction: str = "mean",
+        self, alpha: float = 0.25, gamma: float = 2.0, reduction: str = "mean",
         gather_distributed: bool | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         check_fraction("alpha", alpha, also=-1)
-        check_optional_flag("gather_distributed", gather_distributed)
+        check_flag("gather_distributed", gather_distributed, optional=True)
         self.alpha = alpha
         self.gamma = gamma
         self.reduction = reduction
@@ -108,19 +104,14 @@ class SoftmaxFocalLoss(BatchLoss):
     alpha: Tensor | None
 
     def __init__(
-        self,
-        alpha: Tensor | Sequence[float] | None = None,
-        gamma: float = 2.0,
-        reduction: str = "mean",
-        label_smoothing: float = 0.0,
-        ignore_index: int = -100,
-        background_class: int = 0,
-        gather_distributed: bool | None = None,
-    ) -> None:
+        self, alpha: Tensor | Sequence[float] | None = None, gamma: float = 2.0,
+        reduction: str = "mean", label_smoothing: float = 0.0, ignore_index: int = -100,
+        background_class: int = 0, gather_distributed: bool | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
         check_int("ignore_index", ignore_index)
         check_int("background_class", background_class)
-        check_optional_flag("gather_distributed", gather_distributed)
+        check_flag("gather_distributed", gather_distributed, optional=True)
         if alpha is not None:
             alpha = focal.class_weights(alpha).detach().clone().float()
         self.register_buffer("alpha", alpha)
@@ -159,7 +150,3 @@ class SoftmaxFocalLoss(BatchLoss):
             label_smoothing=self.label_smoothing, ignore_index=self.ignore_index,
             background_class=self.background_class, sample_weight=sample_weight,
         )  # fmt: skip
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SoftmaxFocalLoss:
-        super()._apply(never_narrow(fn), recurse)  # type: ignore[no-untyped-call]
-        return self

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import _queue as q
 from .._metrics.recall import recall_at_quantile, recall_defined
 from .._metrics.smooth_ap import smooth_ap, smooth_ap_defined
-from .._schedule import in_warmup
+from .._schedule import in_warmup, now
 
 if TYPE_CHECKING:
     from .._schedule import Clock, Schedule, ScheduleState
@@ -97,5 +97,4 @@ class PublishedSchedule:
         switch = int(self._state.switch_step)
         if switch >= 0:
             return switch
-        now = self._epoch if self._clock == "epoch" else self._global_step
-        return None if in_warmup(now, self._sched) else -1
+        return None if in_warmup(now(self._state, self._clock), self._sched) else -1

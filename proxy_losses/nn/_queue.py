@@ -18,6 +18,7 @@ from .. import _queue as q
 from .._checks import is_labels
 from .._lists import Batch
 from ..distributed import all_reduce, rank_and_size
+from ._batch import NeverNarrow
 
 # Buffer names are those of imbalanced-losses, so that its checkpoints load.
 _BUFFERS = {
@@ -31,21 +32,11 @@ _BUFFERS = {
 }
 
 
-def never_narrow(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Let `nn.Module._apply` move tensors, but not round them to a smaller dtype (`half()`)."""
-
-    def apply(t: Tensor) -> Tensor:
-        moved = fn(t)
-        return t.to(moved.device) if moved.element_size() < t.element_size() else moved
-
-    return apply
-
-
 NOBODY = -1
 ONES = ("sample_weight", "iid_mask")  # fields in which 1 or True stands for None
 
 
-class MemoryQueue(nn.Module):
+class MemoryQueue(NeverNarrow):
     """Remembers a `QueueState` between calls and in checkpoints."""
 
     _q_logits: Tensor
@@ -59,7 +50,7 @@ class MemoryQueue(nn.Module):
         for field, buffer in _BUFFERS.items():
             # ignore_index is an argument of the constructor, not a state of the run.
             self.register_buffer(buffer, getattr(state, field), persistent=field != "ignore_index")
-        self._ones: dict[str, tuple[weakref.ref[Tensor], int] | None] = {}
+        self._ones: dict[str, tuple[weakref.ref[Tensor], int]] = {}
         self.see_ones(*ONES)
         self._q_owner: Tensor
         self.register_buffer("_q_owner", torch.full((), NOBODY), persistent=False)
@@ -89,19 +80,18 @@ class MemoryQueue(nn.Module):
         """Fields known to hold nothing but 1 or True: they did, and nothing was written since."""
         if torch.compiler.is_compiling():
             return ()
+        now = ((f, getattr(self, _BUFFERS[f]), seen) for f, seen in self._ones.items())
+        # By identity: weak references compare what they refer to.
         return tuple(
-            f for f, seen in self._ones.items() if seen is not None and seen == self._seen(f)
+            f for f, x, (ref, version) in now if id(ref()) == id(x) and x._version == version
         )
 
     def see_ones(self, *fields: str) -> None:
         """Remember that these fields hold nothing but 1 or True."""
-        self._ones.update({field: self._seen(field) for field in fields})
-
-    def _seen(self, field: str) -> tuple[weakref.ref[Tensor], int] | None:
-        buffer = self._buffers[_BUFFERS[field]]
-        if buffer is None or buffer.is_inference():  # those count no versions
-            return None
-        return weakref.ref(buffer), buffer._version
+        for field in fields:
+            buffer = getattr(self, _BUFFERS[field])
+            if not buffer.is_inference():  # those count no versions
+                self._ones[field] = weakref.ref(buffer), buffer._version
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has tensors of its own."""
@@ -146,12 +136,9 @@ class MemoryQueue(nn.Module):
         self._q_owner.fill_(rank)
 
     def enqueue(
-        self,
-        logits: Tensor,
-        targets: Tensor,
-        is_iid: Tensor | None = None,
+        self, logits: Tensor, targets: Tensor, is_iid: Tensor | None = None,
         sample_weight: Tensor | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Store rows by hand, as `enqueue` does."""
         self.store(
             q.enqueue(self.state, logits, targets, sample_weight=sample_weight, iid_mask=is_iid)
@@ -164,16 +151,11 @@ class MemoryQueue(nn.Module):
             self.see_ones(*ONES)
         self._q_owner.fill_(NOBODY)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MemoryQueue:
-        super()._apply(never_narrow(fn), recurse)  # type: ignore[no-untyped-call]
-        return self
-
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         """Read checkpoints of the published packages too, and those of a multi-label queue."""
         state = self.state
-        present_names(state_dict, prefix)
         refuse(self, queue_problems(state, state_dict, prefix))
         if prefix + "_q_logits" not in state_dict:  # torch says what is missing
             super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
@@ -185,13 +167,10 @@ class MemoryQueue(nn.Module):
             state_dict.setdefault(prefix + "_q_weight", torch.ones_like(state.sample_weight))
             state_dict.setdefault(prefix + "_q_iid", torch.ones_like(state.iid_mask))
         query_ids = state_dict.setdefault(prefix + "_q_query_ids", q.reset_queue(state).query_ids)
-        if query_ids.numel() != state.query_ids.numel() and 0 in (
-            query_ids.numel(),
-            state.query_ids.numel(),
-        ):
+        if query_ids.numel() != state.query_ids.numel():
             self._q_query_ids = torch.zeros_like(query_ids, device=state.query_ids.device)
-        targets = state_dict.get(prefix + "_q_targets")
-        if targets is not None and is_labels(targets) != is_labels(state.targets):
+        targets = state_dict[prefix + "_q_targets"]
+        if is_labels(targets) != is_labels(state.targets):
             self._q_targets = q.init_queue(
                 *state.logits.shape, device=state.targets.device, multi_label=is_labels(targets)
             ).targets
@@ -223,14 +202,13 @@ def refuse(module: nn.Module, problems: list[str]) -> None:
         )
 
 
-def present_names(saved: dict[str, Any], prefix: str) -> None:
-    """Give the rows of a checkpoint of 0.4 their present names."""
+def queue_problems(queue: q.QueueState, saved: dict[str, Any], prefix: str) -> list[str]:
+    """What keeps the saved rows from being loaded into this queue; none if there are none saved.
+
+    Rows that 0.4 saved get their present names.
+    """
     if prefix + "_q_groups" in saved:
         saved[prefix + "_q_query_ids"] = saved.pop(prefix + "_q_groups")
-
-
-def queue_problems(queue: q.QueueState, saved: Mapping[str, Any], prefix: str) -> list[str]:
-    """What keeps the saved rows from being loaded into this queue; none if there are none saved."""
     capacity, classes = queue.logits.shape
     shapes: dict[str, list[tuple[int, ...]]] = {
         "_q_logits": [(capacity, classes)],

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import torch
 from torch import Tensor
 
+from .. import _lists, _losses
 from .._checks import (
     DISTRIBUTED,
     REDUCTIONS,
@@ -18,45 +19,21 @@ from .._checks import (
     check_choice,
     check_flag,
     check_int,
-    check_optional_flag,
     check_row_extras,
     check_temperature,
     warn_user,
 )
-from .._lists import (
-    NOTHING,
-    Batch,
-    Known,
-    Pool,
-    join,
-    positives,
-    some_valid,
-    subsample_pool,
-    valid_rows,
-)
-from .._losses import (
-    Options,
-    check_options,
-    example,
-    is_sound,
-    keeps,
-    over_classes,
-    paragraph,
-    per_class,
-    reduce_classes,
-)
+from .._lists import NOTHING, Batch, Known, Pool
+from .._losses import REQUIRED, Arguments, Options
 from .._metrics import PARTIAL_AUC, RECALL, SMOOTH_AP
 from .._metrics._record import Found, Metric, Option, Settings, check_settings, reads_of
-from .._queue import enqueue
 from ..distributed import default_group, group_name
 from ._batch import BatchLoss, as_floating, check_class_ids, readable
 from ._published import PublishedNames
 from ._queue import (
     ONES,
     MemoryQueue,
-    never_narrow,
     number_problems,
-    present_names,
     queue_problems,
     refuse,
 )
@@ -96,7 +73,7 @@ class RankingLoss(PublishedNames, BatchLoss):
         check_int("ignore_index", given["ignore_index"])
         check_choice("reduction", given["reduction"], REDUCTIONS)
         check_flag("update_queue_in_eval", given["update_queue_in_eval"])
-        check_optional_flag("gather_distributed", given["gather_distributed"])
+        check_flag("gather_distributed", given["gather_distributed"], optional=True)
         if given["max_pool_size"] is not None:
             check_int("max_pool_size", given["max_pool_size"], 1)
         check_choice("distributed", given["distributed"], DISTRIBUTED)
@@ -104,7 +81,7 @@ class RankingLoss(PublishedNames, BatchLoss):
             raise ValueError("max_pool_size needs distributed='gather', got 'shard'")
         given = {"temperature_unit": "score", **given}
         options = Options(False, given["query_shape"], given["temperature_unit"])
-        check_options(options, unit_name="temperature_unit")
+        _losses.check_options(options, unit_name="temperature_unit")
         for o in metric.options:  # a plain number, whatever kind was given
             if isinstance(o.default, float):
                 given[o.attribute] = float(given[o.attribute])
@@ -152,16 +129,10 @@ class RankingLoss(PublishedNames, BatchLoss):
             self._queue.reset()
 
     def forward(
-        self,
-        logits: Tensor,
-        targets: Tensor,
-        iid_mask: Tensor | bool | None = None,
-        return_per_class: bool = False,
-        return_diagnostics: bool = False,
-        *,
-        sample_weight: Tensor | None = None,
-        query_ids: Tensor | None = None,
-    ) -> LossOutput:
+        self, logits: Tensor, targets: Tensor, iid_mask: Tensor | bool | None = None,
+        return_per_class: bool = False, return_diagnostics: bool = False, *,
+        sample_weight: Tensor | None = None, query_ids: Tensor | None = None,
+    ) -> LossOutput:  # fmt: skip
         """Loss of the batch against itself and the queue; in training, the batch is then stored.
 
         Args:
@@ -200,19 +171,19 @@ class RankingLoss(PublishedNames, BatchLoss):
         if queue is not None:
             state = queue.state
             known = Known(queue.ignore_index == self.ignore_index, queue.ones())
-        pool = join(batch, state, self.ignore_index, reads, known)
+        pool = _lists.join(batch, state, self.ignore_index, reads, known)
         # Setting attributes of a module takes time; reading this one would guard compiled code.
         if torch.compiler.is_compiling() or self._want_diag != return_diagnostics:
             self._want_diag = return_diagnostics
         options = Options(return_diagnostics, self.query_shape, self.temperature_unit, group)
         drawn, rows = self._capped(pool)
-        found = over_classes(self._metric, drawn, self._tau, settings, options)
-        out: list[Any] = [reduce_classes(found, self.reduction, pool, group_name(group))]
+        found = _losses.over_classes(self._metric, drawn, self._tau, settings, options)
+        out: list[Any] = [_losses.reduce_classes(found, self.reduction, pool, group_name(group))]
         if return_per_class:
-            out += [per_class(found), found.defined]
+            out += [_losses.per_class(found), found.defined]
         if return_diagnostics:
-            valid = valid_rows(targets, self.ignore_index)
-            live = positives(targets, self.num_classes)
+            valid = _lists.valid_rows(targets, self.ignore_index)
+            live = _lists.positives(targets, self.num_classes)
             count = (live if valid is None else live & valid).sum(-1)
             out.append({**found.stats, "grad_pos_count": count})
         keep = self._look(batch, pool, found, known)
@@ -251,7 +222,7 @@ class RankingLoss(PublishedNames, BatchLoss):
         if rows <= cap:
             return pool, 0
         # A counter instead of a generator: equal on every rank, and resumed with the state.
-        return subsample_pool(pool, cap, seed=int(self._draws)), rows
+        return _lists.subsample_pool(pool, cap, seed=int(self._draws)), rows
 
     def _warn_capped(self, rows: int) -> None:
         if rows and not self._subsample_warned:
@@ -316,8 +287,8 @@ class RankingLoss(PublishedNames, BatchLoss):
         sound = math.isfinite(said["least logit"]) and math.isfinite(said["largest logit"])
         if not sound:  # in the padding it does no harm
             dtype = self._stored_dtype(batch)
-            sound = bool(is_sound(batch, dtype, ignore_index=self.ignore_index))
-        return sound and (said.get("some row") != 0 or bool(some_valid(pool)))
+            sound = bool(_losses.is_sound(batch, dtype, ignore_index=self.ignore_index))
+        return sound and (said.get("some row") != 0 or bool(_lists.some_valid(pool)))
 
     def _questions(self, batch: Batch, pool: Pool, found: Found, known: Known) -> dict[str, Tensor]:
         """[] floating each: what the checks and the decision to store ask of the values."""
@@ -369,27 +340,16 @@ class RankingLoss(PublishedNames, BatchLoss):
             if keep and self.max_pool_size is not None:
                 self._draws += 1
             return
-        where = keeps(
+        where = _losses.keeps(
             batch, pool, self._stored_dtype(batch), ignore_index=self.ignore_index,
             name=group_name(group),
         )  # fmt: skip
         if queue is not None:
-            logits, targets, weight, iid, ids = batch
-            queue.store(
-                enqueue(
-                    queue.state, logits, targets, sample_weight=weight, iid_mask=iid,
-                    query_ids=ids, where=where,
-                )
-            )  # fmt: skip
+            queue.store(_losses.stored(queue.state, batch, where))
         if self.max_pool_size is not None and n:
             self._draws += where.to(self._draws.device)
 
-    # -- moving and loading
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RankingLoss:
-        # The queue guards its own buffers; the wide temperature is guarded here.
-        super()._apply(never_narrow(fn), recurse)  # type: ignore[no-untyped-call]
-        return self
+    # -- loading
 
     def problems_with(self, state_dict: dict[str, Any], prefix: str) -> list[str]:
         """What keeps a checkpoint from being loaded; gives its queue the present names."""
@@ -399,7 +359,6 @@ class RankingLoss(PublishedNames, BatchLoss):
         if self.max_pool_size is not None:
             problems += number_problems(state_dict, prefix + "_draws", check_int)
         if self._queue is not None:
-            present_names(state_dict, prefix + "_queue.")
             problems += queue_problems(self._queue.state, state_dict, prefix + "_queue.")
         return problems
 
@@ -421,14 +380,14 @@ class RankingLoss(PublishedNames, BatchLoss):
 # -- from the record of a metric to the class
 
 
-def _arguments(metric: Metric) -> list[tuple[Option, bool]]:
-    """Arguments of the constructor in the published order, and whether one is keyword-only."""
+def _arguments(metric: Metric) -> Arguments:
+    """Arguments of the constructor, in the published order."""
     unit = "that spread" if metric.own_spread else "the logits"
-    early = [o for o in metric.options if not o.late]
+    own = [o._replace(name=o.attribute) for o in metric.options]
     positional = [
-        Option("num_classes", inspect.Parameter.empty, "int",
+        Option("num_classes", REQUIRED, "int",
                "C; 1 for binary, with targets in {0, 1}."),
-        *early,
+        *(o for o in own if not o.late),
         Option("queue_size", 1024, "int", "past rows kept, 0 for none."),
         Option("temperature", metric.temperature, "float",
                f"in units of {unit}, > 0; smaller is closer to the metric, with sharper "
@@ -440,7 +399,7 @@ def _arguments(metric: Metric) -> list[tuple[Option, bool]]:
         Option("gather_distributed", None, "bool | None",
                "gather the rows of all processes before ranking and storing: None and True when "
                "there are several, False never."),
-        *(o for o in metric.options if o.late),
+        *(o for o in own if o.late),
         Option("max_pool_size", None, "int | None",
                "rank a subsample of at most this many rows, with a quota for rare classes. Kept "
                "for compatibility and for eager code alone: nothing here needs a cap."),
@@ -457,7 +416,7 @@ def _arguments(metric: Metric) -> list[tuple[Option, bool]]:
                "where each keeps its rows and a queue of its own, only sums travel, and the loss "
                "is the same exact one of the whole pool (see the README)."),
     ]  # fmt: skip
-    return [(o, False) for o in positional] + [(o, True) for o in ours[metric.own_spread :]]
+    return positional, ours[metric.own_spread :]
 
 
 def _document(metric: Metric) -> str:
@@ -476,44 +435,30 @@ def _document(metric: Metric) -> str:
     raises = "ValueError, TypeError: an argument out of range" + (
         ", or, in forward, a class id outside [0, num_classes)." if metric.checks_ids else "."
     )
-    attributes = {o.name: o.attribute for o in metric.options}
-    parts = [
+    return _losses.sections(
         f"1 - {metric.title}, over the batch and a memory queue.",
-        paragraph(called, 0),
-        "Args:\n"
-        + "\n".join(
-            paragraph(f"{attributes.get(o.name, o.name)}: {o.text}", 4, 4)
-            for o, _ in _arguments(metric)
-        ),
-        paragraph(told, 0) if metric.diagnostics else "",
+        _losses.paragraph(called, 0),
+        _losses.entries(_arguments(metric)),
+        _losses.paragraph(told, 0) if metric.diagnostics else "",
         warns if metric.own_spread else "",
-        "Raises:\n" + paragraph(raises, 4, 4),
-        example(metric.module_example) if metric.module_example else "",
-    ]
-    return "\n\n".join(part for part in parts if part)
+        "Raises:\n" + _losses.paragraph(raises, 4, 4),
+        _losses.example(metric.module_example),
+    )
 
 
 def _constructor(metric: Metric) -> Callable[..., None]:
     """``__init__`` with the arguments of the metric's loss, in the published order."""
-    kind = inspect.Parameter
-    parameters = [kind("self", kind.POSITIONAL_OR_KEYWORD)] + [
-        kind(
-            o.attribute, kind.KEYWORD_ONLY if ours else kind.POSITIONAL_OR_KEYWORD,
-            default=o.default, annotation=o.kind,
-        )
-        for o, ours in _arguments(metric)
-    ]  # fmt: skip
-    signature = inspect.Signature(parameters, return_annotation="None")
 
     def __init__(*args: Any, **kwargs: Any) -> None:
         given = signature.bind(*args, **kwargs)
         given.apply_defaults()
         RankingLoss.__init__(**given.arguments)
 
-    __init__.__qualname__ = f"{metric.module}.__init__"
-    __init__.__annotations__ = {p.name: p.annotation for p in parameters[1:]} | {"return": "None"}
-    __init__.__signature__ = signature  # type: ignore[attr-defined]
-    return __init__
+    own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    name = f"{metric.module}.__init__"
+    made: Callable[..., None] = _losses.dressed(__init__, name, _arguments(metric), "None", own)
+    signature = inspect.signature(made)
+    return made
 
 
 class SmoothAPLoss(RankingLoss, metric=SMOOTH_AP): ...

@@ -14,7 +14,6 @@ from .._checks import (
     as_number,
     check_flag,
     check_int,
-    check_optional_flag,
     check_temperature,
     warn_user,
 )
@@ -81,48 +80,32 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
     """
 
     def __init__(
-        self,
-        warmup_loss: Callable[..., Any],
-        main_loss: Callable[..., Any],
-        warmup_epochs: int = 0,
-        temp_start: float = 0.05,
-        temp_end: float = 0.005,
-        temp_decay_steps: int = 10_000,
-        *,
-        blend_epochs: int = 0,
-        warmup_steps: int | None = None,
-        blend_steps: int | None = None,
-        final_main_weight: float = 1.0,
-        reset_queue_each_epoch: bool = False,
-        gather_distributed: bool | None = None,
+        self, warmup_loss: Callable[..., Any], main_loss: Callable[..., Any],
+        warmup_epochs: int = 0, temp_start: float = 0.05, temp_end: float = 0.005,
+        temp_decay_steps: int = 10_000, *, blend_epochs: int = 0, warmup_steps: int | None = None,
+        blend_steps: int | None = None, final_main_weight: float = 1.0,
+        reset_queue_each_epoch: bool = False, gather_distributed: bool | None = None,
         strict: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         for name, loss in (("warmup_loss", warmup_loss), ("main_loss", main_loss)):
             if not callable(loss):
                 raise TypeError(f"{name} must be callable, got {type(loss).__name__}")
         check_flag("reset_queue_each_epoch", reset_queue_each_epoch)
-        check_optional_flag("gather_distributed", gather_distributed)
+        check_flag("gather_distributed", gather_distributed, optional=True)
         _check_clocks(warmup_epochs, blend_epochs, warmup_steps, blend_steps)
         self._clock: Clock = "epoch" if warmup_steps is None else "step"
-        sched = Schedule(
-            warmup_epochs if warmup_steps is None else warmup_steps,
-            blend_epochs if warmup_steps is None else (blend_steps or 0),
-            temp_start,
-            temp_end,
-            temp_decay_steps,
-            final_main_weight,
-        )
+        phases = warmup_epochs, blend_epochs
+        if warmup_steps is not None:
+            phases = warmup_steps, blend_steps or 0
+        sched = Schedule(*phases, temp_start, temp_end, temp_decay_steps, final_main_weight)
         self._sched = Schedule(**{name: as_number(name, x) for name, x in sched._asdict().items()})
         _schedule.check_schedule(self._sched)
         self.warmup_loss = warmup_loss
         self.main_loss = main_loss
-        self.warmup_epochs = warmup_epochs
-        self.blend_epochs = blend_epochs
-        self.warmup_steps = warmup_steps
-        self.blend_steps = blend_steps
-        self.temp_start = temp_start
-        self.temp_end = temp_end
+        self.warmup_epochs, self.blend_epochs = warmup_epochs, blend_epochs
+        self.warmup_steps, self.blend_steps = warmup_steps, blend_steps
+        self.temp_start, self.temp_end = temp_start, temp_end
         self.temp_decay_steps = temp_decay_steps
         self.final_main_weight = final_main_weight
         self.reset_queue_each_epoch = reset_queue_each_epoch
@@ -130,9 +113,7 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
         self.strict = strict
         self._has_temperature = hasattr(main_loss, "temperature")
         self._weight_to_warmup = _takes_sample_weight(warmup_loss)
-        self._batch_hook_seen = False
-        self._epoch_hook_seen = False
-        self._no_batch_hook_warned = False
+        self._batch_hook_seen = self._epoch_hook_seen = self._no_batch_hook_warned = False
         if not self._has_temperature:
             warn_user(
                 f"main_loss {type(main_loss).__name__} has no attribute 'temperature': there is "
@@ -165,18 +146,15 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
         if hasattr(self.main_loss, "reset_queue"):
             self.main_loss.reset_queue()
 
-    def _clock_now(self) -> Tensor:
-        return self._state.epoch if self._clock == "epoch" else self._state.step
-
     @property
     def in_warmup(self) -> bool:
         """Whether warmup_loss alone is in use."""
-        return bool(_schedule.in_warmup(self._clock_now(), self._sched))
+        return bool(_schedule.in_warmup(_schedule.now(self._state, self._clock), self._sched))
 
     @property
     def in_blend(self) -> bool:
         """Whether the run is in the ramp from warmup_loss to main_loss."""
-        return bool(_schedule.in_blend(self._clock_now(), self._sched))
+        return bool(_schedule.in_blend(_schedule.now(self._state, self._clock), self._sched))
 
     @property
     def main_weight(self) -> float:
@@ -215,15 +193,9 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
         self._set_temperature()
 
     def forward(
-        self,
-        logits: Tensor,
-        targets: Tensor,
-        *,
-        sample_weight: Tensor | None = None,
-        iid_mask: Tensor | None = None,
-        query_ids: Tensor | None = None,
-        **kwargs: Any,
-    ) -> Any:
+        self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None,
+        iid_mask: Tensor | None = None, query_ids: Tensor | None = None, **kwargs: Any,
+    ) -> Any:  # fmt: skip
         """Loss of the current phase.
 
         Args:
