@@ -474,15 +474,6 @@ def _spread(scores: Tensor, valid_mask: Tensor | None, given: torch.dtype, name:
     return found[..., 0]
 
 
-def saturated_share(slopes: Tensor, pos: Tensor, group: str = "") -> Tensor:
-    """Share of positives [..., M] whose slope is under 1e-4 of the 1/4 that sigmoid has at 0."""
-    flat = pos & (slopes < 1e-4 * 0.25)
-    counts = torch.stack([flat.sum(-1), pos.expand(flat.shape).sum(-1)])
-    gone, total = all_reduce(counts, "sum", group)
-    share: Tensor = gone / total.clamp(min=1)
-    return share
-
-
 def rank_stats(
     slopes: Tensor, pos: Tensor, tau: float | Tensor, counts: Tensor, name: str = ""
 ) -> dict[str, Tensor]:

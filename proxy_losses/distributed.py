@@ -145,8 +145,9 @@ def _op(name: str) -> Callable[..., Any]:
     return getattr(torch.ops.proxy_losses, name)  # type: ignore[no-any-return]
 
 
-def _in_graph(function: type[torch.autograd.Function]) -> Callable[..., Any]:
-    # A gradient taken inside a compiled function would otherwise be that of the forward's ops.
+def in_graph(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """Keep its backward where a gradient is taken inside a compiled function."""
+
     def apply(*args: Any) -> Any:
         return function.apply(*args)
 
@@ -208,7 +209,7 @@ class _Reduce(torch.autograd.Function):
         return _Reduce.apply(*args), None, None, None  # type: ignore[no-untyped-call]
 
 
-_gather_in_graph, _reduce_in_graph = _in_graph(_AllGather), _in_graph(_Reduce)
+_gather_in_graph, _reduce_in_graph = in_graph(_AllGather), in_graph(_Reduce)
 
 
 def all_reduce(x: Tensor, how: str, name: str) -> Tensor:

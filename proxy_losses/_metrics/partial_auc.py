@@ -15,14 +15,13 @@ from .._checks import (
     SURROGATES,
     TAU_SCALES,
     check_band,
-    check_choice,
     check_lists,
     check_rtol,
     check_tau,
 )
 from .._ranks import OUTRANKED, How, Lists, rank_mean, sigmoid_sums
 from ..distributed import all_reduce, group_name
-from ._record import Found, Metric, Option, Settings
+from ._record import Found, Metric, Option, Settings, check_settings
 
 if TYPE_CHECKING:
     from ..distributed import ProcessGroup
@@ -93,8 +92,7 @@ def partial_auc(
         [...] in the dtype of scores (float32 for half input). 0 with zero gradient for a list
         without a positive in the numerator (of weight > 0), without iid negatives, with an empty
         band (pairwise), or whose reference scores do not spread; `partial_auc_defined` tells
-        which. A non-finite valid score gives NaN, and so does a
-        tensor tau that is not > 0.
+        which. A non-finite valid score gives NaN, and so does a tensor tau that is not > 0.
 
     Raises:
         TypeError: wrong dtypes.
@@ -180,23 +178,13 @@ def _settings(alpha: float, beta: float, surrogate: str, **others: object) -> Se
 
 
 def _checked(lists: Lists, tau: float | Tensor, settings: Settings, how: How) -> Found:
-    _check(settings)
+    check_settings(PARTIAL_AUC, settings)
     check_rtol(how.rtol)
     scores, pos, valid, weight, iid, live = lists
     shape = check_lists(scores, pos, valid, weight, iid_mask=iid, live_mask=live)
     check_tau(tau, shape[:-1])
     found: Found = num.full_precision(_evaluate)(lists, tau, settings, how, stats=False)
     return found
-
-
-def _check(settings: Settings) -> None:
-    """Raise `ValueError` unless every setting is in its range."""
-    check_band(settings["alpha"], settings["beta"], settings["n_knots"])
-    check_choice("surrogate", settings["surrogate"], SURROGATES)
-    check_choice("tau_scale", settings["tau_scale"], TAU_SCALES)
-    check_choice("pos_numerator", settings["pos_numerator"], POS_NUMERATORS)
-    check_choice("budget_basis", settings["budget_basis"], BUDGET_BASES)
-    check_choice("interpolation", settings["interpolation"], INTERPOLATIONS)
 
 
 def _levels(settings: Settings) -> list[float]:
@@ -355,7 +343,7 @@ PARTIAL_AUC = Metric(
             published="quantile_interpolation", late=True, choices=INTERPOLATIONS,
         ),
     ),
-    check=_check,
+    check=lambda s: check_band(s["alpha"], s["beta"], s["n_knots"]),
     reads=lambda settings: ("iid", "live") if settings["pos_numerator"] == "live" else ("iid",),
     temperature=0.1,
     own_spread=True,

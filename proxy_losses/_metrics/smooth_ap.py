@@ -79,7 +79,8 @@ def smooth_ap(
     Returns:
         [...] in the dtype of scores (float32 for half input). A list without positives, without
         negatives or with zero weight on all positives gives 0 with zero gradient
-        (`smooth_ap_defined` tells which); a non-finite valid score gives NaN.
+        (`smooth_ap_defined` tells which); a non-finite valid score gives NaN, and so does a tensor
+        tau that is not > 0.
 
     Raises:
         TypeError: wrong dtypes.

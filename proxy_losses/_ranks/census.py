@@ -44,12 +44,7 @@ AGREED_COLUMNS = 6  # numbers per list that processes agree on, beside the count
 
 
 def look(
-    scores: Tensor,
-    tau: Tensor,
-    counts: Sequence[Tensor],
-    group: str = "",
-    *,
-    typical: bool = True,
+    scores: Tensor, tau: Tensor, counts: Sequence[Tensor], group: str = "", *, typical: bool = True
 ) -> Census:
     """Range, typical score, tau and counts of every list.
 

@@ -125,13 +125,9 @@ def _tiles(
 
 
 def _add_mixed(
-    wide: list[Tensor],
-    pairs: Pairs,
-    rows: tuple[Tensor, Tensor],
-    kinds: Sequence[str],
-    *,
+    wide: list[Tensor], pairs: Pairs, rows: tuple[Tensor, Tensor], kinds: Sequence[str], *,
     by_target: bool,
-) -> None:
+) -> None:  # fmt: skip
     """Add the pairs of a few rows of many lists with all of their lists."""
     scores, weights, _, tau = pairs
     m = scores.shape[-1]
@@ -157,13 +153,9 @@ def _add_mixed(
 
 
 def rank_mean(
-    pool: Lists,
-    tau: Sequence[float],
-    phi: Phi,
-    counts: tuple[Sequence[int], Sequence[int]],
-    *,
+    pool: Lists, tau: Sequence[float], phi: Phi, counts: tuple[Sequence[int], Sequence[int]], *,
     grad: bool,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Weighted mean of phi(R, R+) over the positives of every list, and its gradient.
 
     One visit to the pairs gives both. With e = dphi/dR + dphi/dR+ and b = dphi/dR at a positive, a
@@ -198,7 +190,7 @@ def rank_mean(
         mates = [n for n in positives if 0 < n < _ALONE for _ in range(n)]
         # Rows that do not count are infinitely far below.
         counted = scores if valid is None else torch.where(valid, scores, -torch.inf)
-        found = _mixed_lists(counted, (ls, ix), shares, units, phi, mates, g)
+        found = _mixed_lists(counted, (ls, ix), shares, units, phi, mates=mates, g=g)
         mean.index_add_(0, ls, found)
         if g is not None and valid is not None:
             g = torch.where(valid, g, 0.0).contiguous()
@@ -304,14 +296,9 @@ def _weighted(weight: Tensor | float, rows: Tensor) -> Tensor:
 
 
 def _mixed_lists(
-    scores: Tensor,
-    found: tuple[Tensor, Tensor],
-    share: Tensor,
-    unit: Tensor,
-    phi: Phi,
-    mates: Sequence[int],
-    g: Tensor | None,
-) -> Tensor:
+    scores: Tensor, found: tuple[Tensor, Tensor], share: Tensor, unit: Tensor, phi: Phi, *,
+    mates: Sequence[int], g: Tensor | None,
+) -> Tensor:  # fmt: skip
     """The same for lists with few positives each, in tiles across lists.
 
     mates: of each positive, the number of positives in its list. Returns the terms [P] of the

@@ -15,8 +15,9 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
+from .._effects import LIBRARY
 from .._numerics import plainly_eager
-from ..distributed import all_reduce
+from ..distributed import all_reduce, in_graph
 from . import dense, grid
 from .census import look
 from .lists import Lists, Pairs
@@ -25,7 +26,6 @@ from .plan import Work, fused_work, is_thin, plan, surely_dense
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-LIBRARY = torch.library.Library("proxy_losses", "FRAGMENT")
 LIBRARY.define(
     "pair_sums(Tensor scores, Tensor weights, Tensor at, Tensor tau, str kinds, float rtol,"
     " str method) -> Tensor[]"
@@ -93,16 +93,9 @@ def pair_sums(
 
 @island
 def rank_mean(
-    scores: Tensor,
-    pos: Tensor,
-    valid: Tensor | None,
-    weight: Tensor | None,
-    tau: Tensor,
-    grad: bool,
-    phi: str,
-    rtol: float,
-    method: str,
-) -> Mean:
+    scores: Tensor, pos: Tensor, valid: Tensor | None, weight: Tensor | None, tau: Tensor,
+    grad: bool, phi: str, rtol: float, method: str,
+) -> Mean:  # fmt: skip
     """The mean of `dense.rank_mean`, which lists count, and the gradient where asked for.
 
     Lists that do not count give 0, others with a non-finite score or a tau that is not > 0 NaN.
@@ -134,7 +127,7 @@ def rank_mean(
     everyone = [rows] * lists if valid is None else others.pop(0)
     heavy, even = (positives, None) if weight is None else (others[0], others[1])
     defined = [0 < n < m and h > 0 for n, m, h in zip(positives, everyone, heavy, strict=True)]
-    counting = _flags(defined, pos)
+    counting = pos.new_ones(lists) if all(defined) else torch.tensor(defined, device=pos.device)
     if not any(defined):
         return scores.new_zeros(lists), counting, scores.new_zeros(shape)
     dead = [n > 0 and not some for n, some in zip(positives, defined, strict=True)]
@@ -190,12 +183,6 @@ def _only_valid(pool: Lists, count: int) -> tuple[Lists, Tensor]:
     if valid.shape[0] == 1:
         found[2] = None
     return Lists(*found), kept  # type: ignore[arg-type]
-
-
-def _flags(values: list[bool], like: Tensor) -> Tensor:
-    if all(values):  # the usual, and quicker
-        return like.new_ones(len(values))
-    return torch.tensor(values, dtype=torch.bool, device=like.device)
 
 
 def _sums_like(
@@ -508,19 +495,12 @@ def _plain(pool: Lists, tau: Tensor, phi: str, defined: Tensor) -> Tensor:
 # --- calls ----------------------------------------------------------------------------------------
 
 
-def _in_graph(function: type[torch.autograd.Function]) -> Callable[..., Any]:
-    def apply(*args: Any) -> Any:
-        return function.apply(*args)
-
-    return torch.compiler.allow_in_graph(apply)  # type: ignore[no-any-return]
-
-
 for _function in (_SigmoidSums, _SigmoidSumsBackward, _RankMean, _RankMeanBackward):
     # Autograd binds the arguments of forward at every call; a stored signature halves that.
     _forward: Any = _function.forward
     _forward.__signature__ = inspect.signature(_forward)
 
-_sums_in_graph, _mean_in_graph = _in_graph(_SigmoidSums), _in_graph(_RankMean)
+_sums_in_graph, _mean_in_graph = in_graph(_SigmoidSums), in_graph(_RankMean)
 
 
 def sigmoid_sums(pairs: Pairs, rtol: float, method: str, group: str) -> Tensor:
