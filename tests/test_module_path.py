@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 import proxy_losses as P
-from proxy_losses.nn import MemoryQueue, _ranking
+from proxy_losses import _losses
+from proxy_losses._lists import Batch
+from proxy_losses.nn import MemoryQueue
 
 from .makers import FUNCTIONS, PAD, batch, every_loss, pauc, recall, smooth, warned
 
@@ -19,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*dispersion")
 @pytest.fixture
 def reads(monkeypatch):
     """A list that grows with every read of a value that is not of the metric itself."""
-    found, inside, over_classes = [], [], _ranking.over_classes
+    found, inside, over_classes = [], [], _losses.over_classes
     for name in ("item", "tolist", "__bool__", "__int__", "__float__", "__index__", "numpy"):
         plain = getattr(Tensor, name)
 
@@ -37,7 +39,7 @@ def reads(monkeypatch):
         inside.clear()
         return out
 
-    monkeypatch.setattr(_ranking, "over_classes", metric)
+    monkeypatch.setattr(_losses, "over_classes", metric)
     return found
 
 
@@ -65,14 +67,14 @@ def test_rows_are_written_as_enqueue_does(make):
         weight = torch.rand(n).double() if n % 2 else None
         iid = torch.rand(n) < 0.5 if n % 3 else None
         ids = torch.randint(4, (n,)).int() if n > 4 else None
-        queue.write(_ranking.Batch(logits, targets, weight, iid, ids))
+        queue.write(Batch(logits, targets, weight, iid, ids))
         state = P.enqueue(
             state, logits, targets, sample_weight=weight, iid_mask=iid, query_ids=ids
         ) if n else state  # fmt: skip
         assert all(map(torch.equal, queue.state, state))
     assert [x.data_ptr() for x in queue.buffers() if x.numel()][:4] == addresses[:4]
     labels = torch.rand(4, 3) < 0.5
-    queue.write(_ranking.Batch(logits[:4], labels))
+    queue.write(Batch(logits[:4], labels))
     state = P.enqueue(state, logits[:4], labels)
     assert all(map(torch.equal, queue.state, state))
 
