@@ -50,19 +50,36 @@ def lift(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def full_precision(fn: F) -> F:
-    """Run fn outside autocast, the scores lifted: its first argument, or in a tuple of lists."""
+def _scores_of(first: Any) -> Any:
+    """A first argument that is scores, or the scores in a tuple of lists."""
+    return first if isinstance(first, Tensor) else getattr(first, "scores", None)
+
+
+def outside_autocast(fn: F) -> F:
+    """Run fn, whose first argument is a tensor or a tuple of lists, outside autocast."""
 
     @wraps(fn)
     def run(first: Any, *args: Any, **kwargs: Any) -> Any:
-        scores = first if isinstance(first, Tensor) else getattr(first, "scores", None)
+        device = _scores_of(first).device.type
+        if not torch.is_autocast_enabled(device):
+            return fn(first, *args, **kwargs)
+        with torch.autocast(device_type=device, enabled=False):
+            return fn(first, *args, **kwargs)
+
+    return run  # type: ignore[return-value]
+
+
+def full_precision(fn: F) -> F:
+    """Run fn outside autocast, the scores lifted: its first argument, or in a tuple of lists."""
+    inner = outside_autocast(fn)
+
+    @wraps(fn)
+    def run(first: Any, *args: Any, **kwargs: Any) -> Any:
+        scores = _scores_of(first)
         if scores is None:  # let fn's own checks name the argument
             return fn(first, *args, **kwargs)
         lifted = lift(scores) if first is scores else first._replace(scores=lift(scores))
-        if not torch.is_autocast_enabled(scores.device.type):
-            return fn(lifted, *args, **kwargs)
-        with torch.autocast(device_type=scores.device.type, enabled=False):
-            return fn(lifted, *args, **kwargs)
+        return inner(lifted, *args, **kwargs)
 
     return run  # type: ignore[return-value]
 

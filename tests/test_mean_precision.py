@@ -111,6 +111,24 @@ def test_grid_is_within_its_tolerance(shape: str, seed: int) -> None:
             assert gradient <= 3 * limit
 
 
+@pytest.mark.parametrize("rtol", [1e-4, 1e-6, 1e-8, 1e-12])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("shape", ["normal", "blob and isolated"])  # in bins; with exact pairs
+def test_methods_agree(rtol: float, weighted: bool, shape: str) -> None:
+    g = torch.Generator().manual_seed(4)
+    scores = draw(shape, 3, 2000, 0.05, g)
+    pos = torch.rand(3, 2000, generator=g) < torch.tensor([[0.01], [0.3], [0.0]])
+    weight = torch.rand(3, 2000, generator=g, dtype=torch.float64) * pos if weighted else None
+    tau = torch.tensor([0.05, 0.2, 1.0], dtype=torch.float64)
+    mean, gradient = measured(scores, pos, None, weight, tau, rtol)
+    exact, exact_gradient = measured(scores, pos, None, weight, tau, rtol, "dense")
+    # and the rounding of one coordinate
+    limit = rtol + 4.0 * 2.0**-52 * float((scores.abs().amax(1) / tau).max())
+    torch.testing.assert_close(mean, exact, rtol=2 * limit, atol=0)
+    scale = exact_gradient.norm(dim=1)
+    assert ((gradient - exact_gradient).norm(dim=1) <= 6 * limit * scale).all()
+
+
 @pytest.mark.parametrize("method", ["dense", "grid"])
 @pytest.mark.parametrize("lists", [1, 3])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

@@ -189,3 +189,14 @@ def test_a_record_alone_makes_a_loss():
 def test_a_class_without_a_metric_says_so():
     with pytest.raises(TypeError, match="needs a metric"):
         nn.RankingLoss(num_classes=2)
+
+
+@every_record
+def test_a_wrong_argument_is_told_with_the_name_of_the_class(metric):
+    module = getattr(P, metric.module)
+    with pytest.raises(
+        TypeError, match=rf"^{metric.module}\.__init__\(\) got an unexpected.*'tau'"
+    ):
+        module(1, tau=0.1)
+    with pytest.raises(TypeError, match=rf"^{metric.module}\.__init__\(\) missing.*'num_classes'"):
+        module()

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..distributed import rank_and_size, reduce_now
+from .plan import AGREED
 
 
 class Census(NamedTuple):
@@ -38,9 +39,6 @@ class Census(NamedTuple):
     def broken_lists(self, device: torch.device) -> Tensor | None:
         """[L] bool, or None if there are none."""
         return torch.tensor(self.broken, device=device) if any(self.broken) else None
-
-
-AGREED_COLUMNS = 6  # numbers per list that processes agree on, beside the counts
 
 
 def look(
@@ -104,11 +102,11 @@ def _agree(
     own[rank] = -float(rows)
     table = reduce_now(torch.cat([*columns, torch.tensor(own).to(low)]), "min", group).tolist()
     found = [table[k * lists : (k + 1) * lists] for k in range(len(columns))]
-    lows, highs, middles, taus, negative, sounds = found[:AGREED_COLUMNS]
+    lows, highs, middles, taus, negative, sounds = found[:AGREED]
     if any(a != -b for a, b in zip(taus, negative, strict=True)):
         raise ValueError("tau differs between the processes of the group")
     return Census(
         lows, [-x for x in highs], middles, taus, [not s for s in sounds],
-        [[-int(n) for n in column] for column in found[AGREED_COLUMNS:]],
+        [[-int(n) for n in column] for column in found[AGREED:]],
         tuple(-int(n) for n in table[len(columns) * lists :]),
     )  # fmt: skip

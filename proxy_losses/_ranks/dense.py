@@ -58,9 +58,9 @@ def _runs(counts: Sequence[int]) -> Iterator[tuple[int, slice]]:
 
 
 def _mixed(counts: Sequence[int], lists: Tensor) -> Tensor | None:
-    """Places of the rows of all other lists; None if there are none, all of them as a slice."""
+    """Places of the rows of all other lists; None if there are none."""
     few = [0 < n < _ALONE for n in counts]
-    if len(counts) == 1 or not any(few):
+    if not any(few):
         return None
     if all(n < _ALONE for n in counts):
         return torch.arange(lists.numel(), device=lists.device)
@@ -72,20 +72,23 @@ def _mixed(counts: Sequence[int], lists: Tensor) -> Tensor | None:
 # --- sums -----------------------------------------------------------------------------------------
 
 
-def pair_sums(pairs: Pairs, kinds: Sequence[str], counts: Sequence[Sequence[int]]) -> list[Tensor]:
+def pair_sums(
+    pairs: Pairs, kinds: Sequence[str], sides: tuple[Tensor, Tensor],
+    counts: Sequence[Sequence[int]],
+) -> list[Tensor]:  # fmt: skip
     """Sums over sources j of weights[l, g, j] * k((s_j - s_i) / tau_l) at the targets i.
 
     Args:
         pairs: scores, weights, targets and tau; the result is 0 off the targets.
         kinds: see `kernels`; slopes are not divided by tau.
-        counts: sources and targets of each list.
+        sides: [L, M] bool each, the sources and the targets of any group.
+        counts: how many of both in each list.
 
     Returns:
         The sums, each [L, G, M] float64.
     """
     scores, weights, at, tau = pairs
-    sources = rows_of((weights != 0).any(1), sum(counts[0]))
-    targets = rows_of(at.any(1), sum(counts[1]))
+    sources, targets = (rows_of(side, sum(n)) for side, n in zip(sides, counts, strict=True))
     by_target = targets[0].numel() <= sources[0].numel()
     wide = [scores.new_zeros(weights.shape, dtype=torch.float64) for _ in kinds]
     places = dict(_runs(counts[0])), dict(_runs(counts[1]))
@@ -185,12 +188,12 @@ def rank_mean(
     few = _mixed(positives, lists)  # lists with few positives are tiled together
     if few is not None:
         ls, ix = lists[few], rows[few]
-        shares = _shares(ls, None if weight is None else weight[ls, ix], scores.shape[0])
+        share = shares(ls, None if weight is None else weight[ls, ix], scores.shape[0])
         units = torch.tensor(tau, dtype=torch.float64, device=scores.device).reciprocal_()
         mates = [n for n in positives if 0 < n < _ALONE for _ in range(n)]
         # Rows that do not count are infinitely far below.
         counted = scores if valid is None else torch.where(valid, scores, -torch.inf)
-        found = _mixed_lists(counted, (ls, ix), shares, units, phi, mates=mates, g=g)
+        found = _mixed_lists(counted, (ls, ix), share, units, phi, mates=mates, g=g)
         mean.index_add_(0, ls, found)
         if g is not None and valid is not None:
             g = torch.where(valid, g, 0.0).contiguous()
@@ -214,7 +217,7 @@ def _share(weight: Tensor) -> Tensor:
     return wide / wide.sum().clamp_(min=_TINY)
 
 
-def _shares(lists: Tensor, weight: Tensor | None, num_lists: int) -> Tensor:
+def shares(lists: Tensor, weight: Tensor | None, num_lists: int) -> Tensor:
     """Weights [P] of the positives of many lists in their means."""
     wide = torch.ones_like(lists, dtype=torch.float64) if weight is None else weight.double()
     total = wide.new_zeros(num_lists).index_add_(0, lists, wide)

@@ -27,7 +27,7 @@ from .cells import (
     turned,
 )
 from .census import Census
-from .dense import kernels, rows_of
+from .dense import kernels, rows_of, shares
 from .lists import Lists, Pairs
 from .phi import Phi
 from .plan import Work
@@ -109,9 +109,7 @@ def rank_mean(
     value, *slope = (s[found[0], :, found[1]].T.double() for s in sums)
     del sums  # [L, 2, M] each: free before the next two come
     ranks = value + 0.5  # the row's own sigmoid(0) is in the sum
-    share = torch.ones_like(ranks[0]) if weight is None else weight[found].double()
-    total = share.new_zeros(lists).index_add_(0, found[0], share)
-    share = share / total.clamp(min=torch.finfo(torch.float64).tiny).index_select(0, found[0])
+    share = shares(found[0], None if weight is None else weight[found], lists)
     phis, b, a = phi.at(ranks[0], ranks[1])
     mean = share.new_zeros(lists).index_add_(0, found[0], share * phis)
     if not grad:

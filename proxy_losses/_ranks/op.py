@@ -9,22 +9,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import wraps
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from .._effects import LIBRARY
-from .._numerics import plainly_eager
+from .._numerics import clean, outside_autocast, plainly_eager, positive_weight
 from ..distributed import all_reduce, in_graph
 from . import dense, grid
 from .census import look
 from .lists import Lists, Pairs
 from .phi import PHIS
 from .plan import Work, fused_work, is_thin, plan, surely_dense
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 LIBRARY.define(
     "pair_sums(Tensor scores, Tensor weights, Tensor at, Tensor tau, str kinds, float rtol,"
@@ -37,23 +34,10 @@ LIBRARY.define(
 Mean: TypeAlias = tuple[Tensor, Tensor, Tensor]  # mean [L], defined [L], gradient [L, M] or [0]
 
 
-def island(fn: F) -> F:
-    """Run an op, whose first argument is a tensor, outside autocast."""
-
-    @wraps(fn)
-    def run(first: Tensor, *args: Any) -> Any:
-        if not torch.is_autocast_enabled(first.device.type):
-            return fn(first, *args)
-        with torch.autocast(first.device.type, enabled=False):
-            return fn(first, *args)
-
-    return run  # type: ignore[return-value]
-
-
 # --- the ops --------------------------------------------------------------------------------------
 
 
-@island
+@outside_autocast
 def pair_sums(
     scores: Tensor, weights: Tensor, at: Tensor, tau: Tensor, kinds: str, rtol: float, method: str
 ) -> list[Tensor]:
@@ -68,7 +52,8 @@ def pair_sums(
     scores = scores.contiguous()
     gives = weights if weights.dtype == torch.bool else weights != 0
     # Of any group, then of each.
-    counts = [gives.any(1).sum(1, dtype=torch.int32), at.any(1).sum(1, dtype=torch.int32)]
+    sides = gives.any(1), at.any(1)
+    counts = [side.sum(1, dtype=torch.int32) for side in sides]
     counts += [x.sum(2, dtype=torch.int32).T.reshape(-1) for x in (gives, at)]
     census = look(scores, tau, counts, typical=not surely_dense(lists, rows))
     broken = census.broken_lists(scores.device)
@@ -84,14 +69,14 @@ def pair_sums(
     if method == "grid":
         sums = grid.pair_sums(pairs, names, census, visits[2:], rtol)
     else:
-        wide = dense.pair_sums(pairs, names, census.counts[:2])
+        wide = dense.pair_sums(pairs, names, sides, census.counts[:2])
         sums = [s.to(scores.dtype).contiguous() for s in wide]
     if broken is None:
         return sums
     return [s.masked_fill_(broken[:, None, None] & at, torch.nan) for s in sums]
 
 
-@island
+@outside_autocast
 def rank_mean(
     scores: Tensor, pos: Tensor, valid: Tensor | None, weight: Tensor | None, tau: Tensor,
     grad: bool, phi: str, rtol: float, method: str,
@@ -105,9 +90,7 @@ def rank_mean(
     if not scores.numel():
         none = pos.new_zeros(lists)
         return scores.new_zeros(lists), none, scores.new_zeros(shape)
-    if valid is not None:
-        scores = torch.where(valid, scores, 0.0)  # a NaN there is not looked at
-    scores = scores.contiguous()
+    scores = clean(scores, valid).contiguous()
     several = lists > 1
     # (int32 adds up bools several times as fast.)
     counts = [pos.sum(1, dtype=torch.int32) if several else pos.sum()]
@@ -117,11 +100,9 @@ def rank_mean(
         once = valid[:1] if valid.stride(0) == 0 else valid
         counts.append(once.sum(1, dtype=torch.int32).expand(lists).contiguous())
     if weight is not None:
-        weight = torch.where(pos, weight, 0.0)
-        top = weight.amax(1, keepdim=True)
-        counts.append((~(top[:, 0] <= 0)).long())  # a NaN is one, and shows
-        counts.append((torch.where(pos, weight, torch.inf).amin(1) == top[:, 0]).long())
-        weight = weight / torch.where(top > 0, top, 1.0)  # a sum of huge ones must not overflow
+        weight, some = positive_weight(pos, weight, weight.dtype)  # the largest is 1
+        counts.append(some[:, 0].long())
+        counts.append((torch.where(pos, weight, torch.inf).amin(1) == 1.0).long())
     census = look(scores, tau, counts, typical=not surely_dense(lists, rows))
     positives, *others = census.counts
     everyone = [rows] * lists if valid is None else others.pop(0)
@@ -430,8 +411,7 @@ class _RankMeanBackward(torch.autograd.Function):
         g_weight, g_tau = scores.new_empty(0), tau.new_empty(0)
         if not (need_weight or need_tau):
             return g_scores, g_weight, g_tau
-        if valid is not None:
-            scores = torch.where(valid, scores, 0.0)
+        scores = clean(scores, valid)
         groups = torch.stack([torch.ones_like(pos) if valid is None else valid, pos], 1)
         kinds = "value,stretch" if need_tau else "value"
         sums = sums_over(group)(scores, groups, pos[:, None], tau, kinds, rtol, method)
@@ -479,8 +459,7 @@ def _plain(pool: Lists, tau: Tensor, phi: str, defined: Tensor) -> Tensor:
     """The value in differentiable torch, with all [M, M] pairs."""
     scores, pos, valid, weight, *_ = pool
     assert weight is not None
-    if valid is not None:
-        scores = torch.where(valid, scores, 0.0)
+    scores = clean(scores, valid)
     k = torch.sigmoid(
         (scores[:, None, :] - scores[:, :, None]) / tau.to(scores.dtype)[:, None, None]
     )

@@ -200,7 +200,7 @@ def _estimate(work: Work, span: float, rtol: float) -> Plan:
 
 # --- shards ---------------------------------------------------------------------------------------
 
-LIST_ENTRIES = 8  # numbers per list that processes agree on first: see `census.look`
+AGREED = 6  # numbers per list that processes agree on first, beside two counts: `census.look`
 SIZE = 8  # bytes of a float64, and of a cell number
 
 
@@ -268,7 +268,7 @@ def payload(pool: Pool, share: Share, *, most_cells: int | None = None) -> Wire:
     counted them, None if not even that.
     """
     world, lists = len(pool.ranks), pool.work.lists
-    agreed = SIZE * (LIST_ENTRIES * lists + world)
+    agreed = SIZE * ((AGREED + 2) * lists + world)
     wire = Wire(agreed, 0, 1)
     if most_cells is not None:  # their number, then the cells
         wire = Wire(agreed, SIZE * (1 + most_cells), 2 + (most_cells > 0))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .._effects import LIBRARY, register
+from .._numerics import clean, outside_autocast, poison
 from ..distributed import gather_counts, gather_known, rank_and_size
 from . import bins, op
 from .cells import Layout, Rows, cell_axis, direct_layout, occupied_cells, only_occupied, table_size
@@ -61,11 +62,11 @@ def _own(census: Census, group: str) -> slice:
 
 def _sound(scores: Tensor, tau: Tensor) -> tuple[Tensor, Tensor]:
     """The lists that are not broken on this rank; 0 and tau 1 in the others."""
-    broken = ~(tau > 0.0) | (scores * 0.0).sum(-1).isnan()
+    broken = ~(tau > 0.0) | poison(scores)[:, 0].isnan()
     return torch.where(broken[:, None], 0.0, scores), torch.where(broken, 1.0, tau)
 
 
-@op.island
+@outside_autocast
 def pair_sums(
     scores: Tensor, weights: Tensor, at: Tensor, tau: Tensor, kinds: str, rtol: float, method: str,
     group: str,
@@ -103,7 +104,7 @@ def pair_sums(
     return sums.masked_fill_(broken[:, None, None] & at, torch.nan)
 
 
-@op.island
+@outside_autocast
 def rank_mean(
     scores: Tensor, pos: Tensor, valid: Tensor | None, weight: Tensor | None, tau: Tensor,
     grad: bool, phi: str, rtol: float, method: str, group: str,
@@ -117,8 +118,7 @@ def rank_mean(
     mean, g = scores.new_zeros(lists), None
     if not lists:
         return mean
-    if valid is not None:
-        scores = torch.where(valid, scores, 0.0)
+    scores = clean(scores, valid)
     if weight is not None:
         weight = torch.where(pos, weight, 0.0)
     heavy = pos if weight is None else weight > 0

@@ -450,7 +450,10 @@ def _constructor(metric: Metric) -> Callable[..., None]:
     """``__init__`` with the arguments of the metric's loss, in the published order."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:
-        given = signature.bind(*args, **kwargs)
+        try:
+            given = signature.bind(*args, **kwargs)
+        except TypeError as error:  # as Python says it of a function
+            raise TypeError(f"{metric.module}.__init__() {error}") from None
         given.apply_defaults()
         RankingLoss.__init__(**given.arguments)
 
