@@ -7,8 +7,10 @@ it, 2.13 silently differentiates the forward instead).
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, TypeAlias
 
 import torch
@@ -217,9 +219,33 @@ def _mean_vmap(
     return (mean.unflatten(0, lists), counts.unflatten(0, lists), g), (0, 0, 0)
 
 
-for _device in ("CPU", "CUDA"):
-    LIBRARY.impl("pair_sums", pair_sums, _device)
-    LIBRARY.impl("rank_mean", rank_mean, _device)
+@functools.cache
+def _gpu(device: torch.device) -> ModuleType | None:
+    """The same functions in Triton, which read nothing; None where it does not run."""
+    if torch.version.hip is not None or torch.cuda.get_device_capability(device) < (8, 0):
+        return None
+    try:
+        from . import triton
+    except ImportError:
+        return None
+    return triton
+
+
+def _on_gpu(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
+    @outside_autocast
+    def run(scores: Tensor, *args: Any) -> Any:
+        found = _gpu(scores.device)
+        if found is None:
+            return plain(scores, *args)
+        with torch.cuda.device(scores.device):
+            return getattr(found, name)(scores, *args)
+
+    return run
+
+
+for _name, _op in ("pair_sums", pair_sums), ("rank_mean", rank_mean):
+    LIBRARY.impl(_name, _op, "CPU")
+    LIBRARY.impl(_name, _on_gpu(_name, _op), "CUDA")
 torch.library.register_fake("proxy_losses::pair_sums", _sums_like, lib=LIBRARY)
 torch.library.register_fake("proxy_losses::rank_mean", _mean_like, lib=LIBRARY)
 torch.library.register_vmap("proxy_losses::pair_sums", _sums_vmap, lib=LIBRARY)

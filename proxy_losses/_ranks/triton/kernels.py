@@ -53,7 +53,7 @@ def _kernel(z, KIND: tl.constexpr):
 
 @triton.jit
 def _is_finite(x):
-    return x - x == 0.0
+    return tl.abs(x) < float("inf")
 
 
 # --- exact pairs ----------------------------------------------------------------------------------
@@ -601,7 +601,7 @@ def bin_sums(
     g = tl.program_id(1).to(tl.int64) * (2 if TWO else 1)
     two = g + 1 < G
     k = tl.arange(0, NODES)
-    nodes, basis = _points(NODES, DT)
+    _, basis = _points(NODES, DT)
     slots = _wide(BINS) * NODES
     mu0 = mu_ptr + g * slots
     mu1 = mu0 + tl.where(two, slots, 0)
@@ -655,7 +655,7 @@ def bin_means(
         if MATES:
             n1 += tl.load(above_ptr + _wide(BINS) + left).to(DT)
         value, pull, mates, own = _coefficients(n0, n1, d0, d1, PHI, MATES)
-        share, good = _share(total_ptr, one, L, WEIGHTED)
+        share, _ = _share(total_ptr, one, L, WEIGHTED)
         mine = tl.load(omega + slot)
         tl.store(value_ptr + b, tl.sum((mine * value).to(tl.float64)) * share)
         if GRAD:
@@ -691,7 +691,7 @@ def add_bins(
     for start in range(tl.load(first_ptr + one), end, BLOCK):
         b = start + tl.arange(0, BLOCK)
         total += tl.load(value_ptr + b, mask=b < end, other=0.0)
-    share, good = _share(total_ptr, one, L, WEIGHTED)
+    _, good = _share(total_ptr, one, L, WEIGHTED)
     mean = tl.where(good, tl.sum(total), 0.0)
     mean = tl.where(good & (tl.load(broken_ptr + one) > 0), float("nan"), mean)
     tl.store(mean_ptr + one, mean)
@@ -708,7 +708,7 @@ def bin_pulls(
     And, in place, the third of the nodes' coefficients as a series.
     """
     k = tl.arange(0, NODES)
-    nodes, basis = _points(NODES, DT)
+    _, basis = _points(NODES, DT)
     slots = _wide(BINS) * NODES
     for b in range(tl.program_id(0), tl.load(first_ptr + L), tl.num_programs(0)):
         begin = tl.load(starts_ptr + b).to(tl.int64)
@@ -717,7 +717,7 @@ def bin_pulls(
         left = tl.load(window_ptr + _wide(b) * 2)
         right = tl.load(window_ptr + _wide(b) * 2 + 1)
         slot = _wide(b) * NODES + k
-        far, near, rest, more = _near(
+        far, near, _, _ = _near(
             base_ptr, x_ptr, node_ptr, node_ptr + slots, slot, left, right, unit, "slope", "",
             True, NODES, DT, BS,
         )  # fmt: skip
@@ -728,7 +728,9 @@ def bin_pulls(
 
 
 @triton.jit
-def _read(series_ptr, t, alone, crowded, m, NODES: tl.constexpr, BLOCK: tl.constexpr, DT: tl.constexpr):
+def _read(
+    series_ptr, t, alone, crowded, m, NODES: tl.constexpr, BLOCK: tl.constexpr, DT: tl.constexpr
+):
     """Of rows in crowded bins the series at t, of others the value at their place."""
     b1 = tl.zeros((BLOCK,), DT)
     b2 = tl.zeros((BLOCK,), DT)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -38,7 +37,7 @@ class _Bins(NamedTuple):
     starts: Tensor  # [BINS + 1] sorted row at which a bin starts
     first: Tensor  # [L + 1] int32, first bin of every list
     bad: Tensor  # [L, PARTS] int32, rows that are not finite
-    count: int  # BINS
+    room: int  # BINS
     nodes: int
     reach: float  # in tau; further rows count as 1 or 0
 
@@ -64,7 +63,7 @@ def pair_sums(
     out = scores.new_empty(len(names), lists, groups, rows)
     if not out.numel():
         return list(out.zero_())
-    kind = torch.float64 if computed_in(scores.dtype, rtol) == torch.float64 else torch.float32
+    kind = computed_in(scores.dtype, rtol)
     scores, tau = scores.contiguous(), tau.contiguous()
     weights, at = _plain(weights), _plain(at)
     how = {"FIRST": names[0], "SECOND": names[1] if len(names) > 1 else "", "TWO": groups > 1}
@@ -72,14 +71,14 @@ def pair_sums(
     given = weights.stride(0), weights.stride(1)
     turns = triton.cdiv(groups, 2) if groups > 1 else 1
     if takes_pairs(lists, rows, method):
-        tile = _Tile(lists * turns, rows)
+        tile = _Tile(lists * turns, rows, kind)
         listed = _list(scores, asked, at.shape[1], weights, tau, None, listed=True)
         part = scores.new_empty((tile.split, len(names), lists, groups, rows), dtype=kind)
         other = weights[:, 1:] if groups > 1 else weights
         kernels.pair_sums[tile.grid](
-            scores, listed.rows, listed.count, tau, weights, other, *given, part, rows, lists,
-            groups, tile.split, **how, REST=False, DT=_TYPES[kind], BT=tile.targets, BS=128,
-            num_warps=4,
+            scores, listed.rows, listed.counts, tau, weights, other, *given, part, rows, lists,
+            groups, tile.split, **how, REST=False, DT=_TYPES[kind], BT=tile.targets,
+            BS=tile.sources, num_warps=4,
         )  # fmt: skip
         kernels.add_parts[(triton.cdiv(rows, 1024), len(names) * lists * groups)](
             part, listed.place, *asked, listed.bad, out, rows, lists, groups, tile.split,
@@ -89,18 +88,18 @@ def pair_sums(
     reach = STRETCH_REACH if "stretch" in names else 0.0
     bins = _cut(scores, None, None, None, tau, rtol, kind)
     bins = bins._replace(reach=bins.reach + reach)
-    slots = bins.count * bins.nodes
+    slots = bins.room * bins.nodes
     base, x, mu = _split(scores.new_empty((2 + groups) * slots, dtype=kind), slots, 2)
     above, _, broken = _moments(bins, tau, weights, given, groups, base, x, mu, kind)
     series = scores.new_empty(len(names) * groups * slots, dtype=kind)
     kernels.bin_sums[(_programs(bins, lists * rows), turns)](
         bins.scores, bins.code, bins.starts, bins.first, tau, base, x, mu, above, series, rows,
-        lists, groups, bins.count, bins.reach, **how, NODES=bins.nodes, DT=_TYPES[kind], BS=64,
+        lists, groups, bins.room, bins.reach, **how, NODES=bins.nodes, DT=_TYPES[kind], BS=64,
         num_warps=2,
     )  # fmt: skip
     kernels.read_sums[(triton.cdiv(rows, 1024), len(names) * lists * groups)](
         bins.scores, bins.code, bins.order, bins.bin, bins.starts, series, *asked, broken, out,
-        rows, lists, groups, bins.count, NODES=bins.nodes, DT=_TYPES[kind], BLOCK=1024,
+        rows, lists, groups, bins.room, NODES=bins.nodes, DT=_TYPES[kind], BLOCK=1024,
     )  # fmt: skip
     return list(out)
 
@@ -129,7 +128,7 @@ def rank_mean(
     seen = (scores, 0) if valid is None else (valid, valid.stride(0))
     shown = defined.view(torch.int8)
     if takes_pairs(lists, rows, method):
-        tile = _Tile(lists, rows)
+        tile = _Tile(lists, rows, kind)
         asked = pos, pos.stride(0), 0
         sources = None if valid is None else valid[:, None]
         listed = _list(scores, asked, 1, sources, tau, weight, listed=valid is not None, only=True)
@@ -137,34 +136,34 @@ def rank_mean(
         part = scores.new_empty((tile.split, kinds, lists, groups, rows), dtype=kind)
         coef = scores.new_empty((lists, 3, rows) if grad else (1,), dtype=kind)
         kernels.pair_sums[tile.grid](
-            scores, listed.rows, listed.count, tau, pos, pos, pos.stride(0), 0, part, rows, lists,
+            scores, listed.rows, listed.counts, tau, pos, pos, pos.stride(0), 0, part, rows, lists,
             groups, tile.split, FIRST="value", SECOND="slope" if grad else "", TWO=mates, REST=True,
-            DT=dt, BT=tile.targets, BS=128, num_warps=4,
+            DT=dt, BT=tile.targets, BS=tile.sources, num_warps=4,
         )  # fmt: skip
         kernels.mean_coefficients[(lists,)](
-            part, listed.rows, listed.count, listed.bad, listed.total, weights, coef, mean, shown,
+            part, listed.rows, listed.counts, listed.bad, listed.total, weights, coef, mean, shown,
             rows, lists, tile.split, PHI=TWINS[phi], MATES=mates, **flags, GRAD=grad, DT=dt,
             BLOCK=256 if rows <= 512 else 1024, num_warps=4,
         )  # fmt: skip
         if grad:
             kernels.pull[(triton.cdiv(rows, 64), lists)](
-                scores, *seen, listed.rows, listed.place, coef, listed.count, listed.bad, shown,
+                scores, *seen, listed.rows, listed.place, coef, listed.counts, listed.bad, shown,
                 tau, g, rows, MASKED=valid is not None, MATES=mates, DT=dt, BT=32, BM=64,
                 num_warps=4,
             )  # fmt: skip
         return mean, defined, g
     bins = _cut(scores, pos, valid, weight, tau, rtol, kind)
-    slots, groups = bins.count * bins.nodes, 3 if weight is not None else 2
+    slots, groups = bins.room * bins.nodes, 3 if weight is not None else 2
     base, x, mu = _split(scores.new_empty((2 + groups) * slots, dtype=kind), slots, 2)
     above, total, broken = _moments(bins, tau, pos, (0, 0), groups, base, x, mu, kind, labels=True)
-    value = scores.new_empty(bins.count, dtype=torch.float64)
+    value = scores.new_empty(bins.room, dtype=torch.float64)
     node = scores.new_empty(3 * slots if grad else 1, dtype=kind)
-    window = torch.empty(2 * bins.count if grad else 1, dtype=torch.int32, device=scores.device)
+    window = torch.empty(2 * bins.room if grad else 1, dtype=torch.int32, device=scores.device)
     programs = (_programs(bins, lists * rows),)
     sizes = {"NODES": bins.nodes, "DT": dt}
     kernels.bin_means[programs](
         bins.scores, bins.starts, bins.first, tau, base, x, mu, above, total, value, node, window,
-        rows, lists, bins.count, bins.reach, PHI=TWINS[phi], MATES=mates, **flags, GRAD=grad,
+        rows, lists, bins.room, bins.reach, PHI=TWINS[phi], MATES=mates, **flags, GRAD=grad,
         **sizes, BS=64, num_warps=2,
     )  # fmt: skip
     kernels.add_bins[(lists,)](
@@ -173,11 +172,11 @@ def rank_mean(
     if grad:
         kernels.bin_pulls[programs](
             bins.code, bins.starts, bins.first, tau, base, x, node, window, mu, rows, lists,
-            bins.count, **sizes, BS=64, num_warps=2,
+            bins.room, **sizes, BS=64, num_warps=2,
         )  # fmt: skip
         kernels.read_gradient[(triton.cdiv(rows, 1024), lists)](
             bins.scores, bins.code, bins.order, bins.bin, bins.starts, mu, node[2 * slots :],
-            bins.weight, shown, broken, g, rows, bins.count, **flags, **sizes, BLOCK=1024,
+            bins.weight, shown, broken, g, rows, bins.room, **flags, **sizes, BLOCK=1024,
         )  # fmt: skip
     return mean, defined, g
 
@@ -193,9 +192,7 @@ def _any_mean(
     wide, some = positive_weight(pos, weight, torch.float64)
     defined = some[:, 0] & sides.any(2).all(1)
     kinds = "value,slope" if grad else "value"
-    sums = [
-        s.double() for s in pair_sums(scores, sides, pos[:, None], tau, kinds, rtol, method)
-    ]
+    sums = [s.double() for s in pair_sums(scores, sides, pos[:, None], tau, kinds, rtol, method)]
     near = sums[0][:, 1] + 0.5
     mates = PHIS[phi].mates
     value, b, a = PHIS[phi].at(sums[0][:, 0] + near * mates, near * mates)
@@ -207,9 +204,9 @@ def _any_mean(
     b = torch.where(pos, share * b, 0.0)
     e = torch.where(pos, share * a + b, 0.0) if mates else torch.zeros_like(b)
     own = b * sums[1][:, 0] + e * sums[1][:, 1]
-    pulls = pair_sums(
-        scores, torch.stack([b, e], 1), counts[:, None], tau, "slope", rtol, method
-    )[0]
+    pulls = pair_sums(scores, torch.stack([b, e], 1), counts[:, None], tau, "slope", rtol, method)[
+        0
+    ]
     felt = torch.where(pos, pulls[:, 1], pulls[:, 0])
     g = (felt - own) / tau[:, None]
     broken = defined & mean.isnan()
@@ -225,8 +222,9 @@ _TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 class _Tile:
     """How targets and sources are shared out, from the number of lists and rows."""
 
-    def __init__(self, lists: int, rows: int) -> None:
+    def __init__(self, lists: int, rows: int, kind: torch.dtype) -> None:
         self.targets = 16 if rows <= 16384 else 32
+        self.sources = 128 if kind == torch.float32 else 64  # float64 would spill registers
         self.split = max(1, min(16, triton.cdiv(rows, 512), triton.cdiv(512, lists)))
         self.grid = triton.cdiv(rows, self.targets), self.split, lists
 
@@ -234,7 +232,7 @@ class _Tile:
 class _Listed(NamedTuple):
     rows: Tensor  # [2, L, M] int32, of targets and of sources
     place: Tensor  # [L, M] int32
-    count: Tensor  # [2, L] int32
+    counts: Tensor  # [2, L] int32
     bad: Tensor  # [L] int32
     total: Tensor  # [L] float64
 
@@ -271,16 +269,16 @@ def _split(whole: Tensor, size: int, count: int) -> list[Tensor]:
 
 
 def _programs(bins: _Bins, rows: int) -> int:
-    return min(bins.count, PROGRAMS * (4 if rows >= MANY_ROWS else 1))
+    return min(bins.room, PROGRAMS * (4 if rows >= MANY_ROWS else 1))
 
 
-def _most_bins(rows: int, crowd: int, nodes: int) -> int:
+def _most_bins(rows: int, nodes: int) -> int:
     """Bins that a list of so many rows may have.
 
-    Crowded bins have over `crowd` rows, or are cut at every LONGEST. Between two of them lie
-    stretches of r rows in at most (r + 2 nodes - 2) // nodes bins; at worst r is 2.
+    Rows off the crowds start one at every multiple of nodes. A crowd adds two, itself and the rows
+    behind it, but its more than 2 nodes rows hide two multiples. LONGEST cuts it once more.
     """
-    return 3 * rows // (crowd + 3) + rows // nodes // 4 + rows // LONGEST + 4
+    return rows // nodes + rows // LONGEST + 4
 
 
 def _cut(
@@ -311,14 +309,14 @@ def _cut(
         LONGEST=LONGEST, BLOCK=512,
     )  # fmt: skip
     numbers.view(-1).cumsum_(0)
-    count = lists * _most_bins(rows, crowd, nodes)
+    room = lists * _most_bins(rows, nodes)
     wide = torch.int32 if lists * rows < 1 << 31 else torch.int64
-    starts = torch.empty(count + 1, dtype=wide, device=device)
+    starts = torch.empty(room + 1, dtype=wide, device=device)
     first = torch.empty(lists + 1, dtype=torch.int32, device=device)
     kernels.place_bins[(parts, lists)](numbers, starts, first, rows, lists, BLOCK=1024)
     reach = cell_width(rows, rtol)
     return _Bins(
-        ordered, order, code, sorted_weight, numbers, starts, first, bad, count, nodes, reach
+        ordered, order, code, sorted_weight, numbers, starts, first, bad, room, nodes, reach
     )
 
 
@@ -328,16 +326,16 @@ def _moments(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Fill base, x and mu; weight above every bin [G, BINS], totals [G, L], broken [L]."""
     lists, rows = bins.scores.shape
-    mass = base.new_empty(groups * bins.count, dtype=torch.float64)
+    mass = base.new_empty(groups * bins.room, dtype=torch.float64)
     total = base.new_empty(groups * lists, dtype=torch.float64)
     broken = torch.empty(lists, dtype=torch.int32, device=base.device)
     kernels.moments[(_programs(bins, lists * rows), groups)](
         bins.scores, bins.code, bins.order, weights, *strides, bins.weight, tau, bins.starts,
-        bins.first, base, x, mu, mass, rows, lists, bins.count, LABELS=labels, NODES=bins.nodes,
+        bins.first, base, x, mu, mass, rows, lists, bins.room, LABELS=labels, NODES=bins.nodes,
         DT=_TYPES[kind], BLOCK=256, num_warps=4,
     )  # fmt: skip
     parts = bins.bad.shape[1]
     kernels.add_masses[(lists, groups)](
-        mass, bins.first, bins.bad, tau, total, broken, bins.count, lists, parts, BLOCK=1024
+        mass, bins.first, bins.bad, tau, total, broken, bins.room, lists, parts, BLOCK=1024
     )
     return mass, total, broken

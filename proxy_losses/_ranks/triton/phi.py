@@ -1,4 +1,4 @@
-"""The functions of soft ranks that kernels know: (value, d / dR, d / dR+), as in `_ranks/phi.py`."""
+"""Functions of soft ranks that kernels know: value, d / dR, d / dR+, as in `_ranks/phi.py`."""
 
 import triton
 import triton.language as tl

@@ -1,0 +1,58 @@
+"""Compile the kernels that the launchers ask for, down to machine code, without a GPU.
+
+``python -m tests.compile_kernels 90``: for compute capability 9.0. Prints a line for each: its name
+and the shared memory it takes.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+
+def main(capability: int) -> None:
+    target = GPUTarget("cuda", capability, 32)
+    driver.set_active(
+        SimpleNamespace(
+            get_current_target=lambda: target,
+            get_current_device=lambda: 0,
+            get_current_stream=lambda _: 0,
+        )
+    )
+    run, done = JITFunction.run, set()
+
+    def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **given: Any) -> Any:
+        kernel = run(self, *args, grid=grid, warmup=True, **given)
+        if kernel.hash not in done:
+            done.add(kernel.hash)
+            assert kernel.asm["cubin"]
+            print(self.fn.__name__, kernel.metadata.shared)
+        return kernel
+
+    JITFunction.run = compile_only  # type: ignore[method-assign]
+    from proxy_losses._ranks.triton import launch
+
+    for lists, rows, dtype in ((1, 4096, torch.float32), (3, 1000, torch.float64)):
+        scores = torch.zeros(lists, rows, dtype=dtype)
+        mask, tau = scores > 1, torch.ones(lists, dtype=torch.float64)
+        for method in ("dense", "grid"):
+            for valid, weight, phi in ((None, None, "precision"), (mask, scores, "outranked")):
+                rtol = 1e-6 if dtype == torch.float32 else 1e-12
+                for grad in (True, False):
+                    launch.rank_mean(scores, mask, valid, weight, tau, grad, phi, rtol, method)
+            for kinds, weights in (
+                ("value,slope", torch.stack([mask, mask], 1)),
+                ("slope", scores[:, None]),
+                ("value,stretch", scores[:, None].repeat(1, 3, 1)),
+            ):
+                launch.pair_sums(scores, weights, mask[:, None], tau, kinds, rtol, method)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,345 @@
+"""The Triton kernels, run by Triton's interpreter on tensors of the CPU.
+
+``TRITON_INTERPRET=1 python -m pytest tests/test_triton.py``: in a process of its own, as Triton
+looks at the variable when it is imported.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("runs with TRITON_INTERPRET=1 only", allow_module_level=True)
+pytest.importorskip("triton")
+
+import proxy_losses as P
+from proxy_losses._ranks import op, phi
+from proxy_losses._ranks.triton import launch
+from proxy_losses._ranks.triton.phi import TWINS
+
+from . import exact
+from .metrics import EXAMPLES
+
+KINDS = "value", "value,slope", "slope", "stretch", "value,stretch"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_zero_by_luck() -> Iterator[None]:
+    """New memory holds NaN and the largest integers."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(1).isnan()
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture
+def through_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ops that the library calls are the launchers."""
+    monkeypatch.setattr(torch.ops.proxy_losses, "pair_sums", launch.pair_sums)
+    monkeypatch.setattr(torch.ops.proxy_losses, "rank_mean", launch.rank_mean)
+
+
+def draw(kind: str, lists: int, rows: int, seed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Scores of a shape, and one tau per list."""
+    gen = torch.Generator().manual_seed(seed)
+    s = torch.randn(lists, rows, generator=gen, dtype=torch.float64)
+    some = torch.rand(lists, rows, generator=gen)
+    if kind == "ties":
+        s = s.round()
+    elif kind == "clump":  # half of the rows crowd, half lie far apart
+        s = torch.where(some < 0.5, s * 1e-3, s * 1e3)
+    elif kind == "outliers":
+        s = torch.where(some < 0.05, s * 1e20, s)
+    elif kind == "shifted":
+        s = s * 0.1 + 50.0
+    elif kind == "constant":
+        s = torch.zeros_like(s) - 3.0
+    tau = torch.rand(lists, generator=gen, dtype=torch.float64) * 0.3 + 0.01
+    return s.to(dtype), tau
+
+
+def masks(lists: int, rows: int, seed: int) -> tuple[Tensor, Tensor]:
+    gen = torch.Generator().manual_seed(1000 + seed)
+    valid = torch.rand(lists, rows, generator=gen) < 0.7
+    return (torch.rand(lists, rows, generator=gen) < 0.3) & valid, valid
+
+
+SHAPES = ("normal", "ties", "clump", "outliers", "shifted", "constant")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("method", ["dense", "grid"])
+@pytest.mark.parametrize(("lists", "rows"), [(1, 3), (2, 41), (1, 130)])
+def test_means_are_those_of_brute_force(
+    method: str, shape: str, dtype: torch.dtype, lists: int, rows: int
+) -> None:
+    rtol = exact.RTOL[dtype]
+    scores, tau = draw(shape, lists, rows, rows, dtype)
+    pos, valid = masks(lists, rows, rows)
+    gen = torch.Generator().manual_seed(7)
+    weight = torch.rand(lists, rows, generator=gen)
+    dirty = torch.where(valid, scores, torch.nan)
+    given = [(valid, weight), (None, None), (valid, None)]
+    for v, w in given[: 1 if rows > 100 else 3]:
+        s = scores if v is None else dirty
+        mean, defined, g = launch.rank_mean(s, pos, v, w, tau, True, "precision", rtol, method)
+        alone = launch.rank_mean(s, pos, v, w, tau, False, "precision", rtol, method)
+        assert alone[2].numel() == 0
+        torch.testing.assert_close(alone[0], mean, rtol=2 * exact.ULP[dtype], atol=0.0)
+        for k in range(lists):
+            p, among = pos[k], torch.ones_like(pos[k]) if v is None else v[k]
+            assert bool(defined[k]) == bool(p.any() and (among & ~p).any())
+            wanted = exact.smooth_ap(
+                scores[k], p, float(tau[k]), among, None if w is None else w[k]
+            )
+            assert abs(float(mean[k]) - wanted.value) <= rtol + exact.ULP[dtype]
+            off = np.linalg.norm(exact.array(g[k]) - wanted.grad)
+            assert off <= 3 * rtol * wanted.natural
+
+
+@pytest.mark.parametrize("rtol", [1e-3, 1e-5, 1e-8, 1e-11])
+@pytest.mark.parametrize("method", ["dense", "grid"])
+def test_accuracy_asked_for_is_kept(method: str, rtol: float) -> None:
+    """In float32 up to the rounding of what is returned."""
+    scores, tau = draw("normal", 2, 300, 5, torch.float32)
+    pos, _ = masks(2, 300, 5)
+    mean, _, g = launch.rank_mean(scores, pos, None, None, tau, True, "precision", rtol, method)
+    for k in range(2):
+        wanted = exact.smooth_ap(scores[k], pos[k], float(tau[k]))
+        assert abs(float(mean[k]) - wanted.value) <= rtol + exact.ULP[torch.float32]
+        off = np.linalg.norm(exact.array(g[k]) - wanted.grad)
+        assert off <= (3 * rtol + exact.ULP[torch.float32]) * wanted.natural
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("kinds", KINDS)
+@pytest.mark.parametrize("method", ["dense", "grid"])
+def test_sums_are_those_of_brute_force(method: str, kinds: str, dtype: torch.dtype) -> None:
+    rtol, rows = exact.RTOL[dtype], 70
+    for turn, groups in enumerate((1, 2, 3)):
+        shape = SHAPES[(turn + KINDS.index(kinds)) % 4]
+        scores, tau = draw(shape, 2, rows, turn, dtype)
+        pos, valid = masks(2, rows, turn)
+        gen = torch.Generator().manual_seed(turn)
+        weights: Tensor = torch.randn(2, groups, rows, generator=gen, dtype=dtype)
+        weights = torch.where(valid[:, None], weights, 0.0)
+        if groups == 2:
+            weights = weights > 0
+        at = pos[:, None] if turn else torch.rand(2, groups, rows, generator=gen) < 0.5
+        found = launch.pair_sums(scores, weights, at, tau, kinds, rtol, method)
+        for k in range(2):
+            s, w = exact.array(scores[k]), exact.array(weights[k])
+            asked = at[k].expand(groups, rows)
+            for kind, sums in zip(kinds.split(","), found, strict=True):
+                value, scale = _pairs(s, w, float(tau[k]), kind)
+                value[~asked.numpy()] = 0.0
+                # Slopes as the sums themselves; z sigma'(z) is at most z times that.
+                factor = {"value": 1.0, "slope": 3.0, "stretch": 30.0}[kind]
+                off = np.abs(exact.array(sums[k]) - value)
+                assert (off <= factor * rtol * scale).all()
+                assert not sums[k][~asked].any()
+
+
+def _pairs(s: np.ndarray, w: np.ndarray, tau: float, kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """Sums [G, M] of one kernel at all rows, and the scale of their promise."""
+    value, scale = np.zeros(w.shape), np.zeros(w.shape)
+    for i, z, up, slope in exact.blocks(s, np.arange(len(s)), tau):
+        k = {"value": up, "slope": slope, "stretch": z * slope}[kind]
+        for g in range(len(w)):
+            value[g, i] = (k * w[g]).sum(-1)
+            scale[g, i] = (up * np.abs(w[g])).sum(-1) + np.abs(w[g]).max(initial=0.0) / 2
+    return value, scale
+
+
+@pytest.mark.parametrize("method", ["dense", "grid"])
+def test_expanded_inputs_are_those_written_out(method: str) -> None:
+    scores, tau = draw("normal", 1, 60, 1, torch.float32)
+    pos, valid = masks(3, 60, 2)
+    valid = valid[:1]
+    pos = pos & valid
+    wide = scores.expand(3, 60), valid.expand(3, 60), tau.expand(3)
+    found = []
+    for s, v, t in (wide, [x.contiguous() for x in wide]):
+        both = v[:, None].expand(3, 2, 60)
+        found.append(
+            (
+                *launch.rank_mean(s, pos, v, None, t, True, "precision", 1e-6, method),
+                *launch.pair_sums(s, both, pos[:, None], t, "value", 1e-6, method),
+            )
+        )
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("method", ["dense", "grid"])
+@pytest.mark.parametrize("name", [*TWINS, "inverse"])
+def test_every_phi_is_that_of_torch(
+    name: str, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those with a kernel of their own and any other."""
+    inverse = phi.Phi("inverse", lambda r, _: (1 / r, -1 / r**2, 0.0 * r))
+    monkeypatch.setitem(phi.PHIS, "inverse", inverse)
+    scores, tau = draw("normal", 3, 50, 3, torch.float32)
+    pos, valid = masks(3, 50, 3)
+    pos[2] = False
+    weight = torch.rand(3, 50, generator=torch.Generator().manual_seed(0))
+    args = pos, valid, weight, tau, True, name, 1e-6
+    found = launch.rank_mean(torch.where(valid, scores, torch.nan), *args, method)
+    wanted = op.rank_mean(scores.double(), *args[:-1], 1e-12, "dense")
+    assert torch.equal(found[1], wanted[1])
+    # R - R+ is a sum of up to 50 terms.
+    scale = 50.0 if name == "outranked" else 1.0
+    assert (found[0] - wanted[0]).abs().max() <= 1e-6 * scale
+    assert (found[2] - wanted[2]).norm(dim=1).max() <= 3e-6 * scale / float(tau.min())
+
+
+@pytest.mark.parametrize("method", ["dense", "grid"])
+def test_lists_that_are_not_sound(method: str) -> None:
+    """A non-finite score or a tau that is none: NaN; a list that does not count: 0."""
+    scores, _ = draw("normal", 5, 20, 0, torch.float32)
+    pos = torch.zeros(5, 20, dtype=torch.bool)
+    pos[:3, :5] = True
+    pos[4] = True
+    scores[0, 7], scores[3, 2] = torch.inf, torch.nan
+    tau = torch.tensor([0.1, torch.nan, 0.2, 0.1, 0.1], dtype=torch.float64)
+    mean, defined, g = launch.rank_mean(
+        scores, pos, None, None, tau, True, "precision", 1e-6, method
+    )
+    assert defined.tolist() == [True, True, True, False, False]
+    assert mean.isnan().tolist() == [True, True, False, False, False]
+    assert g.isnan().all(1).tolist() == [True, True, False, False, False]
+    assert not mean[3:].any()
+    assert not g[3:].any()
+    sums = launch.pair_sums(scores, ~pos[:, None], pos[:, None], tau, "value", 1e-6, method)[0][
+        :, 0
+    ]
+    for k, broken in enumerate((True, True, False, True, False)):
+        assert bool(sums[k][pos[k]].isnan().all()) is (broken or not pos[k].any())
+        assert not sums[k][~pos[k]].any()
+
+
+@pytest.mark.parametrize("method", ["dense", "grid"])
+def test_weights_of_any_scale(method: str) -> None:
+    scores, tau = draw("normal", 2, 30, 0, torch.float32)
+    pos, _ = masks(2, 30, 0)
+    weight = torch.rand(2, 30, generator=torch.Generator().manual_seed(0))
+    plain = launch.rank_mean(scores, pos, None, weight, tau, True, "precision", 1e-6, method)
+    for scale in (2.0**-120, 2.0**120):
+        found = launch.rank_mean(
+            scores, pos, None, weight * scale, tau, True, "precision", 1e-6, method
+        )
+        assert all(torch.equal(a, b) for a, b in zip(found, plain, strict=True))
+    none = launch.rank_mean(scores, pos, None, 0 * weight, tau, True, "precision", 1e-6, method)
+    assert not none[0].any()
+    assert not none[1].any()
+    assert not none[2].any()
+
+
+def test_no_list_has_more_bins_than_have_room() -> None:
+    """Crowds just large enough with few rows between them, and random lists."""
+    crowds = []
+    for between in (1, 2, 7, 9):
+        loose = torch.arange(between) + 2.0
+        parts = [torch.cat([torch.zeros(17), loose]) + 100.0 * k for k in range(40)]
+        crowds.append(torch.cat(parts)[None])
+    gen = torch.Generator().manual_seed(0)
+    lists = [*crowds, torch.randn(1, 1, generator=gen), torch.randn(4, 700, generator=gen)]
+    lists += [(torch.randn(2, 500, generator=gen) * r).round() for r in (1, 30, 300)]
+    tight = []
+    for scores in lists:
+        rows = scores.shape[1]
+        tau = torch.full((len(scores),), 0.01, dtype=torch.float64)
+        bins = launch._cut(scores, None, None, None, tau, 1e-6, torch.float32)
+        assert bins.room == len(scores) * launch._most_bins(rows, bins.nodes)
+        used = int(bins.first[-1])
+        tight.append(used / bins.room)
+        starts = bins.starts[: used + 1]
+        assert starts[0] == 0
+        assert starts[-1] == scores.numel()
+        assert (starts.diff() > 0).all()
+        assert (torch.diff(starts) <= launch.LONGEST).all()
+    assert 0.9 < max(tight) <= 1.0
+
+
+def test_lists_long_enough_for_several_programs_and_stretches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Few programs share many bins; long crowds are cut; large windows take several turns."""
+    monkeypatch.setattr(launch, "PROGRAMS", 3)
+    monkeypatch.setattr(launch, "LONGEST", 64)
+    scores, tau = draw("normal", 2, 700, 9, torch.float32)
+    scores[1] = scores[1] * 1e-4
+    pos, _ = masks(2, 700, 9)
+    mean, _, g = launch.rank_mean(scores, pos, None, None, tau, True, "precision", 1e-6, "grid")
+    for k in range(2):
+        wanted = exact.smooth_ap(scores[k], pos[k], float(tau[k]))
+        assert abs(float(mean[k]) - wanted.value) <= 1e-6
+        assert np.linalg.norm(exact.array(g[k]) - wanted.grad) <= 3e-6 * wanted.natural
+
+
+def test_shapes_alone_choose_the_method() -> None:
+    assert launch.takes_pairs(1000, launch.SHORT, "auto")
+    assert launch.takes_pairs(1, 16384, "auto")
+    assert not launch.takes_pairs(1, 65536, "auto")
+    assert not launch.takes_pairs(1000, launch.SHORT + 1, "auto")
+    assert launch.takes_pairs(1, 1 << 20, "dense")
+    assert not launch.takes_pairs(1, 4, "grid")
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_empty_lists(rows: int) -> None:
+    scores, tau = torch.zeros(2, rows), torch.ones(2, dtype=torch.float64)
+    none = scores > 1
+    mean, defined, g = launch.rank_mean(
+        scores, none, None, None, tau, True, "precision", 1e-6, "auto"
+    )
+    assert mean.tolist() == [0.0, 0.0]
+    assert not defined.any()
+    assert g.tolist() == scores.tolist()
+    sums = launch.pair_sums(scores, none[:, None], none[:, None], tau, "value,slope", 1e-6, "auto")
+    assert [s.shape for s in sums] == [(2, 1, rows)] * 2
+
+
+@pytest.mark.usefixtures("through_triton")
+@pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES.keys())
+@pytest.mark.parametrize("method", ["dense", "grid"])
+def test_metrics_and_all_their_gradients(
+    example: Any, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By scores, weights and tau, as in float64 on the CPU."""
+    monkeypatch.setattr(launch, "SHORT", 0 if method == "grid" else 1 << 20)
+    monkeypatch.setattr(launch, "FEW_PAIRS", 0)
+    gen = torch.Generator().manual_seed(3)
+    scores = torch.randn(2, 90, generator=gen)
+    pos = torch.rand(2, 90, generator=gen) < 0.4
+    weight = torch.rand(2, 90, generator=gen)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        if dtype == torch.float64:
+            monkeypatch.undo()
+        s, w = (x.to(dtype).requires_grad_() for x in (scores, weight))
+        tau = torch.tensor([0.3, 0.2], dtype=torch.float64, requires_grad=True)
+        value = example.metric.function(s, pos, tau, sample_weight=w, **example.settings)
+        found.append([value, *torch.autograd.grad(value.sum(), (s, w, tau))])
+    for single, double in zip(*found, strict=True):
+        # Float32 scores against float64: sums of at most 90 terms, and thresholds.
+        torch.testing.assert_close(single.double(), double.double(), rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.usefixtures("through_triton")
+def test_soft_ranks_and_saturation() -> None:
+    scores, tau = draw("normal", 2, 60, 2, torch.float32)
+    pos, valid = masks(2, 60, 2)
+    ranks = P.soft_ranks(scores, pos, tau, valid_mask=valid)
+    for k in range(2):
+        wanted = exact.soft_ranks(scores[k], pos[k], float(tau[k]), valid[k])
+        for got, want in zip(ranks, wanted, strict=True):
+            np.testing.assert_allclose(exact.array(got[k]), want, rtol=2e-6)
