@@ -129,6 +129,11 @@ def _cpu() -> str:
     return next(names, platform.processor())
 
 
+def _gpu() -> str:
+    """Name of the card, "cpu" without one."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
 def versions() -> dict[str, str]:
     return {
         "python": platform.python_version(),
@@ -144,7 +149,7 @@ def machine(threads: int) -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": _cpu(),
         "cpu_count": os.cpu_count(),
-        "device": "cpu",
+        "device": _gpu(),
         "threads": threads,
         "peak_resolution": PEAK_RESOLUTION,
         "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
