@@ -99,10 +99,10 @@ class RankingLoss(PublishedNames, BatchLoss):
         self.register_buffer("_tau", torch.zeros((), dtype=torch.float64))
         for name, value in given.items():
             setattr(self, name, value)
+        self._first_temperature = self.temperature
         size = self.queue_size
         self._queue = MemoryQueue(size, self.num_classes, self.ignore_index) if size else None
-        self._subsample_warned = False
-        self._degenerate_warned = False
+        self._subsample_warned = self._degenerate_warned = False
         self._want_diag = False  # a published name: whether the last call asked for diagnostics
         if self.max_pool_size is not None:
             self._draws: Tensor
@@ -127,6 +127,26 @@ class RankingLoss(PublishedNames, BatchLoss):
         """Empty the queue."""
         if self._queue is not None:
             self._queue.reset()
+
+    def reset(self) -> None:
+        """Start anew: no stored rows, the temperature of the constructor, no warning given yet.
+
+        Settings that were overwritten since stay. For a run of its own with the same loss, as in
+        cross-validation.
+
+        Example:
+            >>> loss_fn = SmoothAPLoss(1, queue_size=8, temperature=0.5)
+            >>> first = loss_fn(torch.tensor([[0.3], [0.1]]), torch.tensor([0, 1]))
+            >>> loss_fn.temperature = 0.1
+            >>> loss_fn.reset()
+            >>> bool(loss_fn(torch.tensor([[0.3], [0.1]]), torch.tensor([0, 1])) == first)
+            True
+        """
+        self.reset_queue()
+        self.temperature = self._first_temperature
+        if self.max_pool_size is not None:
+            self._draws.zero_()
+        self._subsample_warned = self._degenerate_warned = self._zero_weight_warned = False
 
     def forward(
         self, logits: Tensor, targets: Tensor, iid_mask: Tensor | bool | None = None,

@@ -142,6 +142,28 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
                 _schedule.state_temp(self._state, self._sched)
             )
 
+    def reset(self) -> None:
+        """Start anew: the schedule at its start, and both losses reset if they have a `reset()`.
+
+        For a run of its own with the same wrapper, as in cross-validation.
+
+        Example:
+            >>> wrapper = LossWarmupWrapper(
+            ...     torch.nn.CrossEntropyLoss(), SmoothAPLoss(4), warmup_steps=5
+            ... )
+            >>> wrapper.on_train_batch_start(7)
+            >>> wrapper.reset()
+            >>> wrapper.main_weight, wrapper.in_warmup
+            (0.0, True)
+        """
+        for loss in (self.warmup_loss, self.main_loss):
+            reset = getattr(loss, "reset", None)
+            if callable(reset):
+                reset()
+        self._batch_hook_seen = self._epoch_hook_seen = self._no_batch_hook_warned = False
+        self._enter(_schedule.init_schedule(self._sched))
+        self._set_temperature()
+
     def _reset_queue(self) -> None:
         if hasattr(self.main_loss, "reset_queue"):
             self.main_loss.reset_queue()
