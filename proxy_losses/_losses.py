@@ -14,9 +14,9 @@ from ._checks import (
     MAX_WEIGHT,
     REDUCTIONS,
     TEMPERATURE_UNITS,
+    as_list_shape,
     check_choice,
     check_int,
-    check_list_shape,
     check_tau,
 )
 from ._lists import Batch, Pool, every_list, make_pool, some_valid, valid_rows
@@ -31,6 +31,7 @@ from ._metrics._record import (
     over_lists,
     reads_of,
 )
+from ._old_names import takes_old_names
 from ._queue import QueueState, enqueue
 from ._ranks import How
 from .distributed import all_reduce, group_name
@@ -61,7 +62,6 @@ class LossFunction(Protocol):
 
 def check_options(options: Options, *, unit_name: str = "tau_unit") -> None:
     """Raise unless the options are in range."""
-    check_list_shape("query_shape", options.query_shape)
     check_choice(unit_name, options.tau_unit, TEMPERATURE_UNITS)
 
 
@@ -202,7 +202,8 @@ def loss_function(metric: Metric) -> LossFunction:
             if name not in known:
                 raise TypeError(f"{metric.name}_loss() got an unexpected keyword argument {name!r}")
         check_choice("reduction", reduction, REDUCTIONS)
-        options = Options(False, query_shape, more.get("tau_unit", "score"))
+        shape = as_list_shape("query_shape", query_shape)
+        options = Options(False, shape, more.get("tau_unit", "score"))
         check_options(options)
         settings = {name: more.get(name, default) for name, default in defaults.items()}
         check_settings(metric, settings)
@@ -219,7 +220,7 @@ def loss_function(metric: Metric) -> LossFunction:
     loss.__name__ = f"{metric.name}_loss"
     loss.__doc__ = _document(metric)
     result = "tuple[Tensor, QueueState | None]"
-    return cast(LossFunction, dressed(loss, loss.__name__, arguments, result))
+    return cast(LossFunction, takes_old_names(dressed(loss, loss.__name__, arguments, result)))
 
 
 REQUIRED = inspect.Parameter.empty
@@ -232,9 +233,9 @@ UNIT = """"score" for tau in units of the logits, "spread" to multiply it by the
 QUERY_IDS = """[N] integer query ids, or None. Each query is a list of its own, and the value of a
     class is the mean over the queries that count. With a queue ids must mean the same query from
     step to step; stored rows without one are left out."""
-QUERY_SHAPE = """(queries, longest query), at least what the pool holds: needed with query_ids
-    inside `torch.compile` and `torch.vmap`; the loss is NaN if it does not suffice. None reads it
-    off the data."""
+QUERY_SHAPE = """(queries, longest query), any pair, at least what the pool holds: needed with
+    query_ids inside `torch.compile` and `torch.vmap`; the loss is NaN if it does not suffice. None
+    reads it off the data."""
 
 
 def _arguments(metric: Metric) -> Arguments:

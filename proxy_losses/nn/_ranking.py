@@ -14,6 +14,7 @@ from .. import _lists, _losses
 from .._checks import (
     DISTRIBUTED,
     REDUCTIONS,
+    as_list_shape,
     as_number,
     check_batch,
     check_choice,
@@ -27,6 +28,7 @@ from .._lists import NOTHING, Batch, Known, Pool
 from .._losses import REQUIRED, Arguments, Options
 from .._metrics import PARTIAL_AUC, RECALL, SMOOTH_AP
 from .._metrics._record import Found, Metric, Option, Settings, check_settings, reads_of
+from .._old_names import takes_old_names
 from ..distributed import default_group, group_name
 from ._batch import BatchLoss, as_floating, check_class_ids, readable
 from ._published import PublishedNames
@@ -80,6 +82,7 @@ class RankingLoss(PublishedNames, BatchLoss):
         if given["distributed"] == "shard" and given["max_pool_size"] is not None:
             raise ValueError("max_pool_size needs distributed='gather', got 'shard'")
         given = {"temperature_unit": "score", **given}
+        given["query_shape"] = as_list_shape("query_shape", given["query_shape"])
         options = Options(False, given["query_shape"], given["temperature_unit"])
         _losses.check_options(options, unit_name="temperature_unit")
         for o in metric.options:  # a plain number, whatever kind was given
@@ -148,6 +151,7 @@ class RankingLoss(PublishedNames, BatchLoss):
             self._draws.zero_()
         self._subsample_warned = self._degenerate_warned = self._zero_weight_warned = False
 
+    @takes_old_names
     def forward(
         self, logits: Tensor, targets: Tensor, iid_mask: Tensor | bool | None = None,
         return_per_class: bool = False, return_diagnostics: bool = False, *,
@@ -430,7 +434,8 @@ def _arguments(metric: Metric) -> Arguments:
                "multiply it by the detached spread of the pool (`score_spread`), class by class, "
                "so that it keeps its meaning as the logits grow."),
         Option("query_shape", None, "tuple[int, int] | None",
-               "(queries, longest query), bounds that compiled code needs for `query_ids`."),
+               "(queries, longest query), any pair, bounds that compiled code needs for "
+               "`query_ids`."),
         Option("distributed", "gather", "str",
                'what several processes do when they gather: "gather" every row to all, or "shard", '
                "where each keeps its rows and a queue of its own, only sums travel, and the loss "
@@ -481,7 +486,7 @@ def _constructor(metric: Metric) -> Callable[..., None]:
     name = f"{metric.module}.__init__"
     made: Callable[..., None] = _losses.dressed(__init__, name, _arguments(metric), "None", own)
     signature = inspect.signature(made)
-    return made
+    return takes_old_names(made)
 
 
 class SmoothAPLoss(RankingLoss, metric=SMOOTH_AP): ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from .._checks import (
     check_temperature,
     warn_user,
 )
+from .._old_names import takes_old_names
 from .._schedule import Clock, Schedule, ScheduleState
 from ._published import PublishedSchedule
 from ._queue import problems_of, refuse
@@ -214,6 +216,7 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
             self._reset_queue()
         self._set_temperature()
 
+    @functools.partial(takes_old_names, passes_to="main_loss")
     def forward(
         self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None,
         iid_mask: Tensor | None = None, query_ids: Tensor | None = None, **kwargs: Any,
