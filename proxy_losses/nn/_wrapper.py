@@ -145,7 +145,8 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
             )
 
     def reset(self) -> None:
-        """Start anew: the schedule at its start, and both losses reset if they have a `reset()`.
+        """Start anew: the schedule at its start, and both losses if they have a `reset()`
+        or, failing that, a `reset_queue()`.
 
         For a run of its own with the same wrapper, as in cross-validation.
 
@@ -159,7 +160,7 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
             (0.0, True)
         """
         for loss in (self.warmup_loss, self.main_loss):
-            reset = getattr(loss, "reset", None)
+            reset = getattr(loss, "reset", getattr(loss, "reset_queue", None))
             if callable(reset):
                 reset()
         self._batch_hook_seen = self._epoch_hook_seen = self._no_batch_hook_warned = False
