@@ -70,9 +70,7 @@ class LossScheduleCallback(Callback):
         >>> # Trainer(callbacks=[callback]).fit(module)
     """
 
-    def __init__(
-        self, *, log: bool = True, prefix: str = "", reset_at_start: bool = True
-    ) -> None:
+    def __init__(self, *, log: bool = True, prefix: str = "", reset_at_start: bool = True) -> None:
         super().__init__()
         check_flag("reset_at_start", reset_at_start)
         self.reset_at_start = reset_at_start
@@ -156,7 +154,6 @@ class LossScheduleCallback(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let go of the wrappers."""
         self._wrappers = {}
-
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self.reset_at_start or trainer.global_step > 0:

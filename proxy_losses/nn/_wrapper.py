@@ -145,10 +145,10 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
             )
 
     def reset(self) -> None:
-        """Start anew: the schedule at its start, and both losses if they have a `reset()`
-        or, failing that, a `reset_queue()`.
+        """Start anew: the schedule at its start, and both losses reset if they have a `reset()`.
 
-        For a run of its own with the same wrapper, as in cross-validation.
+        A loss that has none, but a `reset_queue()`, gets that called. For a run of its own with
+        the same wrapper, as in cross-validation.
 
         Example:
             >>> wrapper = LossWarmupWrapper(
