@@ -20,9 +20,8 @@ FUNCTIONS = [P.smooth_ap_loss, P.recall_at_quantile_loss, P.partial_auc_loss]
 @contextlib.contextmanager
 def deprecated(*names):
     """One warning for each name, attributed to a line of this file."""
-    with warnings.catch_warnings(
-        record=True, action="always", category=DeprecationWarning
-    ) as found:
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always", DeprecationWarning)
         yield
     assert [w.category for w in found] == [DeprecationWarning] * len(names)
     for w, name in zip(found, names, strict=True):

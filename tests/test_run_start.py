@@ -7,13 +7,14 @@ import torch
 
 import proxy_losses as P
 
-from .test_lightning import BATCHES, Module, assert_equal_states, bce, fit, new_loss, pytestmark
-
-pl = pytest.importorskip("lightning.pytorch", reason="needs proxy-losses[lightning]")
+pytest.importorskip("lightning", reason="needs proxy-losses[lightning]")
+import lightning.pytorch as pl
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.tuner import Tuner
 
 from proxy_losses.integrations.lightning import LossScheduleCallback
+
+from .test_lightning import BATCHES, Module, assert_equal_states, bce, fit, new_loss, pytestmark
 
 pytestmark = [*pytestmark, pytest.mark.filterwarnings("ignore:.*lr_find|.*batch_size_finder")]
 
