@@ -154,7 +154,7 @@ def _digests(x: Table, seed: bytes) -> Iterator[bytes]:
     step = len(x.indptr) if issparse(x) else max(1, BLOCK // x.shape[1])
     for start in range(0, x.shape[0], step):
         block = csr_array(x[start : start + step])  # 0.0 and -0.0 are not in it
-        data, places = block.data.astype("<f8"), block.indices.astype("<i8")
+        data, places = block.data.astype("<f8", copy=False), block.indices.astype("<i8", copy=False)
         ends = block.indptr.tolist()
         for begin, end in pairwise(ends):
             gaps = b"gaps" if end - begin < x.shape[1] else b""

@@ -58,6 +58,10 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
     There is no ``class_weight``: the metric says what a rare positive is worth. `sample_weight` is
     how many rows each stands for. The order of the rows does not matter.
 
+    Sparse matrices and arrays are taken as they are, such as `OneHotEncoder` makes, and fitted as
+    the dense table would be, in some three times their memory. A table of which less than a quarter
+    is filled is computed with as a sparse one, however it came.
+
     Args:
         metric: "ap", average precision; "recall", recall in the top `quantile` of the rows; or
             "pauc", area under the ROC curve up to the false-positive rate `fpr`, as
@@ -168,12 +172,12 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
         """Fit the scorecard.
 
         Args:
-            X: [rows, features] finite numbers.
+            X: [rows, features] finite numbers, an array, data frame or sparse matrix.
             y: [rows], two classes, of which the one that sorts second is the positive: pass
                 ``y == "bad"`` to be sure.
             sample_weight: [rows] >= 0, how many rows each stands for, negatives too.
-            X_val: [rows, features] to validate on, such as later months, or other people; None
-                holds out rows of X. A Pipeline transforms it if its ``transform_input`` says so.
+            X_val: [rows, features] to validate on, of any kind too, such as later months, or other
+                people; None holds out rows of X. A Pipeline transforms it if its ``transform_input`` says so.
             y_val: [rows], given with X_val.
             sample_weight_val: [rows], for X_val.
 
