@@ -41,7 +41,7 @@ def as_table(x: Any) -> Table:
     """A table as it is computed with: sparse where less than a quarter is filled.
 
     That depends on what it holds and not on how it came, so that a dense table and its sparse
-    copies give the same results, bit for bit. (Alone a sparse one above BLOCK never turns dense.)
+    copies give the same results, bit for bit. Only a sparse one above BLOCK never turns dense.
     """
     if not issparse(x):
         return csr_array(x) if 4 * np.count_nonzero(x) < x.size else x

@@ -177,7 +177,8 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
                 ``y == "bad"`` to be sure.
             sample_weight: [rows] >= 0, how many rows each stands for, negatives too.
             X_val: [rows, features] to validate on, of any kind too, such as later months, or other
-                people; None holds out rows of X. A Pipeline transforms it if its ``transform_input`` says so.
+                people; None holds out rows of X. A Pipeline transforms it if its
+                ``transform_input`` says so.
             y_val: [rows], given with X_val.
             sample_weight_val: [rows], for X_val.
 
