@@ -155,6 +155,25 @@ def test_the_same_trainer_fits_on(tmp_path, alone):
     assert module.loss.main_loss._queue.state.enqueued == alone.loss.main_loss._queue.state.enqueued
 
 
+def test_a_loss_beside_the_wrapper_keeps_the_temperature_that_was_set(tmp_path):
+    class Beside(Module):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) + self.beside(*self.scored())
+
+        def scored(self):
+            x, y = self.rows()
+            return self.model(x), y
+
+    def run(module):
+        fit(module, tmp_path, epochs=1)
+        return int(module.beside._queue.state.enqueued), module.beside.temperature
+
+    module = new_module(cls=Beside)
+    module.beside = P.SmoothAPLoss(1, queue_size=100, temperature=0.5)
+    module.beside.temperature = 0.2
+    assert run(module) == run(module) == (BATCHES * 8, 0.2)
+
+
 def test_a_queue_of_ones_own_is_emptied_too():
     class Own(torch.nn.Module):
         temperature, rows = 1.0, 5
