@@ -434,8 +434,7 @@ def _arguments(metric: Metric) -> Arguments:
                "multiply it by the detached spread of the pool (`score_spread`), class by class, "
                "so that it keeps its meaning as the logits grow."),
         Option("query_shape", None, "tuple[int, int] | None",
-               "(queries, longest query), any pair, bounds that compiled code needs for "
-               "`query_ids`."),
+               "(queries, longest query), bounds that compiled code needs for `query_ids`."),
         Option("distributed", "gather", "str",
                'what several processes do when they gather: "gather" every row to all, or "shard", '
                "where each keeps its rows and a queue of its own, only sums travel, and the loss "
