@@ -233,9 +233,9 @@ UNIT = """"score" for tau in units of the logits, "spread" to multiply it by the
 QUERY_IDS = """[N] integer query ids, or None. Each query is a list of its own, and the value of a
     class is the mean over the queries that count. With a queue ids must mean the same query from
     step to step; stored rows without one are left out."""
-QUERY_SHAPE = """(queries, longest query), any pair, at least what the pool holds: needed with
-    query_ids inside `torch.compile` and `torch.vmap`; the loss is NaN if it does not suffice. None
-    reads it off the data."""
+QUERY_SHAPE = """(queries, longest query), at least what the pool holds: needed with query_ids
+    inside `torch.compile` and `torch.vmap`; the loss is NaN if it does not suffice. None reads it
+    off the data."""
 
 
 def _arguments(metric: Metric) -> Arguments:
