@@ -154,7 +154,8 @@ def select(rows: Rows, count: int | None) -> Bools:
         unit = np.zeros(features)
         unit[best] = 1.0
         column = products(x @ unit - mean[best])
-        factor[k, :k] = solve_triangular(factor[:k, :k], column[found], lower=True)
+        if k:  # older SciPy takes no empty matrix
+            factor[k, :k] = solve_triangular(factor[:k, :k], column[found], lower=True)
         rest = column[best] - factor[k, :k] @ factor[k, :k]
         if rest <= rounding * column[best]:
             break
