@@ -12,6 +12,8 @@ callbacks of `proxy_losses.integrations.lightning` and `proxy_losses.integration
 the scorecards of `proxy_losses.integrations.sklearn`.
 """
 
+from typing import Any
+
 from ._lists import QueryLists, RetrievalLists, query_lists, retrieval_lists
 from ._losses import partial_auc_loss, recall_at_quantile_loss, smooth_ap_loss
 from ._metrics.focal import sigmoid_focal, softmax_focal
@@ -19,6 +21,7 @@ from ._metrics.partial_auc import partial_auc, partial_auc_defined
 from ._metrics.recall import recall_at_quantile, recall_defined, recall_saturation
 from ._metrics.smooth_ap import smooth_ap, smooth_ap_defined, smooth_ap_saturation
 from ._numerics import score_spread
+from ._old_names import old_name
 from ._queue import QueueState, enqueue, init_queue, queue_rows, reset_queue
 from ._ranks import SoftRanks, sigmoid_sums, soft_ranks
 from ._schedule import (
@@ -45,6 +48,11 @@ from .nn import (
 )
 
 __version__ = "0.4.0"
+
+
+def __getattr__(name: str) -> Any:
+    return old_name(__name__, globals(), name)
+
 
 __all__ = [
     "QueryLists",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
+from collections.abc import Sequence
 from numbers import Integral, Rational, Real
 from typing import Any, NoReturn
 
@@ -275,22 +276,24 @@ def check_row_extras(
     check_query_ids(query_ids, n)
 
 
-def check_list_shape(name: str, shape: tuple[int, int] | None) -> None:
-    """Raise unless shape is None or two integers >= 1."""
+def as_list_shape(name: str, shape: Any) -> tuple[int, int] | None:
+    """None, or any ordered pair of integers >= 1, such as a list from a file, as a tuple."""
     if shape is None:
-        return
-    if not isinstance(shape, tuple) or len(shape) != 2:
-        raise ValueError(f"{name} must be None or (queries, longest query), got {shape!r}")
-    for what, size in zip(("queries", "longest query"), shape, strict=True):
+        return None
+    pair = shape.tolist() if hasattr(shape, "tolist") else shape  # of numpy or torch
+    if not isinstance(pair, Sequence) or isinstance(pair, str | bytes) or len(pair) != 2:
+        raise ValueError(f"{name} must be None or a pair (queries, longest query), got {shape!r}")
+    for what, size in zip(("queries", "longest query"), pair, strict=True):
         check_int(f"{name}, {what},", size, 1)
+    return int(pair[0]), int(pair[1])
 
 
-def warn_user(message: str) -> None:
-    """`UserWarning` attributed to the caller's own line, however many of our frames lie above."""
+def warn_user(message: str, category: type[Warning] = UserWarning) -> None:
+    """A warning attributed to the caller's own line, however many of our frames lie above."""
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in (
         "proxy_losses",
         "torch",
     ):
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, UserWarning, stacklevel=level)
+    warnings.warn(message, category, stacklevel=level)

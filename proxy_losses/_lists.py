@@ -19,6 +19,7 @@ from ._checks import (
     fail_type,
     is_labels,
 )
+from ._old_names import takes_old_names
 from ._queue import NO_QUERY, QueueState, check_queue, match_queue, queue_rows
 from ._ranks import Lists
 
@@ -183,6 +184,7 @@ class QueryLists(NamedTuple):
     fits: Tensor  # [] bool, False when there were more queries or longer ones than asked for
 
 
+@takes_old_names
 def query_lists(
     query_ids: Tensor, num_lists: int, list_length: int, *, valid_mask: Tensor | None = None
 ) -> QueryLists:

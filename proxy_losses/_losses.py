@@ -14,9 +14,9 @@ from ._checks import (
     MAX_WEIGHT,
     REDUCTIONS,
     TEMPERATURE_UNITS,
+    as_list_shape,
     check_choice,
     check_int,
-    check_list_shape,
     check_tau,
 )
 from ._lists import Batch, Pool, every_list, make_pool, some_valid, valid_rows
@@ -31,6 +31,7 @@ from ._metrics._record import (
     over_lists,
     reads_of,
 )
+from ._old_names import takes_old_names
 from ._queue import QueueState, enqueue
 from ._ranks import How
 from .distributed import all_reduce, group_name
@@ -61,7 +62,6 @@ class LossFunction(Protocol):
 
 def check_options(options: Options, *, unit_name: str = "tau_unit") -> None:
     """Raise unless the options are in range."""
-    check_list_shape("query_shape", options.query_shape)
     check_choice(unit_name, options.tau_unit, TEMPERATURE_UNITS)
 
 
@@ -202,7 +202,8 @@ def loss_function(metric: Metric) -> LossFunction:
             if name not in known:
                 raise TypeError(f"{metric.name}_loss() got an unexpected keyword argument {name!r}")
         check_choice("reduction", reduction, REDUCTIONS)
-        options = Options(False, query_shape, more.get("tau_unit", "score"))
+        shape = as_list_shape("query_shape", query_shape)
+        options = Options(False, shape, more.get("tau_unit", "score"))
         check_options(options)
         settings = {name: more.get(name, default) for name, default in defaults.items()}
         check_settings(metric, settings)
@@ -219,7 +220,7 @@ def loss_function(metric: Metric) -> LossFunction:
     loss.__name__ = f"{metric.name}_loss"
     loss.__doc__ = _document(metric)
     result = "tuple[Tensor, QueueState | None]"
-    return cast(LossFunction, dressed(loss, loss.__name__, arguments, result))
+    return cast(LossFunction, takes_old_names(dressed(loss, loss.__name__, arguments, result)))
 
 
 REQUIRED = inspect.Parameter.empty

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ._checks import check_batch, check_bool, check_int, check_row_extras, is_labels
 from ._numerics import size_known
+from ._old_names import takes_old_names
 
 NO_QUERY = torch.iinfo(torch.int64).min  # query id of rows stored without one
 
@@ -111,6 +112,7 @@ def reset_queue(queue: QueueState) -> QueueState:
     )
 
 
+@takes_old_names
 def enqueue(
     queue: QueueState, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None,
     iid_mask: Tensor | None = None, query_ids: Tensor | None = None, where: Tensor | None = None,

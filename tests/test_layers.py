@@ -15,6 +15,7 @@ ROOT = Path(proxy_losses.__file__).parent
 FLOORS = {
     "_effects": 0,
     "_checks": 0,
+    "_old_names": 1,
     "distributed": 1,
     "_numerics": 2,
     "_ranks": 3,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import re
+from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 
@@ -148,3 +151,39 @@ def test_a_capped_pool_keeps_its_ids(make):
     loss = module(*rows, **extras)
     torch.testing.assert_close(loss, want)
     assert loss != make(num_classes=3, queue_size=0)(*rows, **extras)
+
+
+class Pair(Sequence):
+    """As a configuration library holds a list."""
+
+    def __init__(self, *items):
+        self.items = items
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+    def __len__(self):
+        return len(self.items)
+
+
+@pytest.mark.parametrize(
+    "pair",
+    [(4, 8), [4, 8], torch.Size((4, 8)), torch.tensor([4, 8]), np.array([4, 8]),
+     (np.int64(4), np.int32(8)), Pair(4, 8)],
+    ids=repr,
+)  # fmt: skip
+def test_any_pair_is_a_shape(pair):
+    module = P.SmoothAPLoss(1, queue_size=8, query_shape=pair)
+    assert module.query_shape == (4, 8)
+    assert [type(n) for n in (module.query_shape, *module.query_shape)] == [tuple, int, int]
+    x, y = torch.tensor([[0.3], [0.1], [0.2]]), torch.tensor([0, 1, 1])
+    ids = torch.tensor([0, 0, 1])
+    found = P.smooth_ap_loss(x, y, None, 0.1, query_ids=ids, query_shape=pair)[0]
+    assert found == P.smooth_ap_loss(x, y, None, 0.1, query_ids=ids)[0]
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 3), "48", b"48", {4, 8}, {4: 8, 5: 9}, [], 4])
+def test_what_is_no_pair_is_refused(shape):
+    message = f"query_shape must be None or a pair .*, got {re.escape(repr(shape))}"
+    with pytest.raises(ValueError, match=message):
+        P.SmoothAPLoss(1, query_shape=shape)

@@ -30,6 +30,18 @@ def own_queue_losses(root: nn.Module) -> dict[str, RankingLoss]:
     }
 
 
+def reset_losses(root: nn.Module) -> None:
+    """Every ranking loss and every wrapper in a module as at the start of its first run."""
+    for module in root.modules():
+        if isinstance(module, RankingLoss):
+            temperature = module.temperature
+            module.reset()
+            module.temperature = temperature  # outside of a wrapper it is the user's
+    for module in root.modules():
+        if isinstance(module, LossWarmupWrapper):
+            module.reset()
+
+
 def progress(wrappers: dict[str, LossWarmupWrapper], prefix: str) -> dict[str, float]:
     """Numbers to log: main_weight, temperature if there is one, phase (0 warmup, 1 blend, 2 main).
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression, orthogonal_mp
+from scipy.linalg import cho_solve, solve_triangular
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from sklearn.utils import check_array
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from .. import sigmoid_sums, smooth_ap
-from ._rows import Bools, Floats, Rows
+from ._rows import Bools, Floats, Rows, Table
 
 METRICS = ("ap", "recall", "pauc")
 EVERY = 10  # steps from one validation to the next
@@ -33,7 +33,7 @@ class Linear(NamedTuple):
     intercept: float
     score: float
 
-    def of(self, x: Floats) -> Floats:
+    def of(self, x: Table) -> Floats:
         scores: Floats = x @ self.coef + self.intercept
         return scores
 
@@ -121,7 +121,8 @@ def checked_cs(Cs: Any) -> list[float]:
 def select(rows: Rows, count: int | None) -> Bools:
     """Orthogonal matching pursuit of the labels by scaled features; [columns], True for picked.
 
-    Fewer than ``count`` where the others are linear combinations of those; all for None.
+    Fewer than ``count``, but one at least, where the others are linear combinations of those; all
+    for None.
     """
     features = rows.x.shape[1]
     if count is None:
@@ -130,14 +131,41 @@ def select(rows: Rows, count: int | None) -> Bools:
         raise ValueError(
             f"expected n_features of at most the {features} features of X, got {count}"
         )
-    root = np.sqrt(np.ones(len(rows.y)) if rows.weight is None else rows.weight)
-    target = rows.y - np.average(rows.y, weights=rows.weight)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Orthogonal matching pursuit ended", RuntimeWarning)
-        coef = orthogonal_mp(
-            rows.x * root[:, None], target * root, n_nonzero_coefs=count, copy_X=False
-        )
-    picked: Bools = coef.reshape(-1) != 0  # of one column it comes without dimensions
+    x, weight = rows.x, np.ones(len(rows.y)) if rows.weight is None else rows.weight
+    mean = x.T @ weight / weight.sum()
+
+    def products(values: Floats) -> Floats:
+        """With all features, these centred."""
+        total: Floats = x.T @ (weight * values) - mean * (weight @ values)
+        return total
+
+    target = rows.y - np.average(rows.y, weights=weight)
+    whole, residual = products(target), target
+    rounding = len(target) * np.finfo(np.float64).eps
+    nothing = rounding * np.sqrt(weight.sum() * (weight @ target**2))  # for scaled features
+    factor = np.zeros((count, count))  # of Cholesky, of the products of those picked
+    found: list[int] = []
+    while (k := len(found)) < count:
+        gain = np.abs(products(residual))
+        gain[found] = 0.0
+        if gain.max() <= nothing:
+            break
+        best = int((gain >= gain.max() - nothing).argmax())  # the first of equal ones
+        unit = np.zeros(features)
+        unit[best] = 1.0
+        column = products(x @ unit - mean[best])
+        if k:  # older SciPy takes no empty matrix
+            factor[k, :k] = solve_triangular(factor[:k, :k], column[found], lower=True)
+        rest = column[best] - factor[k, :k] @ factor[k, :k]
+        if rest <= rounding * column[best]:
+            break
+        factor[k, k] = np.sqrt(rest)
+        found.append(best)
+        coef = np.zeros(features)
+        coef[found] = cho_solve((factor[: k + 1, : k + 1], True), whole[found])
+        residual = target - (x @ coef - mean @ coef)
+    picked = np.zeros(features, dtype=bool)
+    picked[found or [0]] = True
     return picked
 
 
@@ -174,15 +202,17 @@ def ascend(
     if not spread > 0 or steps == 0:
         return start, 0, 0
     best = start._replace(coef=start.coef / spread, intercept=start.intercept / spread)
-    x = torch.from_numpy(train.x)
     coef = torch.tensor(best.coef, requires_grad=True)
     optimizer = torch.optim.Adam([coef], lr=rate / len(coef) ** 0.5)
     best_step = step = 0
     with tqdm(total=steps, desc="LinearRanker", disable=not verbose) as bar:
         while step < steps and (patience is None or step - best_step < patience):
             step += 1
-            optimizer.zero_grad()
-            loss(x @ coef + best.intercept).backward()
+            now = best._replace(coef=coef.detach().numpy())
+            scores = torch.from_numpy(now.of(train.x)).requires_grad_()
+            loss(scores).backward()
+            assert scores.grad is not None
+            coef.grad = torch.from_numpy(train.x.T @ scores.grad.numpy())
             optimizer.step()
             bar.update()
             if step % EVERY and step < steps:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from ._common import find_wrappers, own_queue_losses, progress
+from .._checks import check_flag
+from ._common import find_wrappers, own_queue_losses, progress, reset_losses
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -122,7 +123,9 @@ class LossScheduleCallback(TrainerCallback):
 
     The Trainer saves model, optimizer and generators. This callback adds the state of the loss,
     ``loss_state.pt``, to each checkpoint (one file for each process if the queues differ), and
-    reads it when `train(resume_from_checkpoint=...)` resumes.
+    reads it when `train(resume_from_checkpoint=...)` resumes. A `train()` that starts at step 0 is
+    a run of its own, such as the next trial of `hyperparameter_search`: it starts with empty queues
+    and the schedule's first step, whatever the loss went through before.
 
     main_weight, temperature and phase (0 warmup, 1 blend, 2 main) join what the Trainer logs, and
     its `state.log_history`. Reporters see them if they come later: `report_to="none"` and
@@ -134,6 +137,9 @@ class LossScheduleCallback(TrainerCallback):
         prefix: of the logged names.
         resume_from: the checkpoint directory that training resumes from; None for
             `checkpoint-<step>` in the output directory.
+        reset_at_start: False leaves queues, temperatures and schedule as they are when training
+            starts at step 0, such as a queue that was loaded or filled by hand. (The schedule then
+            counts from step 0 on; a wrapper that has switched before does not switch again.)
 
     Raises:
         ValueError: there is no wrapper.
@@ -156,11 +162,14 @@ class LossScheduleCallback(TrainerCallback):
         log: bool = True,
         prefix: str = "loss_schedule/",
         resume_from: str | os.PathLike[str] | None = None,
+        reset_at_start: bool = True,
     ) -> None:
+        check_flag("reset_at_start", reset_at_start)
         self.loss_fn = loss_fn
         self.log_values = log
         self.prefix = prefix
         self.resume_from = resume_from
+        self.reset_at_start = reset_at_start
         self._wrappers = find_wrappers(loss_fn)
         self._next_epoch = 0
         self._resumed = False
@@ -168,7 +177,7 @@ class LossScheduleCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Move the loss to the device; when resuming, read its state."""
+        """Move the loss to the device; start it anew or, when resuming, read its state."""
         self.loss_fn.to(args.device)
         self._next_epoch = int(state.epoch or 0)
         self._resumed = state.global_step > 0
@@ -180,6 +189,8 @@ class LossScheduleCallback(TrainerCallback):
                     "resume_from, and resume with as many processes as it was saved by"
                 )
             self.loss_fn.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        elif self.reset_at_start:
+            reset_losses(self.loss_fn)
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from .._checks import warn_user
+from .._checks import check_flag, warn_user
 from ..distributed import all_gather_no_grad
 from ..nn import LossWarmupWrapper, RankingLoss
-from ._common import find_wrappers, own_queue_losses, progress
+from ._common import find_wrappers, own_queue_losses, progress, reset_losses
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
@@ -39,7 +39,11 @@ class LossScheduleCallback(Callback):
     optimizers (manual optimization) Lightning counts the steps of each.
 
     Checkpoints hold schedule and queue, as part of the module's state_dict; resuming continues
-    them, also in the middle of an epoch.
+    them, also in the middle of an epoch. So does the same trainer when it fits on.
+
+    A fit from step 0 without a checkpoint is a run of its own: it starts with empty queues and the
+    schedule's first step, whatever the module went through before: another fit, a learning-rate
+    finder, the sanity check, weights loaded by hand with the queue of the run that they come from.
 
     Under DistributedDataParallel the buffers of all ranking losses are left out of its broadcast:
     they are equal anyway, or, with distributed="shard" or gather_distributed=False, would be
@@ -51,6 +55,9 @@ class LossScheduleCallback(Callback):
         log: whether to log main_weight, phase (0 warmup, 1 blend, 2 main) and temperature of each
             wrapper at each batch.
         prefix: of the logged names `{prefix}{path of the wrapper}/main_weight` and so on.
+        reset_at_start: False leaves queues, temperatures and schedule as they are when a fit
+            starts at step 0, such as a queue that was loaded or filled by hand. (The schedule then
+            counts from step 0 on; a wrapper that has switched before does not switch again.)
 
     Raises:
         ValueError: at the start of fit, if there is no wrapper.
@@ -63,14 +70,18 @@ class LossScheduleCallback(Callback):
         >>> # Trainer(callbacks=[callback]).fit(module)
     """
 
-    def __init__(self, *, log: bool = True, prefix: str = "") -> None:
+    def __init__(self, *, log: bool = True, prefix: str = "", reset_at_start: bool = True) -> None:
         super().__init__()
+        check_flag("reset_at_start", reset_at_start)
+        self.reset_at_start = reset_at_start
         self.log_values = log
         self.prefix = prefix
         self._wrappers: dict[str, LossWarmupWrapper] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Keep the buffers of the losses out of the broadcast, before the strategy wraps."""
+        """Start anew; keep the buffers of the losses out of the broadcast, before it is set up."""
+        if stage == "fit":  # a checkpoint is loaded later
+            self._start(trainer, pl_module)
         names = set(getattr(pl_module, "_ddp_params_and_buffers_to_ignore", ()))
         names |= _buffer_names(pl_module)
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(pl_module, names)
@@ -87,6 +98,11 @@ class LossScheduleCallback(Callback):
                     f"{', '.join(late)}: a loss with a queue of each process's own must exist "
                     "before training is set up; create it in __init__ of the LightningModule"
                 )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start anew, without what the sanity check stored and other hooks loaded."""
+        if not trainer.ckpt_path:
+            self._start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the epoch of every wrapper."""
@@ -138,6 +154,16 @@ class LossScheduleCallback(Callback):
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Let go of the wrappers."""
         self._wrappers = {}
+
+    def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.reset_at_start or trainer.global_step > 0:
+            return
+        reset_losses(pl_module)
+        for module in pl_module.modules():
+            if isinstance(module, LossWarmupWrapper):
+                # Lightning's finders train without callbacks, at the schedule's first step.
+                module.on_train_epoch_start(trainer.current_epoch)
+                module.on_train_batch_start(0)
 
 
 def _buffer_names(root: nn.Module) -> set[str]:

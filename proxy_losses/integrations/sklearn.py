@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
-    from sklearn.preprocessing import StandardScaler
     from sklearn.utils import check_random_state
     from sklearn.utils._param_validation import Interval, StrOptions
     from sklearn.utils.multiclass import type_of_target
@@ -23,7 +22,7 @@ except ImportError as error:
         "proxy_losses.integrations.sklearn needs scikit-learn >= 1.6 and tqdm: "
         "pip install 'proxy-losses[sklearn]'"
     ) from error
-from ._rows import Rows, hold_out, merged, positives, weighted_rows
+from ._rows import Rows, as_table, hold_out, merged, positives, scaling, weighted_rows
 
 __all__ = ["LinearRanker", "ScorecardRow"]
 
@@ -58,6 +57,10 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
     above 1/2, which among rare positives is often nothing: for a budget take the top scores.
     There is no ``class_weight``: the metric says what a rare positive is worth. `sample_weight` is
     how many rows each stands for. The order of the rows does not matter.
+
+    Sparse matrices and arrays are taken as they are, such as `OneHotEncoder` makes, and fitted as
+    the dense table would be, in some three times their memory. A table of which less than a quarter
+    is filled is computed with as a sparse one, however it came.
 
     Args:
         metric: "ap", average precision; "recall", recall in the top `quantile` of the rows; or
@@ -169,12 +172,13 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
         """Fit the scorecard.
 
         Args:
-            X: [rows, features] finite numbers.
+            X: [rows, features] finite numbers, an array, data frame or sparse matrix.
             y: [rows], two classes, of which the one that sorts second is the positive: pass
                 ``y == "bad"`` to be sure.
             sample_weight: [rows] >= 0, how many rows each stands for, negatives too.
-            X_val: [rows, features] to validate on, such as later months, or other people; None
-                holds out rows of X. A Pipeline transforms it if its ``transform_input`` says so.
+            X_val: [rows, features] to validate on, of any kind too, such as later months, or other
+                people; None holds out rows of X. A Pipeline transforms it if its
+                ``transform_input`` says so.
             y_val: [rows], given with X_val.
             sample_weight_val: [rows], for X_val.
 
@@ -187,14 +191,14 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
         Warns:
             UserWarning: a class has too few distinct rows to hold some out.
         """
-        parts = self._parts(X, y, sample_weight, X_val, y_val, sample_weight_val)
-        train, held = (merged(rows) for rows in parts)
-        scaler = StandardScaler().fit(train.x, sample_weight=train.weight)
-        train = train._replace(x=scaler.transform(train.x))
-        held = held._replace(x=scaler.transform(held.x))
-        self.scale_ = scaler.scale_
+        train, held = self._parts(X, y, sample_weight, X_val, y_val, sample_weight_val)
+        train, held = merged(train), merged(held)  # copies, which are scaled in place
+        scale = scaling(train)
+        train, held = scale.apply(train), scale.apply(held)
+        self.scale_ = scale.scale
         self.support_ = card.select(train, self.n_features)
-        train, held = (rows._replace(x=rows.x[:, self.support_]) for rows in (train, held))
+        if not self.support_.all():
+            train, held = (rows._replace(x=rows.x[:, self.support_]) for rows in (train, held))
 
         score = self._metric()
         start, self.C_ = card.warm_start(train, held, card.checked_cs(self.Cs), score)
@@ -217,14 +221,14 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
         self.baseline_score_, self.validation_score_ = start.score, result.score
 
         self.coef_ = np.zeros((1, self.n_features_in_))
-        self.coef_[0, self.support_] = result.coef / scaler.scale_[self.support_]
-        self.intercept_ = np.array([result.intercept - float(self.coef_[0] @ scaler.mean_)])
+        self.coef_[0, self.support_] = result.coef / scale.scale[self.support_]
+        self.intercept_ = np.array([result.intercept - float(self.coef_[0] @ scale.shift)])
         return self
 
     def decision_function(self, X: Any) -> Array:
         """Scores [rows], larger for the positive class; log-odds."""
         check_is_fitted(self)
-        X = validate_data(self, X, reset=False, dtype=np.float64)
+        X = validate_data(self, X, reset=False, dtype=np.float64, accept_sparse="csr")
         scores: Array = X @ self.coef_[0] + self.intercept_[0]
         return scores
 
@@ -267,7 +271,9 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
         self, X: Any, y: Any, weight: Any, X_val: Any, y_val: Any, weight_val: Any
     ) -> tuple[Rows, Rows]:
         """Rows to learn from and rows to validate on."""
-        X, y = validate_data(self, X, y, dtype=np.float64, ensure_min_samples=2)
+        X, y = validate_data(
+            self, X, y, dtype=np.float64, ensure_min_samples=2, accept_sparse="csr"
+        )
         kind = type_of_target(y, input_name="y", raise_unknown=True)
         if kind not in ("binary", "multiclass"):
             raise ValueError(f"Unknown label type: {kind}. Expected two classes.")
@@ -276,7 +282,7 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
             raise ValueError(
                 f"Only binary classification is supported. The type of the target is {kind}."
             )
-        rows = weighted_rows(X, y == self.classes_[-1], weight, "sample_weight")
+        rows = weighted_rows(as_table(X), y == self.classes_[-1], weight, "sample_weight")
         if X_val is None:
             if y_val is not None or weight_val is not None:
                 raise ValueError("y_val and sample_weight_val need X_val, which is None")
@@ -284,11 +290,12 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
             return hold_out(rows, self.validation_fraction, rng)
         if y_val is None:
             raise ValueError("X_val needs y_val, which is None")
-        X_val = validate_data(self, X_val, reset=False, dtype=np.float64)
+        X_val = validate_data(self, X_val, reset=False, dtype=np.float64, accept_sparse="csr")
         positive = positives(y_val, self.classes_, X_val, "y_val")
-        return rows, weighted_rows(X_val, positive, weight_val, "sample_weight_val")
+        return rows, weighted_rows(as_table(X_val), positive, weight_val, "sample_weight_val")
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_class = False
+        tags.input_tags.sparse = True
         return tags

@@ -14,6 +14,7 @@ from .. import _lists, _losses
 from .._checks import (
     DISTRIBUTED,
     REDUCTIONS,
+    as_list_shape,
     as_number,
     check_batch,
     check_choice,
@@ -27,6 +28,7 @@ from .._lists import NOTHING, Batch, Known, Pool
 from .._losses import REQUIRED, Arguments, Options
 from .._metrics import PARTIAL_AUC, RECALL, SMOOTH_AP
 from .._metrics._record import Found, Metric, Option, Settings, check_settings, reads_of
+from .._old_names import takes_old_names
 from ..distributed import default_group, group_name
 from ._batch import BatchLoss, as_floating, check_class_ids, readable
 from ._published import PublishedNames
@@ -80,6 +82,7 @@ class RankingLoss(PublishedNames, BatchLoss):
         if given["distributed"] == "shard" and given["max_pool_size"] is not None:
             raise ValueError("max_pool_size needs distributed='gather', got 'shard'")
         given = {"temperature_unit": "score", **given}
+        given["query_shape"] = as_list_shape("query_shape", given["query_shape"])
         options = Options(False, given["query_shape"], given["temperature_unit"])
         _losses.check_options(options, unit_name="temperature_unit")
         for o in metric.options:  # a plain number, whatever kind was given
@@ -99,10 +102,10 @@ class RankingLoss(PublishedNames, BatchLoss):
         self.register_buffer("_tau", torch.zeros((), dtype=torch.float64))
         for name, value in given.items():
             setattr(self, name, value)
+        self._first_temperature = self.temperature
         size = self.queue_size
         self._queue = MemoryQueue(size, self.num_classes, self.ignore_index) if size else None
-        self._subsample_warned = False
-        self._degenerate_warned = False
+        self._subsample_warned = self._degenerate_warned = False
         self._want_diag = False  # a published name: whether the last call asked for diagnostics
         if self.max_pool_size is not None:
             self._draws: Tensor
@@ -128,6 +131,27 @@ class RankingLoss(PublishedNames, BatchLoss):
         if self._queue is not None:
             self._queue.reset()
 
+    def reset(self) -> None:
+        """Start anew: no stored rows, the temperature of the constructor, no warning given yet.
+
+        Settings that were overwritten since stay. For a run of its own with the same loss, as in
+        cross-validation.
+
+        Example:
+            >>> loss_fn = SmoothAPLoss(1, queue_size=8, temperature=0.5)
+            >>> first = loss_fn(torch.tensor([[0.3], [0.1]]), torch.tensor([0, 1]))
+            >>> loss_fn.temperature = 0.1
+            >>> loss_fn.reset()
+            >>> bool(loss_fn(torch.tensor([[0.3], [0.1]]), torch.tensor([0, 1])) == first)
+            True
+        """
+        self.reset_queue()
+        self.temperature = self._first_temperature
+        if self.max_pool_size is not None:
+            self._draws.zero_()
+        self._subsample_warned = self._degenerate_warned = self._zero_weight_warned = False
+
+    @takes_old_names
     def forward(
         self, logits: Tensor, targets: Tensor, iid_mask: Tensor | bool | None = None,
         return_per_class: bool = False, return_diagnostics: bool = False, *,
@@ -461,7 +485,7 @@ def _constructor(metric: Metric) -> Callable[..., None]:
     name = f"{metric.module}.__init__"
     made: Callable[..., None] = _losses.dressed(__init__, name, _arguments(metric), "None", own)
     signature = inspect.signature(made)
-    return made
+    return takes_old_names(made)
 
 
 class SmoothAPLoss(RankingLoss, metric=SMOOTH_AP): ...

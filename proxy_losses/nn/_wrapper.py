@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,6 +18,7 @@ from .._checks import (
     check_temperature,
     warn_user,
 )
+from .._old_names import takes_old_names
 from .._schedule import Clock, Schedule, ScheduleState
 from ._published import PublishedSchedule
 from ._queue import problems_of, refuse
@@ -142,6 +144,29 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
                 _schedule.state_temp(self._state, self._sched)
             )
 
+    def reset(self) -> None:
+        """Start anew: the schedule at its start, and both losses reset if they have a `reset()`.
+
+        A loss that has none, but a `reset_queue()`, gets that called. For a run of its own with
+        the same wrapper, as in cross-validation.
+
+        Example:
+            >>> wrapper = LossWarmupWrapper(
+            ...     torch.nn.CrossEntropyLoss(), SmoothAPLoss(4), warmup_steps=5
+            ... )
+            >>> wrapper.on_train_batch_start(7)
+            >>> wrapper.reset()
+            >>> wrapper.main_weight, wrapper.in_warmup
+            (0.0, True)
+        """
+        for loss in (self.warmup_loss, self.main_loss):
+            reset = getattr(loss, "reset", getattr(loss, "reset_queue", None))
+            if callable(reset):
+                reset()
+        self._batch_hook_seen = self._epoch_hook_seen = self._no_batch_hook_warned = False
+        self._enter(_schedule.init_schedule(self._sched))
+        self._set_temperature()
+
     def _reset_queue(self) -> None:
         if hasattr(self.main_loss, "reset_queue"):
             self.main_loss.reset_queue()
@@ -192,6 +217,7 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
             self._reset_queue()
         self._set_temperature()
 
+    @functools.partial(takes_old_names, passes_to="main_loss")
     def forward(
         self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None,
         iid_mask: Tensor | None = None, query_ids: Tensor | None = None, **kwargs: Any,
