@@ -132,6 +132,7 @@ class RankingLoss(PublishedNames, BatchLoss):
         self, logits: Tensor, targets: Tensor, iid_mask: Tensor | bool | None = None,
         return_per_class: bool = False, return_diagnostics: bool = False, *,
         sample_weight: Tensor | None = None, query_ids: Tensor | None = None,
+        label_mask: Tensor | None = None, store: bool = True,
     ) -> LossOutput:  # fmt: skip
         """Loss of the batch against itself and the queue; in training, the batch is then stored.
 
@@ -148,21 +149,36 @@ class RankingLoss(PublishedNames, BatchLoss):
                 positives. It gets no gradient.
             query_ids: [N] integer query ids or None; each query is ranked by itself, see
                 `smooth_ap_loss`.
+            label_mask: [N, C] bool, labels that are known, or None for all; with one class [N]
+                too. Stored with the rows. Where False, the row is neither positive nor negative
+                of that class, and its target and logit may be anything.
+            store: False leaves the queue as it is, for all calls on a batch but the last, as in
+                SAM and in closures of L-BFGS, and for validation in training mode.
 
         Returns:
             loss, or a tuple of it and, as asked for, per_class [C] with NaN where invalid and
             valid [C] bool, and the diagnostics.
 
         Raises:
-            TypeError, ValueError: wrong dtypes, shapes or values; nothing is stored then. Values
-                are looked at on the CPU, in eager code.
+            TypeError, ValueError: wrong dtypes, shapes or values, such as float labels other than
+                0 and 1; nothing is stored then. Values are looked at on the CPU, in eager code.
+
+        Warns:
+            UserWarning: once each, when a batch is not stored because a logit that counts is not
+                finite, and when rows are stored in training mode while gradients are disabled.
         """
         if isinstance(iid_mask, bool):
             return_per_class, iid_mask = iid_mask, None
-        targets = self._as_targets(targets)
+        given, targets = targets, self._as_targets(targets)
         check_batch(logits, targets, self.num_classes)
-        local = Batch(logits, targets, as_floating(sample_weight), iid_mask, query_ids)
-        check_row_extras(logits.shape[0], *local[2:])
+        check_flag("store", store)
+        if label_mask is not None and self.num_classes == 1 and label_mask.dim() == 1:
+            label_mask = label_mask[:, None]
+        extras = as_floating(sample_weight), iid_mask, query_ids, label_mask
+        check_row_extras(logits.shape, *extras)
+        targets, stray = self._true_targets(targets, given, label_mask)
+        local = Batch(logits, targets, *extras, stray)
+        stores = store and (self.training or self.update_queue_in_eval)
         group, batch = self._all_rows(local)
         if batch.sample_weight is not None:
             batch = batch._replace(sample_weight=batch.sample_weight.detach())
@@ -184,12 +200,15 @@ class RankingLoss(PublishedNames, BatchLoss):
         if return_diagnostics:
             valid = _lists.valid_rows(targets, self.ignore_index)
             live = _lists.positives(targets, self.num_classes)
+            live = live if label_mask is None else live & label_mask.T
             count = (live if valid is None else live & valid).sum(-1)
             out.append({**found.stats, "grad_pos_count": count})
-        keep = self._look(batch, pool, found, known)
+        keep = self._look(batch, pool, found, known, stores)
         self._warn_capped(rows)
-        if self.training or self.update_queue_in_eval:  # last: nothing can fail any more
+        if stores:  # last: nothing can fail any more
+            self._warn_no_grad(batch, keep)
             self._store(batch, pool, group, keep)
+            self._warn_unstored(batch, keep)
         return out[0] if len(out) == 1 else tuple(out)
 
     def _all_rows(self, local: Batch) -> tuple[ProcessGroup | None, Batch]:
@@ -218,7 +237,7 @@ class RankingLoss(PublishedNames, BatchLoss):
         if cap is None or pool.lists.pos.shape[-1] <= cap:
             return pool, 0
         valid = pool.lists.valid
-        rows = pool.lists.pos.shape[-1] if valid is None else int(valid.sum())
+        rows = pool.lists.pos.shape[-1] if valid is None else int(_lists.rows_of(valid).sum())
         if rows <= cap:
             return pool, 0
         # A counter instead of a generator: equal on every rank, and resumed with the state.
@@ -233,7 +252,10 @@ class RankingLoss(PublishedNames, BatchLoss):
             )
 
     def _as_targets(self, targets: Tensor) -> Tensor:
-        """[N, 1] to [N]; class ids, floats as BCE takes them included, to int64; labels to bool."""
+        """[N, 1] to [N]; class ids, floats as BCE takes them included, to int64; labels to bool.
+
+        What a float is that is neither, `_true_targets` tells.
+        """
         if not isinstance(targets, Tensor):
             return targets
         if targets.dim() == 2 and targets.shape[1] == 1:
@@ -246,25 +268,48 @@ class RankingLoss(PublishedNames, BatchLoss):
             ids = wide.to(torch.int64)
             return torch.where(ids == wide, ids, STRAY)  # 0.9 or NaN must not become a class
         if targets.dim() == 2 and floating and self.num_classes > 1:
-            return targets.to(torch.float32) > 0.5
+            return targets == 1
         return targets.to(torch.int64) if targets.dim() == 1 else targets
+
+    def _true_targets(
+        self, targets: Tensor, given: Tensor, label_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Targets with 0 where no label is known, and `Batch.stray` of those given as floats."""
+        stray, known = None, label_mask
+        if known is not None:
+            known = known if targets.dim() == 2 else known.any(-1)
+            targets = targets & known if targets.dtype == torch.bool else targets * known
+        if given.is_floating_point() and not torch.compiler.is_compiling():
+            given = given.detach().reshape(targets.shape)
+            wrong = given != targets  # neither class id nor label
+            if known is not None:
+                wrong = wrong & known
+            stray = torch.where(wrong, given, 0.0)
+            if stray.dim() == 2:  # the least of the row, or the largest
+                low, high = stray.aminmax(dim=-1)
+                stray = torch.where(low != 0, low, high)
+        return targets, stray
 
     # -- what the values say
 
-    def _look(self, batch: Batch, pool: Pool, found: Found, known: Known) -> bool | None:
+    def _look(
+        self, batch: Batch, pool: Pool, found: Found, known: Known, stores: bool
+    ) -> bool | None:
         """Raise and warn as the values ask, read all at once; whether to store the batch.
 
         On the CPU, in eager code: elsewhere nothing is read, and None says that nobody knows.
         """
         if not batch.logits.is_cpu or not readable(batch.logits):
             return None
-        asked = self._questions(batch, pool, found, known)
+        asked = self._questions(batch, pool, found, known, stores)
         if not asked:
             return False
         every = torch.stack(list(asked.values()))
         if not readable(every):
             return None
         said = dict(zip(asked, every.tolist(), strict=True))
+        if said.get("stray target"):
+            self._refuse_stray(batch)
         classes = max(self.num_classes, 2)
         stray = "least id" in said and not 0 <= said["least id"] <= said["largest id"] < classes
         if stray and self.num_classes == 1:
@@ -290,20 +335,23 @@ class RankingLoss(PublishedNames, BatchLoss):
             sound = bool(_losses.is_sound(batch, dtype, ignore_index=self.ignore_index))
         return sound and (said.get("some row") != 0 or bool(_lists.some_valid(pool)))
 
-    def _questions(self, batch: Batch, pool: Pool, found: Found, known: Known) -> dict[str, Tensor]:
+    def _questions(
+        self, batch: Batch, pool: Pool, found: Found, known: Known, stores: bool
+    ) -> dict[str, Tensor]:
         """[] floating each: what the checks and the decision to store ask of the values."""
         targets, weight, queue, ask = batch.targets, batch.sample_weight, self._queue, {}
-        stores = queue is not None or self.max_pool_size is not None
-        stores = stores and (self.training or self.update_queue_in_eval)
+        stores = stores and (queue is not None or self.max_pool_size is not None)
         if n := batch.logits.shape[0]:
             ids = targets.dim() == 1 and targets.dtype != torch.bool
             ids = ids and (self.num_classes == 1 or self._metric.checks_ids)
             counted = None
             if pool.lists.valid is not None and (stores or ids):
-                counted = pool.lists.valid[:n].to(torch.float32)
+                counted = _lists.rows_of(pool.lists.valid[..., :n]).to(torch.float32)
             if ids:  # 0 in the padding
                 real = targets if counted is None else targets * counted
                 ask["least id"], ask["largest id"] = real.aminmax()
+            if batch.stray is not None:
+                ask["stray target"] = (batch.stray != 0).to(torch.float32).amax()
             if weight is not None:
                 ask["least weight"], ask["largest weight"] = weight.aminmax()
             if stores:
@@ -318,6 +366,52 @@ class RankingLoss(PublishedNames, BatchLoss):
         if found.degenerate is not None and not self._degenerate_warned:
             ask["degenerate"] = found.degenerate.to(torch.float32).amax()
         return ask
+
+    def _refuse_stray(self, batch: Batch) -> None:
+        assert batch.stray is not None
+        values = batch.stray[batch.stray != 0][:5].tolist()
+        if batch.targets.dim() == 2:
+            expected = "labels 0 and 1"
+            hint = (
+                "for labels that are missing (often NaN, -1 or -100) pass label_mask=, "
+                f"[N, C={self.num_classes}] bool, False where a label is not known"
+            )
+        else:
+            expected = "class ids, which are whole numbers"
+            hint = (
+                f"rows without a label have ignore_index={self.ignore_index}, or a label_mask=, "
+                f"[N, C={self.num_classes}] bool, that is False"
+            )
+        raise ValueError(f"{type(self).__name__}: targets must be {expected}, got {values}; {hint}")
+
+    _unstored_warned = _no_grad_warned = False
+
+    def _warn_no_grad(self, batch: Batch, keep: bool | None) -> None:
+        """Say once that rows are stored which look like those of a validation."""
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or self._no_grad_warned:
+            return
+        stored = self._queue is not None and keep is not False and batch.logits.shape[0] > 0
+        if stored and not self.update_queue_in_eval:
+            self._no_grad_warned = True
+            warn_user(
+                f"{type(self).__name__}: rows are stored in the queue while gradients are "
+                "disabled, as in a validation whose loss was left in training mode: call "
+                "loss.eval() first, or pass store=False"
+            )
+
+    def _warn_unstored(self, batch: Batch, keep: bool | None) -> None:
+        """Say once that a batch was not stored although some row counts."""
+        if keep is not False or self._queue is None or self._unstored_warned:
+            return
+        dtype = self._stored_dtype(batch)
+        if not _losses.is_sound(batch, dtype, ignore_index=self.ignore_index):
+            self._unstored_warned = True
+            warn_user(
+                f"{type(self).__name__}: a batch was not stored in the queue, because a row that "
+                f"counts has a logit that is not finite in {dtype}; no such batch is. If logits "
+                "are -inf on purpose, as of classes not seen yet, pass label_mask=, "
+                f"[N, C={self.num_classes}] bool, that is False there."
+            )
 
     def _warn_binary(self, targets: Tensor) -> None:
         stray = (targets != 0) & (targets != 1) & (targets != self.ignore_index)
