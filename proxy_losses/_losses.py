@@ -248,8 +248,8 @@ QUERY_IDS = """[N] integer query ids, or None. Each query is a list of its own, 
 QUERY_SHAPE = """(queries, longest query), at least what the pool holds: needed with query_ids
     inside `torch.compile` and `torch.vmap`; the loss is NaN if it does not suffice. None reads it
     off the data."""
-LABEL_MASK = """[N, C] bool, labels that are known, or None for all; stored with the rows. A row is in
-    the lists of those classes alone whose label is known: elsewhere it is neither positive nor
+LABEL_MASK = """[N, C] bool, labels that are known, or None for all; stored with the rows. A row is
+    in the lists of those classes alone whose label is known: elsewhere it is neither positive nor
     negative, and its target and logit may be anything."""
 
 

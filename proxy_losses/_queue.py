@@ -248,7 +248,7 @@ def _is_false(where: Tensor | None) -> bool:
 def match_queue(
     queue: QueueState, targets: Tensor, query_ids: Tensor | None, label_mask: Tensor | None
 ) -> QueueState:
-    """The queue with room for what a batch brings; rows of the other kind of targets are dropped."""
+    """The queue with room for what a batch brings; rows with other targets are dropped."""
     queue = _with_room(queue, query_ids, label_mask)
     if is_labels(targets) == is_labels(queue.targets):
         return queue

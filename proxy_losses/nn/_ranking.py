@@ -164,8 +164,9 @@ class RankingLoss(PublishedNames, BatchLoss):
                 0 and 1; nothing is stored then. Values are looked at on the CPU, in eager code.
 
         Warns:
-            UserWarning: once each, when a batch is not stored because a logit that counts is not
-                finite, and when rows are stored in training mode while gradients are disabled.
+            UserWarning: once each, when a batch with a finite loss is not stored because a logit of
+                a row that counts is not finite (-inf for a class without positives), and when rows
+                are stored in training mode while gradients are disabled.
         """
         if isinstance(iid_mask, bool):
             return_per_class, iid_mask = iid_mask, None
@@ -208,7 +209,7 @@ class RankingLoss(PublishedNames, BatchLoss):
         if stores:  # last: nothing can fail any more
             self._warn_no_grad(batch, keep)
             self._store(batch, pool, group, keep)
-            self._warn_unstored(batch, keep)
+            self._warn_unstored(batch, found, keep)
         return out[0] if len(out) == 1 else tuple(out)
 
     def _all_rows(self, local: Batch) -> tuple[ProcessGroup | None, Batch]:
@@ -399,12 +400,13 @@ class RankingLoss(PublishedNames, BatchLoss):
                 "loss.eval() first, or pass store=False"
             )
 
-    def _warn_unstored(self, batch: Batch, keep: bool | None) -> None:
-        """Say once that a batch was not stored although some row counts."""
+    def _warn_unstored(self, batch: Batch, found: Found, keep: bool | None) -> None:
+        """Say once that a batch was not stored, where the loss is no NaN that says so itself."""
         if keep is not False or self._queue is None or self._unstored_warned:
             return
         dtype = self._stored_dtype(batch)
-        if not _losses.is_sound(batch, dtype, ignore_index=self.ignore_index):
+        sound = _losses.is_sound(batch, dtype, ignore_index=self.ignore_index)
+        if not sound | ~found.value.isfinite().all():
             self._unstored_warned = True
             warn_user(
                 f"{type(self).__name__}: a batch was not stored in the queue, because a row that "
