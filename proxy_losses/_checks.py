@@ -262,14 +262,14 @@ def check_query_ids(query_ids: Tensor | None, n: int) -> None:
         fail_type("query_ids", "integer query ids", query_ids)
 
 
-def check_label_mask(label_mask: Tensor | None, shape: torch.Size) -> None:
+def check_label_mask(label_mask: Tensor | None, shape: torch.Size, like: str = "logits") -> None:
     """Raise unless label_mask is None or bool of this shape, that of the logits."""
     if label_mask is None:
         return
     check_bool("label_mask", label_mask)
     if label_mask.shape != shape:
         raise ValueError(
-            f"label_mask must have the shape of logits: expected {list(shape)}, "
+            f"label_mask must have the shape of {like}: expected {list(shape)}, "
             f"got {list(label_mask.shape)}"
         )
 
