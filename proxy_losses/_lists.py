@@ -37,7 +37,7 @@ class Batch(NamedTuple):
     iid_mask: Tensor | None = None  # [N] bool, None for True
     query_ids: Tensor | None = None  # [N] int64 query ids, None for one list of all
     label_mask: Tensor | None = None  # [N, C] bool, labels that are known, None for all
-    stray: Tensor | None = None  # [N] floating, a target of the row that is none, 0 for no such
+    floats: Tensor | None = None  # [N] or [N, C] targets as given, if floats; one may tell of a row
 
 
 class Pool(NamedTuple):
@@ -146,8 +146,9 @@ def join(
             live = torch.arange(targets.shape[0], device=targets.device) < n
         if query_ids is not None:
             query_ids = torch.cat([query_ids, queue.query_ids.to(query_ids)])
-        room = queue.label_mask.numel() > 0
-        if labelled is not None or (room and "label_mask" not in known.ones):
+        if labelled is not None or (
+            "label_mask" not in known.ones and queue.label_mask.numel()
+        ):  # fmt: skip
             before = queue.label_mask.to(logits.device)
             labelled = before.new_ones(n, num_classes) if labelled is None else labelled
             labelled = torch.cat([labelled, before])

@@ -86,7 +86,7 @@ class SigmoidFocalLoss(BatchLoss):
             return
         known = targets if label_mask is None else targets.where(label_mask, 0)
         low, high = known.detach().aminmax()
-        if not (low >= 0 and high <= 1):
+        if not (float(low) >= 0 and float(high) <= 1):
             wrong = known[~((known >= 0) & (known <= 1))][:5].tolist()
             raise ValueError(
                 f"{type(self).__name__}: targets must be in [0, 1], got {wrong}; for labels that "

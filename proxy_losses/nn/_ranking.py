@@ -27,6 +27,7 @@ from .._lists import NOTHING, Batch, Known, Pool
 from .._losses import REQUIRED, Arguments, Options
 from .._metrics import PARTIAL_AUC, RECALL, SMOOTH_AP
 from .._metrics._record import Found, Metric, Option, Settings, check_settings, reads_of
+from .._numerics import lift
 from ..distributed import default_group, group_name
 from ._batch import BatchLoss, as_floating, check_class_ids, readable
 from ._published import PublishedNames
@@ -177,8 +178,8 @@ class RankingLoss(PublishedNames, BatchLoss):
             label_mask = label_mask[:, None]
         extras = as_floating(sample_weight), iid_mask, query_ids, label_mask
         check_row_extras(logits.shape, *extras)
-        targets, stray = self._true_targets(targets, given, label_mask)
-        local = Batch(logits, targets, *extras, stray)
+        targets, floats = self._true_targets(targets, given, label_mask)
+        local = Batch(logits, targets, *extras, floats)
         stores = store and (self.training or self.update_queue_in_eval)
         group, batch = self._all_rows(local)
         if batch.sample_weight is not None:
@@ -275,21 +276,21 @@ class RankingLoss(PublishedNames, BatchLoss):
     def _true_targets(
         self, targets: Tensor, given: Tensor, label_mask: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Targets with 0 where no label is known, and `Batch.stray` of those given as floats."""
-        stray, known = None, label_mask
+        """Targets with 0 where no label is known, and `Batch.floats` likewise."""
+        floats, known = None, label_mask
         if known is not None:
             known = known if targets.dim() == 2 else known.any(-1)
             targets = targets & known if targets.dtype == torch.bool else targets * known
         if given.is_floating_point() and not torch.compiler.is_compiling():
-            given = given.detach().reshape(targets.shape)
-            wrong = given != targets  # neither class id nor label
+            floats = lift(given.detach().reshape(targets.shape))
             if known is not None:
-                wrong = wrong & known
-            stray = torch.where(wrong, given, 0.0)
-            if stray.dim() == 2:  # the least of the row, or the largest
-                low, high = stray.aminmax(dim=-1)
-                stray = torch.where(low != 0, low, high)
-        return targets, stray
+                floats = torch.where(known, floats, 0.0)
+            if (
+                floats.dim() == 2 and self._gathers()
+            ):  # of a row the least that is not 1, or largest
+                low, high = torch.where(floats == 1, 0.0, floats).aminmax(dim=-1)
+                floats = torch.where(low != 0, low, high)
+        return targets, floats
 
     # -- what the values say
 
@@ -309,8 +310,8 @@ class RankingLoss(PublishedNames, BatchLoss):
         if not readable(every):
             return None
         said = dict(zip(asked, every.tolist(), strict=True))
-        if said.get("stray target"):
-            self._refuse_stray(batch)
+        if said.get("least flaw", 0) != 0 or said.get("largest flaw", 0) != 0:
+            self._refuse_floats(batch)
         classes = max(self.num_classes, 2)
         stray = "least id" in said and not 0 <= said["least id"] <= said["largest id"] < classes
         if stray and self.num_classes == 1:
@@ -351,8 +352,9 @@ class RankingLoss(PublishedNames, BatchLoss):
             if ids:  # 0 in the padding
                 real = targets if counted is None else targets * counted
                 ask["least id"], ask["largest id"] = real.aminmax()
-            if batch.stray is not None:
-                ask["stray target"] = (batch.stray != 0).to(torch.float32).amax()
+            if (x := batch.floats) is not None:  # 0 for class ids and for labels 0 and 1 alone
+                flaw = x - targets if targets.dim() == 1 else torch.addcmul(x, x, x, value=-1)
+                ask["least flaw"], ask["largest flaw"] = flaw.aminmax()
             if weight is not None:
                 ask["least weight"], ask["largest weight"] = weight.aminmax()
             if stores:
@@ -368,10 +370,11 @@ class RankingLoss(PublishedNames, BatchLoss):
             ask["degenerate"] = found.degenerate.to(torch.float32).amax()
         return ask
 
-    def _refuse_stray(self, batch: Batch) -> None:
-        assert batch.stray is not None
-        values = batch.stray[batch.stray != 0][:5].tolist()
-        if batch.targets.dim() == 2:
+    def _refuse_floats(self, batch: Batch) -> None:
+        assert batch.floats is not None
+        labels, wrong = batch.targets.dim() == 2, batch.floats
+        wrong = wrong[wrong != wrong.round() if not labels else (wrong != 0) & (wrong != 1)]
+        if labels:
             expected = "labels 0 and 1"
             hint = (
                 "for labels that are missing (often NaN, -1 or -100) pass label_mask=, "
@@ -383,6 +386,7 @@ class RankingLoss(PublishedNames, BatchLoss):
                 f"rows without a label have ignore_index={self.ignore_index}, or a label_mask=, "
                 f"[N, C={self.num_classes}] bool, that is False"
             )
+        values = wrong[:5].tolist()
         raise ValueError(f"{type(self).__name__}: targets must be {expected}, got {values}; {hint}")
 
     _unstored_warned = _no_grad_warned = False
