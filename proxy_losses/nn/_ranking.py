@@ -208,9 +208,11 @@ class RankingLoss(PublishedNames, BatchLoss):
         keep = self._look(batch, pool, found, known, stores)
         self._warn_capped(rows)
         if stores:  # last: nothing can fail any more
-            self._warn_no_grad(batch, keep)
+            if not torch.is_grad_enabled() and keep is not False:
+                self._warn_no_grad(batch)
             self._store(batch, pool, group, keep)
-            self._warn_unstored(batch, found, keep)
+            if keep is False:
+                self._warn_unstored(batch, found)
         return out[0] if len(out) == 1 else tuple(out)
 
     def _all_rows(self, local: Batch) -> tuple[ProcessGroup | None, Batch]:
@@ -285,9 +287,7 @@ class RankingLoss(PublishedNames, BatchLoss):
             floats = lift(given.detach().reshape(targets.shape))
             if known is not None:
                 floats = torch.where(known, floats, 0.0)
-            if (
-                floats.dim() == 2 and self._gathers()
-            ):  # of a row the least that is not 1, or largest
+            if floats.dim() == 2 and self._gathers():  # the worst of a row: least, or largest
                 low, high = torch.where(floats == 1, 0.0, floats).aminmax(dim=-1)
                 floats = torch.where(low != 0, low, high)
         return targets, floats
@@ -372,8 +372,8 @@ class RankingLoss(PublishedNames, BatchLoss):
 
     def _refuse_floats(self, batch: Batch) -> None:
         assert batch.floats is not None
-        labels, wrong = batch.targets.dim() == 2, batch.floats
-        wrong = wrong[wrong != wrong.round() if not labels else (wrong != 0) & (wrong != 1)]
+        labels, given = batch.targets.dim() == 2, batch.floats
+        wrong = given[(given != 0) & (given != 1) if labels else given != batch.targets]
         if labels:
             expected = "labels 0 and 1"
             hint = (
@@ -391,12 +391,11 @@ class RankingLoss(PublishedNames, BatchLoss):
 
     _unstored_warned = _no_grad_warned = False
 
-    def _warn_no_grad(self, batch: Batch, keep: bool | None) -> None:
+    def _warn_no_grad(self, batch: Batch) -> None:
         """Say once that rows are stored which look like those of a validation."""
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or self._no_grad_warned:
+        if torch.compiler.is_compiling() or self._no_grad_warned or self._queue is None:
             return
-        stored = self._queue is not None and keep is not False and batch.logits.shape[0] > 0
-        if stored and not self.update_queue_in_eval:
+        if batch.logits.shape[0] and not self.update_queue_in_eval:
             self._no_grad_warned = True
             warn_user(
                 f"{type(self).__name__}: rows are stored in the queue while gradients are "
@@ -404,9 +403,9 @@ class RankingLoss(PublishedNames, BatchLoss):
                 "loss.eval() first, or pass store=False"
             )
 
-    def _warn_unstored(self, batch: Batch, found: Found, keep: bool | None) -> None:
+    def _warn_unstored(self, batch: Batch, found: Found) -> None:
         """Say once that a batch was not stored, where the loss is no NaN that says so itself."""
-        if keep is not False or self._queue is None or self._unstored_warned:
+        if self._queue is None or self._unstored_warned:
             return
         dtype = self._stored_dtype(batch)
         sound = _losses.is_sound(batch, dtype, ignore_index=self.ignore_index)
