@@ -375,7 +375,7 @@ def test_float_labels_are_zero_or_one(make, bad, dtype):
 
 def test_the_labels_that_are_none_are_told():
     labels = torch.tensor([[0.0, -1.0], [1.0, 0.5], [math.nan, 1.0], [0.0, 1.0]])
-    with pytest.raises(ValueError, match=r"^SmoothAPLoss: .*got \[-1.0, 0.5, nan\]; for labels"):
+    with pytest.raises(ValueError, match=r"^SmoothAPLoss: .*got \[-1.0, 0.5, nan\]; where a label"):
         P.SmoothAPLoss(2, queue_size=4)(torch.randn(4, 2), labels)
     with pytest.raises(ValueError, match=r"targets must be \[N=4\] class ids, or .* bool labels"):
         P.smooth_ap_loss(torch.randn(4, 2), labels, None, TAU)

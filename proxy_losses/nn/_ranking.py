@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
@@ -211,8 +211,8 @@ class RankingLoss(PublishedNames, BatchLoss):
             if not torch.is_grad_enabled() and keep is not False:
                 self._warn_no_grad(batch)
             self._store(batch, pool, group, keep)
-            if keep is False:
-                self._warn_unstored(batch, found)
+            if keep is False and not self._unstored_warned and self._unstored(batch, found):
+                self._warn_unstored(self._stored_dtype(batch))
         return out[0] if len(out) == 1 else tuple(out)
 
     def _all_rows(self, local: Batch) -> tuple[ProcessGroup | None, Batch]:
@@ -310,8 +310,8 @@ class RankingLoss(PublishedNames, BatchLoss):
         if not readable(every):
             return None
         said = dict(zip(asked, every.tolist(), strict=True))
-        if said.get("least flaw", 0) != 0 or said.get("largest flaw", 0) != 0:
-            self._refuse_floats(batch)
+        if batch.floats is not None:
+            self._judge_floats(said, batch)
         classes = max(self.num_classes, 2)
         stray = "least id" in said and not 0 <= said["least id"] <= said["largest id"] < classes
         if stray and self.num_classes == 1:
@@ -355,9 +355,11 @@ class RankingLoss(PublishedNames, BatchLoss):
             if ids:  # 0 in the padding
                 real = targets if counted is None else targets * counted
                 ask["least id"], ask["largest id"] = real.aminmax()
-            if (x := batch.floats) is not None:  # 0 for class ids and for labels 0 and 1 alone
-                flaw = x - targets if targets.dim() == 1 else torch.addcmul(x, x, x, value=-1)
-                ask["least flaw"], ask["largest flaw"] = flaw.aminmax()
+            if (x := batch.floats) is not None and targets.dim() == 1:  # 0 where it is an id
+                ask["least rest of id"], ask["largest rest of id"] = (x - targets).aminmax()
+            elif x is not None:  # 0 for labels 0 and 1 alone
+                rest = torch.addcmul(x, x, x, value=-1)
+                ask["least rest of label"], ask["largest rest of label"] = rest.aminmax()
             if weight is not None:
                 ask["least weight"], ask["largest weight"] = weight.aminmax()
             if stores:
@@ -373,24 +375,25 @@ class RankingLoss(PublishedNames, BatchLoss):
             ask["degenerate"] = found.degenerate.to(torch.float32).amax()
         return ask
 
-    def _refuse_floats(self, batch: Batch) -> None:
-        assert batch.floats is not None
-        labels, given = batch.targets.dim() == 2, batch.floats
-        wrong = given[(given != 0) & (given != 1) if labels else given != batch.targets]
-        if labels:
+    def _judge_floats(
+        self, said: Mapping[str, float], batch: Batch | None = None, at: str = ""
+    ) -> None:
+        """Raise if targets that were given as floats are neither labels nor class ids."""
+        kind = "label" if "least rest of label" in said else "id"
+        if said.get(f"least rest of {kind}", 0) == 0 == said.get(f"largest rest of {kind}", 0):
+            return
+        got, mask = "others", f"label_mask=, [N, C={self.num_classes}] bool, False"
+        if batch is not None and (x := batch.floats) is not None:
+            wrong = x != batch.targets if kind == "id" else (x != 0) & (x != 1)
+            got = str(x[wrong][:5].tolist())
+        if kind == "label":
             expected = "labels 0 and 1"
-            hint = (
-                "for labels that are missing (often NaN, -1 or -100) pass label_mask=, "
-                f"[N, C={self.num_classes}] bool, False where a label is not known"
-            )
+            hint = f"where a label is missing (often NaN, -1 or -100) pass {mask} there"
         else:
             expected = "class ids, which are whole numbers"
-            hint = (
-                f"rows without a label have ignore_index={self.ignore_index}, or a label_mask=, "
-                f"[N, C={self.num_classes}] bool, that is False"
-            )
-        values = wrong[:5].tolist()
-        raise ValueError(f"{type(self).__name__}: targets must be {expected}, got {values}; {hint}")
+            hint = f"rows without a class have ignore_index={self.ignore_index}, or {mask} there"
+        name = f"{at}{type(self).__name__}"
+        raise ValueError(f"{name}: targets must be {expected}, got {got}; {hint}")
 
     _unstored_warned = _no_grad_warned = _nobodys_warned = False
 
@@ -419,20 +422,22 @@ class RankingLoss(PublishedNames, BatchLoss):
                 "loss.eval() first, or pass store=False"
             )
 
-    def _warn_unstored(self, batch: Batch, found: Found) -> None:
-        """Say once that a batch was not stored, where the loss is no NaN that says so itself."""
-        if self._queue is None or self._unstored_warned:
-            return
+    def _unstored(self, batch: Batch, found: Found) -> Tensor:
+        """[] bool: some row that counts keeps the batch from being stored, and no NaN says so."""
+        if self._queue is None:
+            return torch.zeros((), dtype=torch.bool)
         dtype = self._stored_dtype(batch)
         sound = _losses.is_sound(batch, dtype, ignore_index=self.ignore_index)
-        if not sound | ~found.value.isfinite().all():
-            self._unstored_warned = True
-            warn_user(
-                f"{type(self).__name__}: a batch was not stored in the queue, because a row that "
-                f"counts has a logit that is not finite in {dtype}; no such batch is. If logits "
-                "are -inf on purpose, as of classes not seen yet, pass label_mask=, "
-                f"[N, C={self.num_classes}] bool, that is False there."
-            )
+        return ~sound & found.value.isfinite().all()
+
+    def _warn_unstored(self, dtype: torch.dtype, at: str = "") -> None:
+        self._unstored_warned = True
+        warn_user(
+            f"{at}{type(self).__name__}: a batch was not stored in the queue, because a row that "
+            f"counts has a logit that is not finite in {dtype}; no such batch is. If logits are "
+            f"-inf on purpose, as of classes not seen yet, pass label_mask=, "
+            f"[N, C={self.num_classes}] bool, that is False there."
+        )
 
     def _warn_binary(self, targets: Tensor) -> None:
         stray = (targets != 0) & (targets != 1) & (targets != self.ignore_index)
