@@ -174,7 +174,7 @@ class RankingLoss(PublishedNames, BatchLoss):
         given, targets = targets, self._as_targets(targets)
         check_batch(logits, targets, self.num_classes)
         check_flag("store", store)
-        if label_mask is not None and self.num_classes == 1 and label_mask.dim() == 1:
+        if self.num_classes == 1 and isinstance(label_mask, Tensor) and label_mask.dim() == 1:
             label_mask = label_mask[:, None]
         extras = as_floating(sample_weight), iid_mask, query_ids, label_mask
         check_row_extras(logits.shape, *extras)
