@@ -270,6 +270,33 @@ def test_modules_are_their_functions(make, kind, options):
 
 
 @every_loss
+def test_compiled_modules_are_eager_ones(make):
+    module = make(num_classes=3, queue_size=40, temperature=TAU).double()
+    rows = [batch(k, 20, junk=0.2) for k in range(4)]
+
+    def given(row):
+        logits, targets, weight, known = row
+        return (logits.clone().requires_grad_(), targets.double()), {
+            "sample_weight": weight, "label_mask": known
+        }  # fmt: skip
+
+    args, kwargs = given(rows[0])
+    module(*args, **kwargs)  # whether to gather, and the room in the queue
+    twin = copy.deepcopy(module)
+    call, compiles = compile_fresh(module, "aot_eager")
+    for row in rows[1:]:
+        (x, t), kwargs = given(row)
+        (y, _), _ = given(row)
+        got, want = call(x, t, **kwargs), twin(y, t, **kwargs)
+        torch.testing.assert_close(got, want, **TIGHT)
+        got.backward()
+        want.backward()
+        torch.testing.assert_close(x.grad, y.grad, **TIGHT)
+        assert all(map(torch.equal, module.buffers(), twin.buffers()))
+    assert compiles() == 1
+
+
+@every_loss
 def test_a_checkpoint_without_a_mask_loads_into_one_with(make):
     plain, masked = (make(num_classes=3, queue_size=40) for _ in "ab")
     logits, targets, _, known = batch(0, junk=0.4)
