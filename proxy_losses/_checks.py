@@ -263,10 +263,24 @@ def check_query_ids(query_ids: Tensor | None, n: int) -> None:
         fail_type("query_ids", "integer query ids", query_ids)
 
 
+def check_label_mask(label_mask: Tensor | None, shape: torch.Size, like: str = "logits") -> None:
+    """Raise unless label_mask is None or bool of this shape, that of the logits."""
+    if label_mask is None:
+        return
+    check_bool("label_mask", label_mask)
+    if label_mask.shape != shape:
+        raise ValueError(
+            f"label_mask must have the shape of {like}: expected {list(shape)}, "
+            f"got {list(label_mask.shape)}"
+        )
+
+
 def check_row_extras(
-    n: int, sample_weight: Tensor | None, iid_mask: Tensor | None, query_ids: Tensor | None
-) -> None:
-    """Check what n rows may carry: floating weights, bool flags, integer query ids."""
+    shape: torch.Size, sample_weight: Tensor | None, iid_mask: Tensor | None,
+    query_ids: Tensor | None, label_mask: Tensor | None,
+) -> None:  # fmt: skip
+    """Check what rows of logits [N, C] may carry: weights, flags, query ids, known labels."""
+    n = shape[0]
     check_rows("sample_weight", sample_weight, n)
     if sample_weight is not None:
         check_floating("sample_weight", sample_weight)
@@ -274,6 +288,7 @@ def check_row_extras(
     if iid_mask is not None:
         check_bool("iid_mask", iid_mask)
     check_query_ids(query_ids, n)
+    check_label_mask(label_mask, shape)
 
 
 def as_list_shape(name: str, shape: Any) -> tuple[int, int] | None:

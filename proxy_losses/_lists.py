@@ -37,12 +37,14 @@ class Batch(NamedTuple):
     sample_weight: Tensor | None = None  # [N] floating, None for 1
     iid_mask: Tensor | None = None  # [N] bool, None for True
     query_ids: Tensor | None = None  # [N] int64 query ids, None for one list of all
+    label_mask: Tensor | None = None  # [N, C] bool, labels that are known, None for all
+    floats: Tensor | None = None  # [N] or [N, C] targets as given, if floats; one may tell of a row
 
 
 class Pool(NamedTuple):
     """The rows a loss ranks: the live batch, then the stored rows; one list per class."""
 
-    lists: Lists  # scores and pos [C, M], all others [M]
+    lists: Lists  # scores and pos [C, M], valid [M] or, with unknown labels, [C, M], others [M]
     query_ids: Tensor | None = None  # [M] int64 query ids, None for one list of all
 
     def take(self, rows: Tensor) -> Pool:
@@ -80,6 +82,11 @@ def valid_rows(targets: Tensor, ignore_index: int) -> Tensor | None:
     return None if is_labels(targets) else wide(targets) != ignore_index
 
 
+def rows_of(valid: Tensor) -> Tensor:
+    """[M] bool from valid [M] or [C, M]: rows that count for some class."""
+    return valid if valid.dim() == 1 else valid.any(0)
+
+
 def some_valid(pool: Pool) -> Tensor:
     """[] bool, False when the pool holds padding alone."""
     valid = pool.lists.valid
@@ -99,7 +106,7 @@ def make_pool(
     if queue is not None:
         check_queue(queue)
     check_batch(batch.logits, batch.targets, None if queue is None else queue.logits.shape[1])
-    check_row_extras(batch.logits.shape[0], *batch[2:])
+    check_row_extras(batch.logits.shape, *batch[2:6])
     batch = batch._replace(targets=wide(batch.targets))
     return join(batch, queue, ignore_index, reads)
 
@@ -109,7 +116,7 @@ def join(
     known: Known = NOTHING,
 ) -> Pool:  # fmt: skip
     """`make_pool` of what was checked, with targets in int64 or bool."""
-    logits, targets, weight, iid, query_ids = batch
+    logits, targets, weight, iid, query_ids, labelled, _ = batch
     n, num_classes = logits.shape
     if query_ids is not None:
         query_ids = query_ids.to(torch.int64)  # a narrower id could not tell NO_QUERY
@@ -118,7 +125,7 @@ def join(
         valid = valid_rows(targets, ignore_index)
         iid = iid if "iid" in reads else None
     else:
-        queue = match_queue(queue, targets, query_ids)
+        queue = match_queue(queue, targets, query_ids, labelled)
         logits = torch.cat([logits, queue.logits.detach().to(logits)])
         both = torch.cat([targets, queue.targets.to(targets.device)])
         if known.tidy and not is_labels(targets):
@@ -140,6 +147,14 @@ def join(
             live = torch.arange(targets.shape[0], device=targets.device) < n
         if query_ids is not None:
             query_ids = torch.cat([query_ids, queue.query_ids.to(query_ids)])
+        if labelled is not None or (
+            "label_mask" not in known.ones and queue.label_mask.numel()
+        ):  # fmt: skip
+            before = queue.label_mask.to(logits.device)
+            labelled = before.new_ones(n, num_classes) if labelled is None else labelled
+            labelled = torch.cat([labelled, before])
+    if labelled is not None:
+        valid = labelled.T if valid is None else valid & labelled.T
     if query_ids is not None:
         placed = query_ids != NO_QUERY
         valid = placed if valid is None else valid & placed
@@ -155,7 +170,7 @@ def subsample_pool(pool: Pool, cap: int, *, seed: int) -> Pool:
     pos, valid = pool.lists.pos, pool.lists.valid
     keys = torch.rand(pos.shape[-1], generator=torch.Generator().manual_seed(seed)).to(pos.device)
     if valid is not None:
-        keys = torch.where(valid, keys, -1.0)
+        keys, pos = torch.where(rows_of(valid), keys, -1.0), pos & valid
     classes = pos if pos.shape[0] > 1 else torch.cat([pos, ~pos])
     quota = max(1, cap // (2 * classes.shape[0]))
     first = torch.where(classes, keys, -1.0).topk(min(quota, keys.numel()), dim=-1)

@@ -19,7 +19,7 @@ from ._checks import (
     check_int,
     check_tau,
 )
-from ._lists import Batch, Pool, every_list, make_pool, some_valid, valid_rows
+from ._lists import Batch, Pool, QueryLists, every_list, make_pool, rows_of, some_valid, valid_rows
 from ._metrics import PARTIAL_AUC, RECALL, SMOOTH_AP
 from ._metrics._record import (
     Found,
@@ -33,7 +33,7 @@ from ._metrics._record import (
 )
 from ._old_names import takes_old_names
 from ._queue import QueueState, enqueue
-from ._ranks import How
+from ._ranks import How, Lists
 from .distributed import all_reduce, group_name
 
 if TYPE_CHECKING:
@@ -83,14 +83,11 @@ def over_classes(
     if ids is None or not ids.numel():
         return over_lists(metric, lists, tau, settings, how, stats=options.stats)
     assert lists.valid is not None
-    places = every_list(ids, lists.valid, options.query_shape)
+    places = every_list(ids, rows_of(lists.valid), options.query_shape)
     if isinstance(tau, Tensor) and tau.dim():  # one per class
         tau = tau[:, None]
     found = _mean_over_lists([
-        over_lists(
-            metric, pool.take(p.rows).lists._replace(valid=p.valid_mask), tau, settings, how,
-            stats=options.stats,
-        )
+        over_lists(metric, _placed(pool, p), tau, settings, how, stats=options.stats)
         for p in places
     ])  # fmt: skip
     if options.query_shape is None:
@@ -98,6 +95,14 @@ def over_classes(
     fits = places[0].fits  # rows without a place must not pass unnoticed
     value = torch.where(fits, found.value, torch.nan)
     return found._replace(value=value, defined=found.defined | ~fits)
+
+
+def _placed(pool: Pool, places: QueryLists) -> Lists:
+    """[C, Q, L]: the rows of the pool in their queries."""
+    lists = pool.take(places.rows).lists
+    if lists.valid is None or lists.valid.dim() == 2:  # rows that do not count have no place
+        return lists._replace(valid=places.valid_mask)
+    return lists._replace(valid=lists.valid & places.valid_mask)
 
 
 def _spread(pool: Pool, name: str) -> Tensor:
@@ -155,10 +160,16 @@ def reduce_classes(found: Found, reduction: str, pool: Pool, name: str = "") -> 
 
 def is_sound(batch: Batch, dtype: torch.dtype, *, ignore_index: int) -> Tensor:
     """[] bool: the numbers of all rows that count are finite in the dtype they are stored in."""
-    sound = batch.logits.detach().to(dtype).isfinite().all(-1)
+    sound = batch.logits.detach().to(dtype).isfinite()
+    if batch.label_mask is not None:
+        sound = sound | ~batch.label_mask
+    sound = sound.all(-1)
     if batch.sample_weight is not None:
         sound = sound & (batch.sample_weight.detach().abs() < MAX_WEIGHT)
     valid = valid_rows(batch.targets, ignore_index)
+    if batch.label_mask is not None:
+        some = batch.label_mask.any(-1)
+        valid = some if valid is None else valid & some
     return (sound if valid is None else sound | ~valid).all()
 
 
@@ -180,7 +191,8 @@ def stored(queue: QueueState, batch: Batch, where: Tensor) -> QueueState:
     """The queue after the batch, if `where` says so."""
     return enqueue(
         queue, batch.logits, batch.targets, sample_weight=batch.sample_weight,
-        iid_mask=batch.iid_mask, query_ids=batch.query_ids, where=where,
+        iid_mask=batch.iid_mask, query_ids=batch.query_ids, label_mask=batch.label_mask,
+        where=where,
     )  # fmt: skip
 
 
@@ -196,7 +208,8 @@ def loss_function(metric: Metric) -> LossFunction:
     def loss(
         logits: Tensor, targets: Tensor, queue: QueueState | None, tau: float | Tensor, *,
         reduction: str = "mean", ignore_index: int = -100, sample_weight: Tensor | None = None,
-        query_ids: Tensor | None = None, query_shape: tuple[int, int] | None = None, **more: Any,
+        query_ids: Tensor | None = None, query_shape: tuple[int, int] | None = None,
+        label_mask: Tensor | None = None, **more: Any,
     ) -> tuple[Tensor, QueueState | None]:  # fmt: skip
         for name in more:
             if name not in known:
@@ -208,7 +221,7 @@ def loss_function(metric: Metric) -> LossFunction:
         settings = {name: more.get(name, default) for name, default in defaults.items()}
         check_settings(metric, settings)
         check_int("ignore_index", ignore_index)
-        batch = Batch(logits, targets, sample_weight, more.get("iid_mask"), query_ids)
+        batch = Batch(logits, targets, sample_weight, more.get("iid_mask"), query_ids, label_mask)
         pool = make_pool(batch, queue, ignore_index=ignore_index, reads=reads_of(metric, settings))
         found = over_classes(metric, pool, tau, settings, options)
         value = reduce_classes(found, reduction, pool)
@@ -236,6 +249,9 @@ QUERY_IDS = """[N] integer query ids, or None. Each query is a list of its own, 
 QUERY_SHAPE = """(queries, longest query), at least what the pool holds: needed with query_ids
     inside `torch.compile` and `torch.vmap`; the loss is NaN if it does not suffice. None reads it
     off the data."""
+LABEL_MASK = """[N, C] bool, labels that are known, or None for all; stored with the rows. A row is
+    in the lists of those classes alone whose label is known: elsewhere it is neither positive nor
+    negative, and its target and logit may be anything."""
 
 
 def _arguments(metric: Metric) -> Arguments:
@@ -266,6 +282,7 @@ def _arguments(metric: Metric) -> Arguments:
                "[N] bool, rows that may set the band, or None for all; stored with the rows."),
         Option("query_ids", None, "Tensor | None", QUERY_IDS),
         Option("query_shape", None, "tuple[int, int] | None", QUERY_SHAPE),
+        Option("label_mask", None, "Tensor | None", LABEL_MASK),
     ]  # fmt: skip
     if "iid" not in reads_of(metric, defaults_of(metric)):
         rest = [o for o in rest if o.name != "iid_mask"]
@@ -323,7 +340,8 @@ def _document(metric: Metric) -> str:
     )
     returns = (
         "(loss, new queue). The loss is exactly 0 with zero gradient when no class counts; a pool "
-        "of padding alone leaves the queue as it was."
+        "of padding alone leaves the queue as it was. To leave it as it was in other cases, as in "
+        "a second pass over a batch or in validation, go on with the old queue."
     )
     return sections(
         f"1 - `{name}` of every class over the batch and the queue, and the new queue.",

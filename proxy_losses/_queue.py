@@ -36,6 +36,7 @@ class QueueState(NamedTuple):
     enqueued: Tensor  # [] int64, rows ever enqueued; rounded up to a turn by a batch >= capacity
     ignore_index: Tensor  # [] int64, class id of rows that do not count
     query_ids: Tensor  # [capacity] int64 query ids, or [0] until a batch brings some
+    label_mask: Tensor  # [capacity, C] bool, known labels; or [0, C] until a batch brings a mask
 
 
 def init_queue(
@@ -84,6 +85,7 @@ def init_queue(
         enqueued=torch.zeros((), dtype=torch.int64, device=device),
         ignore_index=torch.full((), ignore_index, dtype=torch.int64, device=device),
         query_ids=torch.zeros(0, dtype=torch.int64, device=device),
+        label_mask=torch.ones(0, num_classes, dtype=torch.bool, device=device),
     )
 
 
@@ -109,13 +111,15 @@ def reset_queue(queue: QueueState) -> QueueState:
         iid_mask=torch.ones_like(queue.iid_mask),
         enqueued=torch.zeros_like(queue.enqueued),
         query_ids=torch.full_like(queue.query_ids, NO_QUERY),
+        label_mask=torch.ones_like(queue.label_mask),
     )
 
 
 @takes_old_names
 def enqueue(
     queue: QueueState, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None,
-    iid_mask: Tensor | None = None, query_ids: Tensor | None = None, where: Tensor | None = None,
+    iid_mask: Tensor | None = None, query_ids: Tensor | None = None,
+    label_mask: Tensor | None = None, where: Tensor | None = None,
 ) -> QueueState:  # fmt: skip
     """Store a batch over the oldest rows; of a batch above capacity the last rows remain.
 
@@ -126,6 +130,8 @@ def enqueue(
         sample_weight: [N] floating or None for 1.
         iid_mask: [N] bool or None for True.
         query_ids: [N] integer query ids or None; rows stored without one are in no query.
+        label_mask: [N, C] bool, labels that are known, or None for all; a row does not count for
+            a class whose label is unknown.
         where: [] bool or None; False stores nothing, as does a batch of 0 rows.
 
     Returns:
@@ -144,15 +150,15 @@ def enqueue(
     num_classes = queue.logits.shape[1]
     check_batch(logits, targets, num_classes)
     n = logits.shape[0]
-    check_row_extras(n, sample_weight, iid_mask, query_ids)
+    check_row_extras(logits.shape, sample_weight, iid_mask, query_ids, label_mask)
     if where is not None:
         check_bool("where", where)
         if where.dim():
             raise ValueError(f"where must be one bool for the whole batch, got {list(where.shape)}")
     known, turns = size_known(n), is_labels(targets) and not is_labels(queue.targets)
     if known and turns and (not n or _is_false(where)):
-        return QueueState(*(field.clone() for field in _with_query_ids(queue, query_ids)))
-    queue = match_queue(queue, targets, query_ids)
+        return QueueState(*(field.clone() for field in _with_room(queue, query_ids, label_mask)))
+    queue = match_queue(queue, targets, query_ids, label_mask)
     with_ids = queue.query_ids.numel() > 0
     if with_ids and query_ids is None:
         query_ids = torch.full_like(logits[:, 0], NO_QUERY, dtype=torch.int64)
@@ -165,6 +171,9 @@ def enqueue(
         sample_weight=put(queue.sample_weight, sample_weight),
         iid_mask=put(queue.iid_mask, iid_mask),
         query_ids=put(queue.query_ids, query_ids) if with_ids else queue.query_ids,
+        label_mask=(
+            put(queue.label_mask, label_mask) if queue.label_mask.numel() else queue.label_mask
+        ),
         enqueued=torch.where(where, enqueued, queue.enqueued),
     )
 
@@ -238,9 +247,11 @@ def _is_false(where: Tensor | None) -> bool:
         return False
 
 
-def match_queue(queue: QueueState, targets: Tensor, query_ids: Tensor | None) -> QueueState:
-    """The queue with room for these targets and query_ids; rows of the other kind are dropped."""
-    queue = _with_query_ids(queue, query_ids)
+def match_queue(
+    queue: QueueState, targets: Tensor, query_ids: Tensor | None, label_mask: Tensor | None
+) -> QueueState:
+    """The queue with room for what a batch brings; rows with other targets are dropped."""
+    queue = _with_room(queue, query_ids, label_mask)
     if is_labels(targets) == is_labels(queue.targets):
         return queue
     if is_labels(queue.targets):
@@ -252,11 +263,16 @@ def match_queue(queue: QueueState, targets: Tensor, query_ids: Tensor | None) ->
     return empty._replace(targets=torch.zeros_like(queue.logits, dtype=torch.bool))
 
 
-def _with_query_ids(queue: QueueState, query_ids: Tensor | None) -> QueueState:
-    """The queue with room for query_ids, if there are any."""
-    if query_ids is None or queue.query_ids.numel():
-        return queue
-    return queue._replace(query_ids=torch.full_like(queue.iid_mask, NO_QUERY, dtype=torch.int64))
+def _with_room(
+    queue: QueueState, query_ids: Tensor | None, label_mask: Tensor | None
+) -> QueueState:
+    """The queue with room for query_ids and label_mask, if there are any."""
+    if query_ids is not None and not queue.query_ids.numel():
+        ids = torch.full_like(queue.iid_mask, NO_QUERY, dtype=torch.int64)
+        queue = queue._replace(query_ids=ids)
+    if label_mask is not None and not queue.label_mask.numel():
+        queue = queue._replace(label_mask=torch.ones_like(queue.logits, dtype=torch.bool))
+    return queue
 
 
 def queue_rows(queue: QueueState) -> tuple[Tensor, Tensor, Tensor]:

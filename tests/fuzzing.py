@@ -86,10 +86,10 @@ def a_batch(data, classes: int) -> dict[str, Any]:
         targets[n // 2] = PAD
     if classes > 1 and data.draw(st.integers(0, 9), "labels") == 0:
         targets = torch.rand(n, classes) < 0.5
-    given_rows = data.draw(st.sets(st.sampled_from(["sample_weight", "iid_mask", "query_ids"])))
     rows = {
         "sample_weight": torch.rand(n), "iid_mask": torch.rand(n) < 0.8,
-        "query_ids": torch.randint(0, 2, (n,)),
+        "query_ids": torch.randint(0, 2, (n,)), "label_mask": torch.rand(n, classes) < 0.7,
     }  # fmt: skip
+    given_rows = data.draw(st.sets(st.sampled_from(list(rows))))
     call = {"logits": logits, "targets": targets, **{k: rows[k] for k in sorted(given_rows)}}
     return {name: maybe(data, name, x) for name, x in call.items()}

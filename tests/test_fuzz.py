@@ -118,9 +118,14 @@ def test_any_temperature_is_named_or_taken(make, value):
 
 
 def stored(module: nn.Module) -> dict[str, Tensor]:
-    """All buffers; room for query ids that holds none is no content."""
+    """All buffers; room for query ids or for a mask that holds none is no content."""
     buffers = {k: x.clone() for k, x in module.named_buffers()}
-    return {k: x[x != NO_QUERY] if "_q_query_ids" in k else x for k, x in buffers.items()}
+    plain = {"_q_query_ids": NO_QUERY, "_q_label_mask": 1}
+    for name, x in buffers.items():
+        value = plain.get(name.split(".")[-1])
+        if value is not None and (x == value).all():
+            buffers[name] = x[:0]
+    return buffers
 
 
 def same(a: dict, b: dict) -> bool:
@@ -134,12 +139,15 @@ def unsound_columns(call: dict[str, Any], limit: float) -> tuple[list[bool], boo
     logits, targets = call["logits"], call["targets"]
     ids = targets.tolist() if targets.dim() == 2 else [[t] for t in targets.tolist()]
     counts = [row != [PAD] for row in ids]
+    known = call.get("label_mask", torch.ones_like(logits).bool()).view(logits.shape).tolist()
+    counts = [c and any(row) for c, row in zip(counts, known, strict=True)]
     columns = [False] * logits.shape[1]
     # Padding is stored too, but a batch of padding alone is in no query.
     keep = any(counts) or (bool(ids) and "query_ids" not in call)
     weight = call.get("sample_weight")
     for k, row in enumerate(logits.tolist()):
         if counts[k]:
+            row = [x if told else 0.0 for x, told in zip(row, known[k], strict=True)]
             columns = [c or not math.isfinite(x) for c, x in zip(columns, row, strict=True)]
             keep = keep and all(abs(x) <= limit for x in row)
             keep = keep and (weight is None or abs(weight[k].item()) < 2.0**100)
@@ -200,6 +208,8 @@ def test_any_batch_of_the_functions_too(make, data):
         assert (new is None) == (kept is None)
         if new is not None:
             rows, _, valid = P.queue_rows(new)
+            if new.label_mask.numel():
+                rows = torch.where(new.label_mask, rows, 0.0)
             assert rows[valid].isfinite().all()
             assert new.sample_weight[valid].isfinite().all()
     assert all(map(torch.equal, before, queue))

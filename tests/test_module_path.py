@@ -149,6 +149,7 @@ def test_under_transforms_nothing_is_read(make, reads):
 
 
 @every_loss
+@pytest.mark.filterwarnings("ignore:.*was not stored")
 @pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
 def test_a_class_that_does_not_count_has_no_gradient(make, bad):
     logits, targets = torch.randn(8, 3), torch.arange(8) % 2  # class 2 has no positive

@@ -17,6 +17,7 @@ from .._checks import (
     check_floating,
     check_fraction,
     check_integers,
+    check_label_mask,
     check_number,
     check_positive,
     check_real,
@@ -35,6 +36,7 @@ def sigmoid_focal(
     gamma: float | Tensor = 2.0,
     reduction: str = "mean",
     sample_weight: Tensor | None = None,
+    label_mask: Tensor | None = None,
 ) -> Tensor:
     r"""Focal loss of independent yes/no predictions: binary or multi-label; smaller is better.
 
@@ -54,6 +56,8 @@ def sigmoid_focal(
         sample_weight: floating >= 0, the shape of inputs or with 1 in place of axes after dim 0
             ([N, 1, H, W] for inputs [N, C, H, W]), or None for 1. "mean" is the weighted mean,
             0 if all weights are. It gets no gradient.
+        label_mask: [...] bool as inputs, targets that are known, or None for all. Elsewhere the
+            loss is 0 and no part of the mean, and input and target may be anything.
 
     Returns:
         [] in the dtype of inputs (float32 for half input), or [...] for "none". Without elements
@@ -71,10 +75,17 @@ def sigmoid_focal(
     Reference: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, arXiv:1708.02002.
     """
     check_reduction(reduction, SIGMOID_REDUCTIONS)
-    check_elements(inputs, targets, sample_weight)
+    check_elements(inputs, targets, sample_weight, label_mask)
     check_fraction("alpha", alpha, also=-1)
     _check_gamma(gamma)
-    return reduce(_sigmoid(inputs, targets.detach(), alpha, gamma), reduction, sample_weight)
+    targets = targets.detach()
+    if label_mask is None:
+        return reduce(_sigmoid(inputs, targets, alpha, gamma), reduction, sample_weight)
+    inputs, targets = inputs.where(label_mask, 0.0), targets.where(label_mask, 0)
+    loss = torch.where(label_mask, _sigmoid(inputs, targets, alpha, gamma), 0.0)
+    if sample_weight is not None:
+        sample_weight = torch.where(label_mask, sample_weight, 0.0)
+    return reduce(loss, reduction, sample_weight, label_mask)
 
 
 def softmax_focal(
@@ -350,9 +361,13 @@ def check_reduction(reduction: str, supported: tuple[str, ...]) -> None:
         raise ValueError(f"Invalid reduction: '{reduction}'. Supported modes: {modes}.")
 
 
-def check_elements(inputs: Tensor, targets: Tensor, sample_weight: Tensor | None) -> None:
+def check_elements(
+    inputs: Tensor, targets: Tensor, sample_weight: Tensor | None,
+    label_mask: Tensor | None = None,
+) -> None:  # fmt: skip
     """Check one target per input, and a weight that has all rows and broadcasts over the rest."""
     check_floating("inputs", inputs)
+    check_label_mask(label_mask, inputs.shape, "inputs")
     check_real("targets", targets)
     if targets.shape != inputs.shape:
         raise ValueError(

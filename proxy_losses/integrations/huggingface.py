@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .._checks import check_flag
+from ..distributed import world_size
+from ..nn._wrapper import takes
 from ._common import find_wrappers, own_queue_losses, progress, reset_losses
 
 if TYPE_CHECKING:
@@ -33,9 +35,10 @@ def make_compute_loss(
 
     Logits [..., C] and labels [...] (token classification: [N, L, C] and [N, L]) become rows
     [M, C] and [M], without the rows of ignore_index, which would take slots of the queue; labels
-    [..., C] are multi-label and all kept. For a loss with num_classes=1 a head of two logits
-    becomes the one score logits[1] - logits[0], whose binary cross-entropy is the cross-entropy of
-    the two.
+    [..., C] are multi-label: rows of ignore_index alone are left out, and where a row has other
+    labels too, those of ignore_index are unknown (``label_mask``). For a loss with num_classes=1 a
+    head of two logits becomes the one score logits[1] - logits[0], whose binary cross-entropy is
+    the cross-entropy of the two.
 
     The Trainer does not average micro-batches (of gradient accumulation, or of processes with
     ``average_tokens_across_devices``) itself: it passes num_items_in_batch, the labels of them all.
@@ -54,8 +57,9 @@ def make_compute_loss(
         A function (outputs, labels, num_items_in_batch=None) -> scalar loss.
 
     Raises:
-        ValueError: from the function; no labels, shapes that do not match, or several GPUs in one
-            process (`nn.DataParallel`).
+        ValueError: from the function; no labels, shapes that do not match, unknown labels for a
+            loss without an argument ``label_mask``, or several GPUs in one process
+            (`nn.DataParallel`).
 
     Example:
         >>> from proxy_losses.integrations.huggingface import make_compute_loss
@@ -64,6 +68,7 @@ def make_compute_loss(
         >>> round(compute_loss(outputs, torch.tensor([0, 1, -100])).item(), 3)
         0.468
     """
+    masks = takes(loss_fn, "label_mask", by_name=True)
     binary = getattr(getattr(loss_fn, "main_loss", loss_fn), "num_classes", None) == 1
 
     def compute_loss(
@@ -73,13 +78,23 @@ def make_compute_loss(
         if labels is None:
             raise ValueError("labels: expected a tensor, got None; is the data's column 'labels'?")
         x, y = _rows(scores, labels, binary)
-        if y.dim() == 1:
-            keep = y != ignore_index
-            x, y = x[keep], y[keep]
+        known = y != ignore_index
+        keep, extra = known if y.dim() == 1 else known.any(-1), {}
+        x, y, known = x[keep], y[keep], known[keep]
+        if y.dim() == 2 and (world_size() > 1 or not known.all()):  # on all processes, or none
+            if masks:
+                extra = {"label_mask": known}
+            elif not known.all():
+                raise ValueError(
+                    f"labels: expected rows of labels, or of ignore_index={ignore_index} alone, "
+                    f"for {type(loss_fn).__name__}, which has no argument 'label_mask'; got rows "
+                    "of both"
+                )
+            y = y.masked_fill(~known, 0)
         training = loss_fn.training
         loss_fn.train(training and scores.requires_grad)
         try:
-            out = loss_fn(x, y)
+            out = loss_fn(x, y, **extra)
         finally:
             loss_fn.train(training)
         loss: Tensor = out[0] if isinstance(out, tuple) else out

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from .._checks import check_flag, check_fraction, check_int
 from .._metrics import focal
 from .._metrics.focal import check_class_targets, check_elements
-from ._batch import BatchLoss, as_floating, check_class_ids
+from ._batch import BatchLoss, as_floating, check_class_ids, readable
 
 
 class SigmoidFocalLoss(BatchLoss):
@@ -49,30 +50,49 @@ class SigmoidFocalLoss(BatchLoss):
         self.gather_distributed = gather_distributed
 
     def forward(
-        self, inputs: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None
-    ) -> Tensor:
+        self, inputs: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None,
+        label_mask: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """The loss; see `sigmoid_focal` for arguments, shapes and errors.
 
         Args:
             inputs: [...] floating, logits.
             targets: [...] in [0, 1].
             sample_weight: >= 0 and finite, dim 0 of inputs, its other axes theirs or 1.
+            label_mask: [...] bool, targets that are known, or None for all.
 
         Returns:
             [], or [...] for reduction "none"; in float32 for half input.
 
         Raises:
             TypeError, ValueError: as `sigmoid_focal`; in eager code a weight that is negative or
-                not finite too.
+                not finite too, and on the CPU a known target outside [0, 1].
         """
         sample_weight = as_floating(sample_weight)
-        check_elements(inputs, targets, sample_weight)
-        inputs, targets, sample_weight = self._gather(inputs, targets, sample_weight)
+        check_elements(inputs, targets, sample_weight, label_mask)
+        inputs, targets, sample_weight, label_mask = self._gather(
+            inputs, targets, sample_weight, label_mask
+        )
         self._check_weight(sample_weight)  # on all rows: every process raises, or none
+        if targets.is_cpu and targets.dtype != torch.bool:
+            self._check_targets(targets, label_mask)
         return focal.sigmoid_focal(
             inputs, targets, alpha=self.alpha, gamma=self.gamma, reduction=self.reduction,
-            sample_weight=sample_weight,
+            sample_weight=sample_weight, label_mask=label_mask,
         )  # fmt: skip
+
+    def _check_targets(self, targets: Tensor, label_mask: Tensor | None) -> None:
+        if not readable(targets) or not targets.numel():
+            return
+        known = targets if label_mask is None else targets.where(label_mask, 0)
+        low, high = known.detach().aminmax()
+        if not (float(low) >= 0 and float(high) <= 1):
+            wrong = known[~((known >= 0) & (known <= 1))][:5].tolist()
+            raise ValueError(
+                f"{type(self).__name__}: targets must be in [0, 1], got {wrong}; for labels that "
+                "are missing (often NaN, -1 or -100) pass label_mask=, bool in the shape of "
+                "inputs, False where a label is not known"
+            )
 
 
 class SoftmaxFocalLoss(BatchLoss):

@@ -29,11 +29,12 @@ _BUFFERS = {
     "enqueued": "_q_enqueued",
     "ignore_index": "_q_ignore_index",
     "query_ids": "_q_query_ids",
+    "label_mask": "_q_label_mask",
 }
 
 
 NOBODY = -1
-ONES = ("sample_weight", "iid_mask")  # fields in which 1 or True stands for None
+ONES = ("sample_weight", "iid_mask", "label_mask")  # fields in which 1 or True stands for None
 
 
 class MemoryQueue(NeverNarrow):
@@ -42,6 +43,7 @@ class MemoryQueue(NeverNarrow):
     _q_logits: Tensor
     _q_targets: Tensor
     _q_query_ids: Tensor
+    _q_label_mask: Tensor
 
     def __init__(self, capacity: int, num_classes: int, ignore_index: int) -> None:
         super().__init__()
@@ -106,7 +108,7 @@ class MemoryQueue(NeverNarrow):
         if n == 0:
             return
         batch = batch._replace(logits=batch.logits.detach())
-        room = q.match_queue(state, batch.targets, batch.query_ids)
+        room = q.match_queue(state, batch.targets, batch.query_ids, batch.label_mask)
         if room is not state:
             self.store(room)
             state = self.state
@@ -169,6 +171,9 @@ class MemoryQueue(NeverNarrow):
         query_ids = state_dict.setdefault(prefix + "_q_query_ids", q.reset_queue(state).query_ids)
         if query_ids.numel() != state.query_ids.numel():
             self._q_query_ids = torch.zeros_like(query_ids, device=state.query_ids.device)
+        mask = state_dict.setdefault(prefix + "_q_label_mask", torch.ones_like(state.label_mask))
+        if mask.numel() != state.label_mask.numel():
+            self._q_label_mask = torch.ones_like(mask, device=state.label_mask.device)
         targets = state_dict[prefix + "_q_targets"]
         if is_labels(targets) != is_labels(state.targets):
             self._q_targets = q.init_queue(
@@ -218,6 +223,7 @@ def queue_problems(queue: q.QueueState, saved: dict[str, Any], prefix: str) -> l
         "_q_enqueued": [()],
         "_q_ptr": [(1,), ()],
         "_q_query_ids": [(0,), (capacity,)],
+        "_q_label_mask": [(0, classes), (capacity, classes)],
     }
     found = {name: saved[prefix + name] for name in shapes if prefix + name in saved}
     if not found:

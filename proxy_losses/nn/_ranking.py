@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
@@ -28,6 +28,7 @@ from .._lists import NOTHING, Batch, Known, Pool
 from .._losses import REQUIRED, Arguments, Options
 from .._metrics import PARTIAL_AUC, RECALL, SMOOTH_AP
 from .._metrics._record import Found, Metric, Option, Settings, check_settings, reads_of
+from .._numerics import lift
 from .._old_names import takes_old_names
 from ..distributed import default_group, group_name
 from ._batch import BatchLoss, as_floating, check_class_ids, readable
@@ -156,6 +157,7 @@ class RankingLoss(PublishedNames, BatchLoss):
         self, logits: Tensor, targets: Tensor, iid_mask: Tensor | bool | None = None,
         return_per_class: bool = False, return_diagnostics: bool = False, *,
         sample_weight: Tensor | None = None, query_ids: Tensor | None = None,
+        label_mask: Tensor | None = None, store: bool = True,
     ) -> LossOutput:  # fmt: skip
         """Loss of the batch against itself and the queue; in training, the batch is then stored.
 
@@ -172,21 +174,37 @@ class RankingLoss(PublishedNames, BatchLoss):
                 positives. It gets no gradient.
             query_ids: [N] integer query ids or None; each query is ranked by itself, see
                 `smooth_ap_loss`.
+            label_mask: [N, C] bool, labels that are known, or None for all; with one class [N]
+                too. Stored with the rows. Where False, the row is neither positive nor negative
+                of that class, and its target and logit may be anything.
+            store: False leaves the queue as it is, for all calls on a batch but the last, as in
+                SAM and in closures of L-BFGS, and for validation in training mode.
 
         Returns:
             loss, or a tuple of it and, as asked for, per_class [C] with NaN where invalid and
             valid [C] bool, and the diagnostics.
 
         Raises:
-            TypeError, ValueError: wrong dtypes, shapes or values; nothing is stored then. Values
-                are looked at on the CPU, in eager code.
+            TypeError, ValueError: wrong dtypes, shapes or values, such as float labels other than
+                0 and 1; nothing is stored then. Values are looked at on the CPU, in eager code.
+
+        Warns:
+            UserWarning: once each, when a batch with a finite loss is not stored because a logit of
+                a row that counts is not finite (-inf for a class without positives), and when rows
+                are stored in training mode while gradients are disabled.
         """
         if isinstance(iid_mask, bool):
             return_per_class, iid_mask = iid_mask, None
-        targets = self._as_targets(targets)
+        given, targets = targets, self._as_targets(targets)
         check_batch(logits, targets, self.num_classes)
-        local = Batch(logits, targets, as_floating(sample_weight), iid_mask, query_ids)
-        check_row_extras(logits.shape[0], *local[2:])
+        check_flag("store", store)
+        if self.num_classes == 1 and isinstance(label_mask, Tensor) and label_mask.dim() == 1:
+            label_mask = label_mask[:, None]
+        extras = as_floating(sample_weight), iid_mask, query_ids, label_mask
+        check_row_extras(logits.shape, *extras)
+        targets, floats = self._true_targets(targets, given, label_mask)
+        local = Batch(logits, targets, *extras, floats)
+        stores = store and (self.training or self.update_queue_in_eval)
         group, batch = self._all_rows(local)
         if batch.sample_weight is not None:
             batch = batch._replace(sample_weight=batch.sample_weight.detach())
@@ -208,12 +226,17 @@ class RankingLoss(PublishedNames, BatchLoss):
         if return_diagnostics:
             valid = _lists.valid_rows(targets, self.ignore_index)
             live = _lists.positives(targets, self.num_classes)
+            live = live if label_mask is None else live & label_mask.T
             count = (live if valid is None else live & valid).sum(-1)
             out.append({**found.stats, "grad_pos_count": count})
-        keep = self._look(batch, pool, found, known)
+        keep = self._look(batch, pool, found, known, stores)
         self._warn_capped(rows)
-        if self.training or self.update_queue_in_eval:  # last: nothing can fail any more
+        if stores:  # last: nothing can fail any more
+            if not torch.is_grad_enabled() and keep is not False:
+                self._warn_no_grad(batch)
             self._store(batch, pool, group, keep)
+            if keep is False and not self._unstored_warned and self._unstored(batch, found):
+                self._warn_unstored(self._stored_dtype(batch))
         return out[0] if len(out) == 1 else tuple(out)
 
     def _all_rows(self, local: Batch) -> tuple[ProcessGroup | None, Batch]:
@@ -242,7 +265,7 @@ class RankingLoss(PublishedNames, BatchLoss):
         if cap is None or pool.lists.pos.shape[-1] <= cap:
             return pool, 0
         valid = pool.lists.valid
-        rows = pool.lists.pos.shape[-1] if valid is None else int(valid.sum())
+        rows = pool.lists.pos.shape[-1] if valid is None else int(_lists.rows_of(valid).sum())
         if rows <= cap:
             return pool, 0
         # A counter instead of a generator: equal on every rank, and resumed with the state.
@@ -257,7 +280,10 @@ class RankingLoss(PublishedNames, BatchLoss):
             )
 
     def _as_targets(self, targets: Tensor) -> Tensor:
-        """[N, 1] to [N]; class ids, floats as BCE takes them included, to int64; labels to bool."""
+        """[N, 1] to [N]; class ids, floats as BCE takes them included, to int64; labels to bool.
+
+        What a float is that is neither, `_true_targets` tells.
+        """
         if not isinstance(targets, Tensor):
             return targets
         if targets.dim() == 2 and targets.shape[1] == 1:
@@ -270,25 +296,46 @@ class RankingLoss(PublishedNames, BatchLoss):
             ids = wide.to(torch.int64)
             return torch.where(ids == wide, ids, STRAY)  # 0.9 or NaN must not become a class
         if targets.dim() == 2 and floating and self.num_classes > 1:
-            return targets.to(torch.float32) > 0.5
+            return targets == 1
         return targets.to(torch.int64) if targets.dim() == 1 else targets
+
+    def _true_targets(
+        self, targets: Tensor, given: Tensor, label_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Targets with 0 where no label is known, and `Batch.floats` likewise."""
+        floats, known = None, label_mask
+        if known is not None:
+            known = known if targets.dim() == 2 else known.any(-1)
+            targets = targets & known if targets.dtype == torch.bool else targets * known
+        if given.is_floating_point() and not torch.compiler.is_compiling():
+            floats = lift(given.detach().reshape(targets.shape))
+            if known is not None:
+                floats = torch.where(known, floats, 0.0)
+            if floats.dim() == 2 and self._gathers():  # the worst of a row: least, or largest
+                low, high = torch.where(floats == 1, 0.0, floats).aminmax(dim=-1)
+                floats = torch.where(low != 0, low, high)
+        return targets, floats
 
     # -- what the values say
 
-    def _look(self, batch: Batch, pool: Pool, found: Found, known: Known) -> bool | None:
+    def _look(
+        self, batch: Batch, pool: Pool, found: Found, known: Known, stores: bool
+    ) -> bool | None:
         """Raise and warn as the values ask, read all at once; whether to store the batch.
 
         On the CPU, in eager code: elsewhere nothing is read, and None says that nobody knows.
         """
         if not batch.logits.is_cpu or not readable(batch.logits):
             return None
-        asked = self._questions(batch, pool, found, known)
+        asked = self._questions(batch, pool, found, known, stores)
         if not asked:
             return False
         every = torch.stack(list(asked.values()))
         if not readable(every):
             return None
         said = dict(zip(asked, every.tolist(), strict=True))
+        if batch.floats is not None:
+            self._judge_floats(said, batch)
         classes = max(self.num_classes, 2)
         stray = "least id" in said and not 0 <= said["least id"] <= said["largest id"] < classes
         if stray and self.num_classes == 1:
@@ -296,7 +343,9 @@ class RankingLoss(PublishedNames, BatchLoss):
         if "least weight" in said:
             self._judge_weight(said["least weight"], said["largest weight"])
         if stray and self.num_classes > 1:
-            check_class_ids(batch.targets, self.num_classes, self.ignore_index)
+            if self._metric.checks_ids:
+                check_class_ids(batch.targets, self.num_classes, self.ignore_index)
+            self._warn_nobodys(said["least id"], said["largest id"])
         if said.get("degenerate"):
             self._degenerate_warned = True
             warn_user(
@@ -314,20 +363,27 @@ class RankingLoss(PublishedNames, BatchLoss):
             sound = bool(_losses.is_sound(batch, dtype, ignore_index=self.ignore_index))
         return sound and (said.get("some row") != 0 or bool(_lists.some_valid(pool)))
 
-    def _questions(self, batch: Batch, pool: Pool, found: Found, known: Known) -> dict[str, Tensor]:
+    def _questions(
+        self, batch: Batch, pool: Pool, found: Found, known: Known, stores: bool
+    ) -> dict[str, Tensor]:
         """[] floating each: what the checks and the decision to store ask of the values."""
         targets, weight, queue, ask = batch.targets, batch.sample_weight, self._queue, {}
-        stores = queue is not None or self.max_pool_size is not None
-        stores = stores and (self.training or self.update_queue_in_eval)
+        stores = stores and (queue is not None or self.max_pool_size is not None)
         if n := batch.logits.shape[0]:
             ids = targets.dim() == 1 and targets.dtype != torch.bool
-            ids = ids and (self.num_classes == 1 or self._metric.checks_ids)
+            if self.num_classes > 1 and not self._metric.checks_ids:
+                ids = ids and not self._nobodys_warned
             counted = None
             if pool.lists.valid is not None and (stores or ids):
-                counted = pool.lists.valid[:n].to(torch.float32)
+                counted = _lists.rows_of(pool.lists.valid[..., :n]).to(torch.float32)
             if ids:  # 0 in the padding
                 real = targets if counted is None else targets * counted
                 ask["least id"], ask["largest id"] = real.aminmax()
+            if (x := batch.floats) is not None and targets.dim() == 1:  # 0 where it is an id
+                ask["least rest of id"], ask["largest rest of id"] = (x - targets).aminmax()
+            elif x is not None:  # 0 for labels 0 and 1 alone
+                rest = torch.addcmul(x, x, x, value=-1)
+                ask["least rest of label"], ask["largest rest of label"] = rest.aminmax()
             if weight is not None:
                 ask["least weight"], ask["largest weight"] = weight.aminmax()
             if stores:
@@ -342,6 +398,70 @@ class RankingLoss(PublishedNames, BatchLoss):
         if found.degenerate is not None and not self._degenerate_warned:
             ask["degenerate"] = found.degenerate.to(torch.float32).amax()
         return ask
+
+    def _judge_floats(
+        self, said: Mapping[str, float], batch: Batch | None = None, at: str = ""
+    ) -> None:
+        """Raise if targets that were given as floats are neither labels nor class ids."""
+        kind = "label" if "least rest of label" in said else "id"
+        if said.get(f"least rest of {kind}", 0) == 0 == said.get(f"largest rest of {kind}", 0):
+            return
+        got, mask = "others", f"label_mask=, [N, C={self.num_classes}] bool, False"
+        if batch is not None and (x := batch.floats) is not None:
+            wrong = x != batch.targets if kind == "id" else (x != 0) & (x != 1)
+            got = str(x[wrong][:5].tolist())
+        if kind == "label":
+            expected = "labels 0 and 1"
+            hint = f"where a label is missing (often NaN, -1 or -100) pass {mask} there"
+        else:
+            expected = "class ids, which are whole numbers"
+            hint = f"rows without a class have ignore_index={self.ignore_index}, or {mask} there"
+        name = f"{at}{type(self).__name__}"
+        raise ValueError(f"{name}: targets must be {expected}, got {got}; {hint}")
+
+    _unstored_warned = _no_grad_warned = _nobodys_warned = False
+
+    def _warn_nobodys(self, least: float, largest: float) -> None:
+        """Say once that there are class ids of no class, as the published packages let pass."""
+        if not self._nobodys_warned:
+            self._nobodys_warned = True
+            classes = self.num_classes
+            value = least if least < 0 else largest
+            warn_user(
+                f"{type(self).__name__}: targets contain class ids outside [0, {classes}) and "
+                f"other than ignore_index={self.ignore_index}, such as {value:.0f}: their rows "
+                "are negatives of every class. Rows whose class is not known have the id "
+                "ignore_index."
+            )
+
+    def _warn_no_grad(self, batch: Batch) -> None:
+        """Say once that rows are stored which look like those of a validation."""
+        if torch.compiler.is_compiling() or self._no_grad_warned or self._queue is None:
+            return
+        if batch.logits.shape[0] and not self.update_queue_in_eval:
+            self._no_grad_warned = True
+            warn_user(
+                f"{type(self).__name__}: rows are stored in the queue while gradients are "
+                "disabled, as in a validation whose loss was left in training mode: call "
+                "loss.eval() first, or pass store=False"
+            )
+
+    def _unstored(self, batch: Batch, found: Found) -> Tensor:
+        """[] bool: some row that counts keeps the batch from being stored, and no NaN says so."""
+        if self._queue is None:
+            return torch.zeros((), dtype=torch.bool)
+        dtype = self._stored_dtype(batch)
+        sound = _losses.is_sound(batch, dtype, ignore_index=self.ignore_index)
+        return ~sound & found.value.isfinite().all()
+
+    def _warn_unstored(self, dtype: torch.dtype, at: str = "") -> None:
+        self._unstored_warned = True
+        warn_user(
+            f"{at}{type(self).__name__}: a batch was not stored in the queue, because a row that "
+            f"counts has a logit that is not finite in {dtype}; no such batch is. If logits are "
+            f"-inf on purpose, as of classes not seen yet, pass label_mask=, "
+            f"[N, C={self.num_classes}] bool, that is False there."
+        )
 
     def _warn_binary(self, targets: Tensor) -> None:
         stray = (targets != 0) & (targets != 1) & (targets != self.ignore_index)

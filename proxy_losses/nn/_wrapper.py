@@ -30,13 +30,15 @@ def _first(out: Any) -> Any:
     return out[0] if isinstance(out, tuple) else out
 
 
-def _takes_sample_weight(loss: Callable[..., Any]) -> bool:
+def takes(loss: Callable[..., Any], name: str, *, by_name: bool = False) -> bool:
+    """Whether a loss has a keyword of this name, or any unless it must be by name."""
+    loss = getattr(loss, "_orig_mod", loss)  # a compiled module hides its own
     try:
         params = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters
     except (TypeError, ValueError):
         return False
-    return "sample_weight" in params or any(
-        p.kind is inspect.Parameter.VAR_KEYWORD for p in params.values()
+    return name in params or any(
+        p.kind is inspect.Parameter.VAR_KEYWORD and not by_name for p in params.values()
     )
 
 
@@ -114,7 +116,10 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
         self.gather_distributed = gather_distributed
         self.strict = strict
         self._has_temperature = hasattr(main_loss, "temperature")
-        self._weight_to_warmup = _takes_sample_weight(warmup_loss)
+        self._weight_to_warmup = takes(warmup_loss, "sample_weight")
+        self._mask_to_warmup = takes(warmup_loss, "label_mask", by_name=True)
+        self._store_to_warmup = takes(warmup_loss, "store", by_name=True)
+        self._store_to_main = takes(main_loss, "store")
         self._batch_hook_seen = self._epoch_hook_seen = self._no_batch_hook_warned = False
         if not self._has_temperature:
             warn_user(
@@ -220,7 +225,8 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
     @functools.partial(takes_old_names, passes_to="main_loss")
     def forward(
         self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None,
-        iid_mask: Tensor | None = None, query_ids: Tensor | None = None, **kwargs: Any,
+        iid_mask: Tensor | None = None, query_ids: Tensor | None = None,
+        label_mask: Tensor | None = None, store: bool = True, **kwargs: Any,
     ) -> Any:  # fmt: skip
         """Loss of the current phase.
 
@@ -230,24 +236,38 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
             sample_weight: goes to main_loss, and to warmup_loss if it declares the argument.
             iid_mask: goes to main_loss, in the blend too.
             query_ids: goes to main_loss, in the blend too.
+            label_mask: goes to main_loss, and to warmup_loss if it declares the argument.
+            store: False goes to the losses that declare the argument: the queue stays as it is.
             **kwargs: go to main_loss, and only when it is the whole loss (main_weight 1).
 
         Returns:
             What main_loss returns when it is the whole loss, else a scalar.
+
+        Warns:
+            UserWarning: once each, in training: no hook was called that the schedule needs; a
+                label_mask is given and warmup_loss takes none.
         """
+        check_flag("store", store)
         weight = self._main_weight
         if self.training and self.strict:
             self._check_driven()
-        elif self.training and weight > 0:  # a sanity check before training is no mistake
+        elif self.training:  # a sanity check before training is no mistake
             self._warn_undriven()
         weights = {} if sample_weight is None else {"sample_weight": sample_weight}
-        rows = {"iid_mask": iid_mask, "query_ids": query_ids}
-        extras = {**weights, **{name: x for name, x in rows.items() if x is not None}}
+        rows = {"iid_mask": iid_mask, "query_ids": query_ids, "label_mask": label_mask}
+        extras: dict[str, Any] = {
+            **weights,
+            **{name: x for name, x in rows.items() if x is not None},
+        }
+        to_warmup: dict[str, Any] = {**weights} if self._weight_to_warmup else {}
+        if weight < 1.0 and label_mask is not None:
+            to_warmup |= self._mask_of_warmup(label_mask)
+        if not store:  # what declares no such argument stores nothing
+            to_warmup |= {"store": False} if self._store_to_warmup else {}
+            extras |= {"store": False} if self._store_to_main else {}
         if weight >= 1.0:
             return self.main_loss(logits, targets, **extras, **kwargs)
-        warm = _first(
-            self.warmup_loss(logits, targets, **(weights if self._weight_to_warmup else {}))
-        )
+        warm = _first(self.warmup_loss(logits, targets, **to_warmup))
         if weight == 0.0:
             return warm
         main = _first(self.main_loss(logits, targets, **extras))
@@ -307,8 +327,47 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
                 "training loop, or use a callback of proxy_losses.integrations"
             )
 
+    _mask_warned = _standing_warned = _called_before = False
+
+    def _mask_of_warmup(self, label_mask: Tensor) -> dict[str, Tensor]:
+        if self._mask_to_warmup:
+            return {"label_mask": label_mask}
+        if not self._mask_warned and not torch.compiler.is_compiling():
+            self._mask_warned = True
+            warn_user(
+                f"{type(self).__name__}: warmup_loss {type(self.warmup_loss).__name__} has no "
+                "argument 'label_mask': it trains on what targets hold where the label is "
+                "unknown; give it a warmup_loss(logits, targets, label_mask=None)"
+            )
+        return {}
+
+    def _warn_standing(self) -> None:
+        """Say once that nothing moves the clock of the warmup or the blend."""
+        if self._clock == "epoch":
+            hook, seen = "on_train_epoch_start(epoch)", self._epoch_hook_seen
+            needed = self.warmup_epochs + self.blend_epochs > 0
+        else:
+            hook = "on_train_batch_start(global_step)"
+            seen = self._batch_hook_seen or self._no_batch_hook_warned
+            needed = bool(self.warmup_steps or self.blend_steps)
+        if seen or not needed or not torch.is_grad_enabled():
+            return
+        if not (self._batch_hook_seen or self._called_before):  # a first call may be a trial
+            self._called_before = True
+            return
+        self._standing_warned = True
+        warn_user(
+            f"{type(self).__name__}: {hook} was never called: the schedule stays at its start, "
+            f"with main_weight {self._main_weight:.3g}. Call it from the training loop, or use a "
+            "callback of proxy_losses.integrations."
+        )
+
     def _warn_undriven(self) -> None:
-        if self._batch_hook_seen or self._no_batch_hook_warned or not self._has_temperature:
+        if not self._standing_warned and not torch.compiler.is_compiling():
+            self._warn_standing()
+        if self._main_weight == 0 or self._batch_hook_seen:
+            return
+        if self._no_batch_hook_warned or not self._has_temperature:
             return
         self._no_batch_hook_warned = True
         warn_user(
