@@ -103,13 +103,14 @@ class MemoryQueue(StateModule):
         """Empty the queue."""
         for name, value in self._empty().items():
             self._buffers[name].fill_(value)  # type: ignore[union-attr]
-        self._sign()
         self.see_ones(*PLAIN)
+        self._remember("_q_seal")
 
-    def _empty(self) -> dict[str, int]:
-        """Values of the buffers of an empty queue, seals apart."""
-        values = dict.fromkeys((_LABELS, "_q_multi_label", "_q_logits", "_q_enqueued"), 0)
-        values |= {_IDS: self.ignore_index, "_q_owner": NOBODY}
+    def _empty(self) -> dict[str, float]:
+        """Values of the buffers of an empty queue."""
+        values: dict[str, float] = dict.fromkeys((_LABELS, "_q_multi_label", "_q_logits"), 0)
+        values |= {_IDS: self.ignore_index, "_q_owner": NOBODY, "_q_enqueued": 0}
+        values |= {"_q_seal": _seal_of(0), "_q_mark": float(_seal_of(0))}
         values |= {ROWS[field]: value for field, value in PLAIN.items()}
         return {name: value for name, value in values.items() if name in self._buffers}
 
@@ -350,11 +351,10 @@ class MemoryQueue(StateModule):
         for name in (_IDS, _LABELS, "_q_multi_label"):
             if name not in self._buffers:
                 saved.pop(prefix + name, None)
-        give("_q_multi_label", int(labels))
-        for name, value in self._empty().items():
-            give(name, value)
         give("_q_seal", _seal_of(saved[prefix + "_q_enqueued"].to(torch.int64)))
         give("_q_mark", saved[prefix + "_q_seal"])
+        for name, value in {**self._empty(), "_q_multi_label": int(labels)}.items():
+            give(name, value)
 
     @torch.no_grad()
     def _tidy(self) -> None:
