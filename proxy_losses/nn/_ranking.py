@@ -85,6 +85,8 @@ class RankingLoss(PublishedNames, BatchLoss):
             check_int("max_pool_size", given["max_pool_size"], 1)
         check_choice("distributed", given["distributed"], DISTRIBUTED)
         check_flag("multi_label", given["multi_label"], optional=True)
+        if given["multi_label"] is not None:
+            given["multi_label"] = bool(given["multi_label"])
         if given["multi_label"] and given["num_classes"] == 1:
             raise ValueError("multi_label=True needs num_classes > 1: one class has class ids 0, 1")
         if given["distributed"] == "shard" and given["max_pool_size"] is not None:

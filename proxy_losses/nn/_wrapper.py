@@ -163,7 +163,8 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
         self.reset_queue_each_epoch = reset_queue_each_epoch
         self.gather_distributed = gather_distributed
         self.strict = strict
-        self._has_temperature = hasattr(main_loss, "temperature")
+        own = isinstance(_bare(main_loss), RankingLoss)
+        self._has_temperature = own or hasattr(main_loss, "temperature")
         self._weight_to_warmup = _takes_sample_weight(warmup_loss)
         self._no_batch_hook_warned = False
         if not self._has_temperature:
