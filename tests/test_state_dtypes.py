@@ -64,12 +64,8 @@ def test_the_default_dtype_is_not_that_of_a_state(kind, wrapped, dtype):
     assert_alike(net, whole)
 
 
-@either
-def test_a_default_device_does_not_reach_the_schedule(wrapped):
-    whole = trained("ids", wrapped, steps=0)
-    net = copy.deepcopy(whole)
-    if not wrapped:
-        return
+def test_a_default_device_does_not_reach_the_schedule():
+    whole, net = Net("ids"), Net("ids")
     with torch.device("meta"):  # any device that is not the loss's
         for k in range(4):
             net.loss.on_train_epoch_start(k)
@@ -126,7 +122,7 @@ def test_inference_mode_before_training(kind, wrapped, what):
 def test_no_step_replaces_a_buffer(kind):
     """Whatever comes first or later: labels after ids, query ids, a load, a reset, a cast back."""
     net = trained(kind, steps=0)
-    held = {n: b for n, b in net.named_buffers()}
+    held = dict(net.named_buffers())
     shapes = {n: (b.shape, b.dtype) for n, b in held.items()}
     addresses = {n: b.data_ptr() for n, b in held.items()}
     saved = trained(kind).state_dict()
@@ -203,5 +199,3 @@ def test_the_signature_behind_a_wrapper(wraps):
     assert not torch.equal(
         takes(logits, y, sample_weight=half), takes(logits, y, sample_weight=weight)
     )
-
-
