@@ -149,10 +149,10 @@ def reduce_classes(found: Found, reduction: str, pool: Pool, name: str = "") -> 
     if reduction == "none":
         return torch.where(all_reduce(some_valid(pool), "max", name), per_class(found), 0.0)
     losses = torch.add(found.defined, found.value, alpha=-1)  # 0 - 0 where it does not count
-    if losses.numel() == 1:
-        return losses.reshape(())
-    total = losses.sum()
-    return total / found.defined.sum().clamp(min=1) if reduction == "mean" else total
+    total = losses.sum()  # of one class too: no view, which FSDP2 warns of
+    if losses.numel() == 1 or reduction == "sum":
+        return total
+    return total / found.defined.sum().clamp(min=1)
 
 
 # -- the queue

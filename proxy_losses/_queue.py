@@ -80,7 +80,7 @@ def init_queue(
     return QueueState(
         logits=torch.zeros(capacity, num_classes, dtype=dtype, device=device),
         targets=targets,
-        sample_weight=torch.ones(capacity, device=device),
+        sample_weight=torch.ones(capacity, dtype=torch.float32, device=device),
         iid_mask=torch.ones(capacity, dtype=torch.bool, device=device),
         enqueued=torch.zeros((), dtype=torch.int64, device=device),
         ignore_index=torch.full((), ignore_index, dtype=torch.int64, device=device),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from numbers import Integral
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -162,8 +163,14 @@ def blend_weight(step: int | Tensor, sched: Schedule) -> Tensor:
     since = clock - sched.warmup_steps
     final = _real(sched.final_main_weight, clock)
     blend = _real(sched.blend_steps, clock)
-    weight = torch.where(since < sched.blend_steps, (since + 1) / (blend + 1.0) * final, final)
-    return torch.where(since < 0, 0.0, weight)
+    weight: Tensor = ramp(since, blend, final, torch.where)
+    return weight
+
+
+def ramp(since: Any, blend: Any, final: Any, where: Callable[[Any, Any, Any], Any]) -> Any:
+    """`blend_weight` of the steps since the switch; of numbers with a `where` for numbers."""
+    weight = where(since < blend, (since + 1) / (blend + 1.0) * final, final)
+    return where(since < 0, 0.0, weight)
 
 
 def temp_at(step: int | Tensor, sched: Schedule) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 
 import proxy_losses as P
 from proxy_losses._metrics import METRICS, Example, Metric
+from proxy_losses._queue import NO_QUERY
 
 PAD, QUANTILE = -100, 0.3
 COMMON = {"num_classes": 1, "queue_size": 8, "temperature": 0.25}
@@ -45,6 +46,15 @@ def batch(seed: int, n: int = 5, classes: int = 1):
     logits = torch.randn(n, classes, requires_grad=True)
     targets = (torch.arange(n) % max(classes, 2))[torch.randperm(n)]
     return logits, torch.where(torch.arange(n) == 3, PAD, targets)
+
+
+def same_rows(module, queue: P.QueueState) -> bool:
+    """Whether a module's queue is this state, in which room for ids is made when some come."""
+    state = (getattr(module, "_queue", None) or module).state
+    if not queue.query_ids.numel():
+        assert (state.query_ids == NO_QUERY).all()
+        state = state._replace(query_ids=queue.query_ids)
+    return all(map(torch.equal, state, queue))
 
 
 def warned(call) -> list[str]:

@@ -17,6 +17,7 @@ from .test_wrapper import EPOCHS, STEPS
 # Two queries of a few rows: partial AUC may find no spread in one.
 pytestmark = pytest.mark.filterwarnings("ignore:.*dispersion")
 OPTIONS = {"num_classes": 3, "queue_size": 6, "max_pool_size": 50}
+NEW = {f"_queue._q_{name}" for name in ("labels", "multi_label", "owner", "seal", "mark")}
 
 
 def contents(module: nn.Module) -> dict:
@@ -79,7 +80,7 @@ def test_the_wrapper_and_its_loss_save_the_same_temperature():
     wrapper, resumed = (wrapped(smooth(**OPTIONS), **STEPS) for _ in "ab")
     wrapper.on_train_batch_start(9)
     saved = contents(wrapper)
-    assert saved["_extra_state"]["temperature"] == saved["main_loss._tau"].item()
+    assert wrapper.current_temperature == saved["main_loss._tau"].item()
     resumed.load_state_dict(saved)
     assert resumed.current_temperature == wrapper.current_temperature
     assert equal(contents(resumed), saved)
@@ -131,7 +132,7 @@ def test_a_loss_that_does_not_fit_keeps_all_it_has(make, where, change, says):
     }[where]
     others = {k: x for k, x in contents(outer).items() if not k.startswith(prefix)}
     if where == "wrapper":
-        others = {"_extra_state": {**others["_extra_state"], "global_step": 11}}
+        others = {"_progress": contents(wrapped(used(make), 11))["_progress"]}
     before = contents(outer)
     given = {**{prefix + k: x for k, x in saved.items()}, **others}
     for strict in (True, False):
@@ -152,16 +153,17 @@ def test_another_size_says_both(make, more):
 
 
 @every_loss
-def test_a_misfit_does_not_make_room_for_labels_or_groups(make):
+def test_a_misfit_does_not_bring_labels_or_ids(make):
     module, saved = used(make, query_ids=False), contents(used(make, 1))
-    assert module._queue.state.query_ids.shape == (0,)
+    saved = {k: x for k, x in saved.items() if k not in NEW}  # as 0.4 saved it
     saved["_queue._q_targets"] = torch.ones(6, 3, dtype=torch.bool)
     module_before = contents(module)
     with pytest.raises(RuntimeError, match="_q_weight"):
         module.load_state_dict({**saved, "_queue._q_weight": torch.ones(2)})
     assert equal(contents(module), module_before)
     module.load_state_dict(saved)  # both fit
-    assert equal(contents(module), saved)
+    assert module._queue.state.targets.all()
+    assert torch.equal(module._queue.state.query_ids, saved["_queue._q_query_ids"])
 
 
 @every_loss
@@ -204,13 +206,27 @@ def test_a_broken_schedule_changes_nothing(state, says):
     before = contents(wrapper)
     weight, temperature = wrapper.main_weight, wrapper.current_temperature
     for outer, prefix in ((wrapper, ""), (nn.ModuleDict({"loss": wrapper}), "loss.")):
-        saved = {prefix + k: x for k, x in contents(other).items()}
+        saved = {prefix + k: x for k, x in contents(other).items() if k != "_progress"}
         with pytest.raises(RuntimeError, match=f"(?s)nothing was loaded.*{says}"):
             outer.load_state_dict({**saved, prefix + "_extra_state": state})
-    with pytest.raises(ValueError, match=says):
-        wrapper.set_extra_state(state)
     assert equal(contents(wrapper), before)
     assert (wrapper.main_weight, wrapper.current_temperature) == (weight, temperature)
+
+
+@pytest.mark.parametrize(
+    ("progress", "says"),
+    [
+        ({"step": 3}, "_progress must be a tensor, got dict"),
+        (torch.zeros(5, dtype=torch.int64), r"_progress must be \[6\] int64, got \[5\]"),
+        (torch.zeros(6), r"got \[6\] torch.float32"),
+    ],
+)
+def test_a_schedule_that_is_none_changes_nothing(progress, says):
+    wrapper, other = wrapped(used(smooth), 7), wrapped(used(smooth, 1), 9)
+    before = contents(wrapper)
+    with pytest.raises(RuntimeError, match=f"(?s)nothing was loaded.*{says}"):
+        wrapper.load_state_dict({**contents(other), "_progress": progress})
+    assert equal(contents(wrapper), before)
 
 
 @pytest.mark.parametrize(("mine", "theirs"), [(STEPS, EPOCHS), (EPOCHS, STEPS)])
@@ -224,12 +240,12 @@ def test_a_schedule_on_another_clock_is_refused(mine, theirs):
 
 def test_what_a_schedule_lacks_stays_as_it_is():
     wrapper = wrapped(used(smooth), 7)
-    wrapper.set_extra_state({"global_step": 8})
-    got = wrapper.get_extra_state()
-    assert (got["epoch"], got["global_step"], got["switch_step"]) == (2, 8, 7)
+    before = {k: x for k, x in contents(wrapper).items() if k != "_progress"}
+    wrapper.load_state_dict({**before, "_extra_state": {"global_step": 8}})
+    assert contents(wrapper)["_progress"].tolist()[:3] == [2, 8, 7]
     assert wrapper.main_weight == pytest.approx(3 / 6)  # the third of five blend steps
     before = contents(wrapper)
-    wrapper.load_state_dict({k: x for k, x in before.items() if k != "_extra_state"})
+    wrapper.load_state_dict({k: x for k, x in before.items() if k != "_progress"})
     assert equal(contents(wrapper), before)
 
 
@@ -245,7 +261,7 @@ def test_a_bad_step_changes_nothing(mode):
     assert equal(contents(wrapper), before)
     wrapper.on_train_epoch_start(torch.tensor([1]))
     wrapper.on_train_batch_start(torch.tensor([7]))
-    assert contents(wrapper)["_extra_state"]["global_step"] == 7
+    assert contents(wrapper)["_progress"][1] == 7
 
 
 # -- copies

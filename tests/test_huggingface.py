@@ -196,7 +196,7 @@ def test_accumulated_cross_entropy_is_that_of_the_whole_batch(tmp_path):
             gradient_accumulation_steps=pieces, max_steps=4,
         )  # fmt: skip
         trainer.train()
-        assert loss_fn.get_extra_state()["global_step"] == 3
+        assert loss_fn._global_step == 3
         found.append((losses(trainer), trainer.model.state_dict()))
     (one, first), (two, second) = found
     # float32 that sums in another order, fed back over four steps of Adam.

@@ -135,5 +135,5 @@ def test_a_compiled_module_for_100_000_steps():
     assert main.temperature == float(main._tau)
     assert wrapper.main_weight == 1.0
     assert main._queue.state.enqueued == ROWS * (steps - warmup)  # emptied at the switch
-    assert wrapper.get_extra_state()["global_step"] == first + steps - 1
+    assert wrapper._global_step == first + steps - 1
     assert loss.isfinite()

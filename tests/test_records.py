@@ -17,6 +17,8 @@ from proxy_losses._losses import loss_function
 from proxy_losses._metrics import METRICS, Found, Metric, Option, over_lists, table_row
 from proxy_losses._ranks import Lists
 
+from .makers import same_rows
+
 ROOT = Path(P.__file__).parent
 every_record = pytest.mark.parametrize("metric", METRICS, ids=lambda m: m.name)
 
@@ -175,7 +177,7 @@ def test_a_record_alone_makes_a_loss():
         if k == 0:
             each = [1 - gap(logits[:, c], targets == c, 0.3, margin=0.25) for c in range(3)]
             torch.testing.assert_close(per_class, torch.stack(each))
-    assert all(map(torch.equal, module._queue.state, queue))
+    assert same_rows(module, queue)
     assert "the_margin: by how much." in GapLoss.__doc__
     with pytest.raises(ValueError, match="margin must be"):
         GapLoss(3, -1.0)

@@ -88,7 +88,7 @@ def test_the_runs_go_through_all_phases(whole):
     wrapped = {k: x[2] for k, x in saved.items() if k.partition(" ")[0] not in ("functions,", "no")}
     assert len(wrapped) == 8
     for loss in wrapped.values():
-        switch = loss["_extra_state"]["switch_step"]
+        switch = loss["_progress"][2]
         assert switch in (9, 12)
         assert loss["main_loss._tau"] == program.RAMP["temp_end"]
         assert loss["main_loss._queue._q_enqueued"] >= program.ROWS

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._checks import MAX_WEIGHT, warn_user
 from ..distributed import all_gather_with_grad, world_size
+from ._state import StateModule
 
 
 def as_floating(sample_weight: Any) -> Any:
@@ -45,18 +45,7 @@ def check_class_ids(targets: Tensor, num_classes: int, ignore_index: int) -> Non
         )
 
 
-class NeverNarrow(nn.Module):
-    """A module that torch may move, but whose buffers it rounds to no smaller dtype (`half()`)."""
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        def apply(t: Tensor) -> Tensor:
-            moved = fn(t)
-            return t.to(moved.device) if moved.element_size() < t.element_size() else moved
-
-        return super()._apply(apply, recurse)  # type: ignore[no-untyped-call]
-
-
-class BatchLoss(NeverNarrow):
+class BatchLoss(StateModule):
     """A loss that takes weights and may gather the rows of all processes."""
 
     gather_distributed: bool | None

@@ -21,7 +21,11 @@ class PublishedNames:
     """Names kept on the ranking losses; new code uses the functions they call."""
 
     _queue: MemoryQueue | None
-    _temperature: float
+    temperature: float
+
+    @property
+    def _temperature(self) -> float:
+        return self.temperature
 
     def _state(self) -> q.QueueState:
         if self._queue is None:
@@ -65,7 +69,7 @@ class PublishedNames:
         self, scores: Tensor, is_pos: Tensor, sample_weight: Tensor | None = None
     ) -> tuple[Tensor, bool]:
         recall = recall_at_quantile(
-            scores, is_pos, self._temperature, sample_weight=sample_weight,
+            scores, is_pos, self.temperature, sample_weight=sample_weight,
             quantile=self.quantile,  # type: ignore[attr-defined]
             interpolation=self.quantile_interpolation,  # type: ignore[attr-defined]
         )  # fmt: skip
@@ -75,7 +79,10 @@ class PublishedNames:
 class PublishedSchedule:
     """Names kept on the wrapper; new code uses its properties."""
 
-    _state: ScheduleState
+    @property
+    def _state(self) -> ScheduleState:
+        raise NotImplementedError
+
     _sched: Schedule
     _clock: Clock
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,112 +18,289 @@ from .. import _queue as q
 from .._checks import is_labels
 from .._lists import Batch
 from ..distributed import all_reduce, rank_and_size
-from ._batch import NeverNarrow
+from ._batch import readable
+from ._state import StateModule
 
-# Buffer names are those of imbalanced-losses, so that its checkpoints load.
+# Names of buffers are those of imbalanced-losses, so that its checkpoints load. Flags are bytes:
+# torch averages no bool.
 _BUFFERS = {
     "logits": "_q_logits",
-    "targets": "_q_targets",
     "sample_weight": "_q_weight",
     "iid_mask": "_q_iid",
     "enqueued": "_q_enqueued",
-    "ignore_index": "_q_ignore_index",
     "query_ids": "_q_query_ids",
     "label_mask": "_q_label_mask",
 }
+_IDS, _LABELS = "_q_targets", "_q_labels"
+ROWS = {f: b for f, b in _BUFFERS.items() if f != "enqueued"}  # fields with a row for each slot
+PLAIN = {"sample_weight": 1, "iid_mask": 1, "query_ids": q.NO_QUERY, "label_mask": 1}  # for None
 
-
+T = TypeVar("T", int, Tensor)
 NOBODY = -1
 ONES = ("sample_weight", "iid_mask", "label_mask")  # fields in which 1 or True stands for None
+_TURN, _FACTOR, _BITS = 2**40, 2**21 - 9, 0x14057B7EF767814F  # of the seal, below 2^63
 
 
-class MemoryQueue(NeverNarrow):
-    """Remembers a `QueueState` between calls and in checkpoints."""
+def _seal_of(count: T) -> T:
+    """A number of many digits, not linear in the counter: no average of two is that of a third."""
+    return count % _TURN * _FACTOR ^ _BITS
+
+
+AVERAGED = (
+    "the memory queue of this loss was averaged or never filled: its rows, class ids and counter "
+    "belong to no batch. An average (torch's AveragedModel, Lightning's WeightAveraging) must "
+    "leave buffers alone, use_buffers=False; reset() or reset_queue() empties the queue of a copy"
+)
+OTHER_KIND = "this queue stores multi-label targets: expected [N, C] labels, got [N] class ids"
+
+
+class MemoryQueue(StateModule):
+    """Remembers a `QueueState` between calls and in checkpoints.
+
+    Class ids and labels have a buffer each, as far as `multi_label` leaves open which will come:
+    the rows that count are those of the kind stored last, and a queue of the other kind starts
+    anew. No batch changes the shape of a buffer.
+    """
 
     _q_logits: Tensor
-    _q_targets: Tensor
+    _q_targets: Tensor  # [capacity] class ids; ignore_index where there is none
+    _q_labels: Tensor  # [capacity, C] 0 or 1
+    _q_multi_label: Tensor  # [] 1 when the rows are those of _q_labels
+    _q_weight: Tensor
+    _q_iid: Tensor  # [capacity] 0 or 1
     _q_query_ids: Tensor
-    _q_label_mask: Tensor
+    _q_label_mask: Tensor  # [capacity, C] 0 or 1
+    _q_enqueued: Tensor
+    _q_owner: Tensor  # [] the process whose rows they are, see `check_owner`
+    _q_seal: Tensor  # [] a function of the counter that no average keeps
+    _q_mark: Tensor  # [1] the seal as a floating number: some averages leave integers alone
 
-    def __init__(self, capacity: int, num_classes: int, ignore_index: int) -> None:
+    def __init__(
+        self, capacity: int, num_classes: int, ignore_index: int, multi_label: bool | None = None
+    ) -> None:
         super().__init__()
         self.ignore_index = ignore_index
-        state = q.init_queue(capacity, num_classes, ignore_index=ignore_index)
-        for field, buffer in _BUFFERS.items():
-            # ignore_index is an argument of the constructor, not a state of the run.
-            self.register_buffer(buffer, getattr(state, field), persistent=field != "ignore_index")
-        self._ones: dict[str, tuple[weakref.ref[Tensor], int]] = {}
-        self.see_ones(*ONES)
-        self._q_owner: Tensor
-        self.register_buffer("_q_owner", torch.full((), NOBODY), persistent=False)
+        self.multi_label = False if num_classes == 1 else multi_label
+        self._left: dict[str, tuple[weakref.ref[Tensor], int]] = {}
+        rows, number = (capacity,), ()
+        self.add_state("_q_logits", (capacity, num_classes), torch.float32)
+        if self.multi_label is not True:
+            self.add_state(_IDS, rows, torch.int64)
+        if self.multi_label is not False:
+            self.add_state(_LABELS, (capacity, num_classes), torch.uint8)
+        if self.multi_label is None:
+            self.add_state("_q_multi_label", number, torch.uint8)
+        self.add_state("_q_weight", rows, torch.float32)
+        self.add_state("_q_iid", rows, torch.uint8)
+        self.add_state("_q_query_ids", rows, torch.int64)
+        self.add_state("_q_label_mask", (capacity, num_classes), torch.uint8)
+        self.add_state("_q_enqueued", number, torch.int64)
+        self.add_state("_q_owner", number, torch.int64)
+        self.add_state("_q_seal", number, torch.int64)
+        # Not []: torch.compile takes that for a Python number and forgets what is written.
+        self.add_state("_q_mark", (1,), torch.float64)
+        self.fill()
+
+    @torch.no_grad()
+    def fill(self) -> None:
+        """Empty the queue."""
+        for name, value in self._empty().items():
+            self._buffers[name].fill_(value)  # type: ignore[union-attr]
+        self.see_ones(*PLAIN)
+        self._remember("_q_seal")
+
+    def _empty(self) -> dict[str, float]:
+        """Values of the buffers of an empty queue."""
+        values: dict[str, float] = dict.fromkeys((_LABELS, "_q_multi_label", "_q_logits"), 0)
+        values |= {_IDS: self.ignore_index, "_q_owner": NOBODY, "_q_enqueued": 0}
+        values |= {"_q_seal": _seal_of(0), "_q_mark": float(_seal_of(0))}
+        values |= {ROWS[field]: value for field, value in PLAIN.items()}
+        return {name: value for name, value in values.items() if name in self._buffers}
+
+    # -- what is stored
 
     @property
     def state(self) -> q.QueueState:
-        """The state; its tensors are the buffers themselves."""
-        buffers = self._buffers
-        return q.QueueState(*(buffers[b] for b in _BUFFERS.values()))  # type: ignore[arg-type]
+        """The state as the targets stored last see it; asking for it may wait for the device."""
+        labels = self.multi_label
+        if labels is None:
+            labels = not self._q_multi_label.is_meta and bool(self._q_multi_label)
+        return self._seen_by(labels)
+
+    def view(self, targets: Tensor) -> q.QueueState:
+        """The state as a batch with such targets sees it: empty if the rows are of another kind.
+
+        Raises:
+            ValueError: class ids, and the rows have labels (on the CPU in eager code; elsewhere
+                those rows do not count), or `multi_label` says otherwise.
+            RuntimeError: the rows are no rows (where that is known, see `is_sound`).
+        """
+        labels = is_labels(targets)
+        check_kind(self.multi_label, targets)
+        state = self._seen_by(labels)
+        if not self._tells():
+            if self.multi_label is None:
+                mine = self._q_multi_label == int(labels)
+                state = state._replace(enqueued=torch.where(mine, self._q_enqueued, 0))
+            return state
+        if not self.is_sound():
+            raise RuntimeError(AVERAGED)
+        if self._turns(labels):
+            if not labels:
+                raise ValueError(OTHER_KIND)
+            state = state._replace(enqueued=torch.zeros_like(self._q_enqueued))
+        return state
+
+    def _seen_by(self, labels: bool) -> q.QueueState:
+        found = {field: self._buffers[name] for field, name in _BUFFERS.items()}
+        found["targets"] = self._q_labels.bool() if labels else self._q_targets
+        found["iid_mask"], found["label_mask"] = self._q_iid.bool(), self._q_label_mask.bool()
+        found["ignore_index"] = torch.full(
+            (), self.ignore_index, dtype=torch.int64, device=self._q_enqueued.device
+        )
+        return q.QueueState(**found)  # type: ignore[arg-type]
+
+    def _tells(self) -> bool:
+        """Whether Python may ask for the value of a buffer: on the CPU, in eager code."""
+        return self._q_enqueued.is_cpu and readable(self._q_enqueued)
+
+    def _turns(self, labels: bool) -> bool:
+        """Whether rows of this kind would be the first of their kind."""
+        return self.multi_label is None and int(self._q_multi_label) != labels
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the stored logits."""
         return self._q_logits.dtype
 
+    # -- storing
+
     @torch.no_grad()
-    def store(self, state: q.QueueState) -> None:
-        """Take over a new state."""
-        for field, buffer in _BUFFERS.items():
-            new, old = getattr(state, field), getattr(self, buffer)
-            if new.shape == old.shape:
-                old.copy_(new)  # in place: compiled steps and CUDA graphs keep the address
-            else:  # the first multi-label batch, or the first with query_ids
-                setattr(self, buffer, new.clone())
-
-    def ones(self) -> tuple[str, ...]:
-        """Fields known to hold nothing but 1 or True: they did, and nothing was written since."""
-        if torch.compiler.is_compiling():
-            return ()
-        now = ((f, getattr(self, _BUFFERS[f]), seen) for f, seen in self._ones.items())
-        # By identity: weak references compare what they refer to.
-        return tuple(
-            f for f, x, (ref, version) in now if id(ref()) == id(x) and x._version == version
-        )
-
-    def see_ones(self, *fields: str) -> None:
-        """Remember that these fields hold nothing but 1 or True."""
-        for field in fields:
-            buffer = getattr(self, _BUFFERS[field])
-            if not buffer.is_inference():  # those count no versions
-                self._ones[field] = weakref.ref(buffer), buffer._version
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy has tensors of its own."""
-        return {**self.__dict__, "_ones": {}}
+    def store(
+        self, state: q.QueueState, batch: Batch | None = None, where: Tensor | None = None
+    ) -> None:
+        """Take over what `enqueue` made of `view` and of the batch; False stores nothing."""
+        labels = is_labels(state.targets)
+        plain = () if batch is None else self.plain()
+        for field, name in ROWS.items():
+            if field not in plain or getattr(batch, field) is not None:
+                self._buffers[name].copy_(getattr(state, field))  # type: ignore[union-attr]
+        (self._q_labels if labels else self._q_targets).copy_(state.targets)
+        enqueued = state.enqueued
+        if self.multi_label is None:
+            kind: Tensor | int = int(labels)
+            if batch is not None and where is not None:  # what is not stored turns nothing
+                where = where & (torch.zeros_like(enqueued) + batch.logits.shape[0] > 0)
+                kind = torch.where(where, kind, self._q_multi_label)
+                enqueued = torch.where(where, enqueued, self._q_enqueued)
+            if labels:  # ids that were replaced must not come back
+                ignored = torch.full_like(self._q_targets, self.ignore_index)
+                if where is not None:
+                    ignored = torch.where(where, ignored, self._q_targets)
+                self._q_targets.copy_(ignored)
+            self._q_multi_label.copy_(torch.as_tensor(kind))
+        self._q_enqueued.copy_(enqueued)
+        self._sign()
 
     def write(self, batch: Batch) -> None:
         """Store a batch over the oldest rows, in place: what `enqueue` returns, to the bit.
 
-        The weight of the batch has no gradient.
+        The weight of the batch has no gradient. For the CPU, in eager code.
         """
-        state, n = self.state, batch.logits.shape[0]
+        n = batch.logits.shape[0]
         if n == 0:
             return
-        batch = batch._replace(logits=batch.logits.detach())
-        room = q.match_queue(state, batch.targets, batch.query_ids, batch.label_mask)
-        if room is not state:
-            self.store(room)
-            state = self.state
-        drop, slots, enqueued = q.next_slots(state, n)
-        ones = self.ones()
-        for field, buffer in state._asdict().items():
-            if field in ("enqueued", "ignore_index") or not buffer.numel():
-                continue
+        labels = is_labels(batch.targets)
+        if self._turns(labels):
+            self.fill()
+            self._q_multi_label.fill_(labels)
+        drop, slots, enqueued = q.next_slots(self._seen_by(labels), n)
+        plain = self.plain()
+        into = {field: self._buffers[name] for field, name in ROWS.items()}
+        into["targets"] = self._q_labels if labels else self._q_targets
+        for field, buffer in into.items():
+            assert buffer is not None
             rows = getattr(batch, field)
             if rows is not None:
-                rows = rows[drop:] if drop else rows
+                rows = rows.detach()[drop:] if drop else rows.detach()
                 buffer.index_copy_(0, slots, rows.to(buffer.device, buffer.dtype))
-            elif field not in ones:
-                buffer.index_fill_(0, slots, q.NO_QUERY if field == "query_ids" else 1)
-        state.enqueued.copy_(enqueued)
+            elif field not in plain:
+                buffer.index_fill_(0, slots, PLAIN[field])
+        self._q_enqueued.copy_(enqueued)
+        self._sign()
+
+    def enqueue(
+        self, logits: Tensor, targets: Tensor, is_iid: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """Store rows by hand, as `enqueue` does."""
+        state = self.view(targets)
+        self.store(q.enqueue(state, logits, targets, sample_weight=sample_weight, iid_mask=is_iid))
+
+    def reset(self) -> None:
+        """Empty the queue."""
+        self.fill()
+
+    # -- what is known without asking
+
+    def plain(self) -> tuple[str, ...]:
+        """Fields known to hold nothing but what stands for None: they did, and stayed as is."""
+        if torch.compiler.is_compiling():
+            return ()
+        return tuple(field for field in PLAIN if self._stayed(_BUFFERS[field]))
+
+    def ones(self) -> tuple[str, ...]:
+        """Those of `plain` in which 1 or True stands for None."""
+        return tuple(field for field in self.plain() if field in ONES)
+
+    def see_ones(self, *fields: str) -> None:
+        """Remember that these fields hold nothing but what stands for None."""
+        self._remember(*(_BUFFERS[field] for field in fields))
+
+    def _remember(self, *names: str) -> None:
+        if torch.compiler.is_compiling():
+            return
+        for name in names:
+            buffer = self._buffers[name]
+            assert buffer is not None
+            self._left[name] = weakref.ref(buffer), buffer._version
+
+    def _stayed(self, name: str) -> bool:
+        """Whether nobody wrote to the buffer since it was remembered."""
+        ref, version = self._left.get(name, (None, 0))
+        buffer = self._buffers[name]
+        # By identity: weak references compare what they refer to.
+        return ref is not None and id(ref()) == id(buffer) and buffer._version == version  # type: ignore[union-attr]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has tensors of its own."""
+        return {**self.__dict__, "_left": {}}
+
+    # -- whether they are rows
+
+    def _sign(self) -> None:
+        """Seal the counter that was just written."""
+        if self._tells():
+            seal = _seal_of(int(self._q_enqueued))
+            self._q_seal.fill_(seal)
+            self._q_mark.fill_(float(seal))
+        else:
+            sealed = _seal_of(self._q_enqueued)
+            self._q_seal.copy_(sealed)
+            self._q_mark.copy_(sealed)
+        self._remember("_q_seal")
+
+    def is_sound(self) -> bool:
+        """False for an average of states and for memory that was never written; for the CPU."""
+        seal = int(self._q_seal)
+        return seal == _seal_of(int(self._q_enqueued)) and float(self._q_mark) == float(seal)
+
+    def doubts(self) -> Tensor | None:
+        """[] bool, `is_sound` where Python may not ask; None where it is known."""
+        if self._tells() or (not torch.compiler.is_compiling() and self._stayed("_q_seal")):
+            return None
+        sealed = self._q_seal == _seal_of(self._q_enqueued)
+        return sealed & (self._q_mark[0] == self._q_seal.to(self._q_mark.dtype))
 
     def check_owner(self, group: str) -> None:
         """Raise on every process if the rows of one were replaced by those of another."""
@@ -137,61 +314,70 @@ class MemoryQueue(NeverNarrow):
             )
         self._q_owner.fill_(rank)
 
-    def enqueue(
-        self, logits: Tensor, targets: Tensor, is_iid: Tensor | None = None,
-        sample_weight: Tensor | None = None,
-    ) -> None:  # fmt: skip
-        """Store rows by hand, as `enqueue` does."""
-        self.store(
-            q.enqueue(self.state, logits, targets, sample_weight=sample_weight, iid_mask=is_iid)
-        )
-
-    def reset(self) -> None:
-        """Empty the queue."""
-        self.store(q.reset_queue(self.state))
-        if not torch.compiler.is_compiling():
-            self.see_ones(*ONES)
-        self._q_owner.fill_(NOBODY)
+    # -- loading
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        """Read checkpoints of the published packages too, and those of a multi-label queue."""
-        state = self.state
-        refuse(self, queue_problems(state, state_dict, prefix))
-        if prefix + "_q_logits" not in state_dict:  # torch says what is missing
-            super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-            return
-        ptr = state_dict.pop(prefix + "_q_ptr", None)
-        if ptr is not None:
-            # Their empty slots hold ignore_index, so the queue may count as filled.
-            state_dict[prefix + "_q_enqueued"] = ptr.reshape(()) + state.logits.shape[0]
-            state_dict.setdefault(prefix + "_q_weight", torch.ones_like(state.sample_weight))
-            state_dict.setdefault(prefix + "_q_iid", torch.ones_like(state.iid_mask))
-        query_ids = state_dict.setdefault(prefix + "_q_query_ids", q.reset_queue(state).query_ids)
-        if query_ids.numel() != state.query_ids.numel():
-            self._q_query_ids = torch.zeros_like(query_ids, device=state.query_ids.device)
-        mask = state_dict.setdefault(prefix + "_q_label_mask", torch.ones_like(state.label_mask))
-        if mask.numel() != state.label_mask.numel():
-            self._q_label_mask = torch.ones_like(mask, device=state.label_mask.device)
-        targets = state_dict[prefix + "_q_targets"]
-        if is_labels(targets) != is_labels(state.targets):
-            self._q_targets = q.init_queue(
-                *state.logits.shape, device=state.targets.device, multi_label=is_labels(targets)
-            ).targets
+        """Read checkpoints of the published packages and of earlier versions too."""
+        refuse(self, queue_problems(self, state_dict, prefix))
+        found = prefix + "_q_logits" in state_dict
+        if found:  # else torch says what is missing
+            self._complete(state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self._tidy()
+        if found:
+            self._q_owner.fill_(NOBODY)
+            self._tidy()
+
+    def _complete(self, saved: dict[str, Any], prefix: str) -> None:
+        """Give what was saved the buffers of this queue, no more and no fewer."""
+
+        def give(name: str, value: float | Tensor, dtype: torch.dtype | None = None) -> None:
+            """Unless it was saved."""
+            if prefix + name in saved or name not in self._buffers:
+                return
+            like = self._buffers[name]
+            x = torch.full(like.shape, 0, dtype=like.dtype, device=logits.device)  # type: ignore[union-attr]
+            saved[prefix + name] = x.copy_(value) if isinstance(value, Tensor) else x.fill_(value)
+
+        logits = saved[prefix + "_q_logits"]
+        ptr = saved.pop(prefix + "_q_ptr", None)
+        if ptr is not None:  # their empty slots hold ignore_index, so the queue may count as filled
+            saved[prefix + "_q_enqueued"] = ptr.reshape(()) + logits.shape[0]
+        for name in ("_q_query_ids", "_q_label_mask"):  # no room until a batch brought some
+            if (
+                name in self._buffers
+                and prefix + name in saved
+                and not saved[prefix + name].numel()
+            ):
+                del saved[prefix + name]
+        labels = _saved_kind(saved, prefix)
+        targets = saved.get(prefix + _IDS)
+        if targets is not None and targets.dim() == 2:
+            saved[prefix + _LABELS] = saved.pop(prefix + _IDS)
+        for name in (_IDS, _LABELS, "_q_multi_label"):
+            if name not in self._buffers:
+                saved.pop(prefix + name, None)
+        give("_q_seal", _seal_of(saved[prefix + "_q_enqueued"].to(torch.int64)))
+        give("_q_mark", saved[prefix + "_q_seal"])
+        for name, value in {**self._empty(), "_q_multi_label": int(labels)}.items():
+            give(name, value)
 
     @torch.no_grad()
     def _tidy(self) -> None:
         """Slots that are not filled hold ignore_index: then ids alone tell which rows count."""
-        state = self.state
-        if state.enqueued.is_meta or is_labels(state.targets):
+        if _IDS not in self._buffers or self._q_enqueued.is_meta or not self.is_sound():
             return
-        rest = state.targets[int(state.enqueued) :]
-        if (rest != state.ignore_index).any():  # rows of another ignore_index, or none at all
-            self._q_targets = state.targets.clone()
-            self._q_targets[int(state.enqueued) :] = state.ignore_index
+        self._q_targets[int(self._q_enqueued) :] = self.ignore_index
+
+
+def check_kind(multi_label: bool | None, targets: Tensor) -> None:
+    """Raise `ValueError` unless the targets are of the kind that the constructor was told."""
+    if multi_label is None or multi_label == is_labels(targets):
+        return
+    if multi_label:
+        raise ValueError(f"multi_label=True: expected [N, C] labels, got {list(targets.shape)}")
+    raise ValueError(f"multi_label=False: expected [N] class ids, got {list(targets.shape)}")
 
 
 # -- checkpoints
@@ -207,28 +393,41 @@ def refuse(module: nn.Module, problems: list[str]) -> None:
         )
 
 
-def queue_problems(queue: q.QueueState, saved: dict[str, Any], prefix: str) -> list[str]:
+def _saved_kind(saved: dict[str, Any], prefix: str) -> bool:
+    """Whether the saved rows have labels instead of class ids."""
+    kind, targets = saved.get(prefix + "_q_multi_label"), saved.get(prefix + _IDS)
+    if kind is not None and not kind.is_meta:
+        return bool(kind)
+    return targets is None or targets.dim() == 2
+
+
+def queue_problems(queue: MemoryQueue, saved: dict[str, Any], prefix: str) -> list[str]:
     """What keeps the saved rows from being loaded into this queue; none if there are none saved.
 
     Rows that 0.4 saved get their present names.
     """
     if prefix + "_q_groups" in saved:
         saved[prefix + "_q_query_ids"] = saved.pop(prefix + "_q_groups")
-    capacity, classes = queue.logits.shape
+    capacity, classes = queue._q_logits.shape
     shapes: dict[str, list[tuple[int, ...]]] = {
         "_q_logits": [(capacity, classes)],
-        "_q_targets": [(capacity,), (capacity, classes)],
+        _IDS: [(capacity,), (capacity, classes)],
+        _LABELS: [(capacity, classes)],
+        "_q_multi_label": [()],
         "_q_weight": [(capacity,)],
         "_q_iid": [(capacity,)],
         "_q_enqueued": [()],
         "_q_ptr": [(1,), ()],
         "_q_query_ids": [(0,), (capacity,)],
         "_q_label_mask": [(0, classes), (capacity, classes)],
+        "_q_owner": [()],
+        "_q_seal": [()],
+        "_q_mark": [(1,)],
     }
     found = {name: saved[prefix + name] for name in shapes if prefix + name in saved}
     if not found:
         return []
-    needed = {"_q_logits", "_q_targets"}
+    needed = {"_q_logits", _LABELS if _LABELS in found else _IDS}
     needed |= {"_q_ptr"} if "_q_ptr" in found else {"_q_weight", "_q_iid", "_q_enqueued"}
     if missing := sorted(needed - set(found)):
         return [f"the queue is incomplete: {prefix} lacks {', '.join(missing)}"]
@@ -247,12 +446,20 @@ def queue_problems(queue: q.QueueState, saved: dict[str, Any], prefix: str) -> l
         for name, allowed in shapes.items()
         if name in found and found[name].shape not in allowed
     ]
-    targets = found["_q_targets"]
-    if targets.dim() == 2 and not problems and not is_labels(targets):
+    targets = found.get(_IDS)
+    if targets is not None and targets.dim() == 2 and not problems and not is_labels(targets):
         problems.append(f"{prefix}_q_targets [N, C] must be bool, got {targets.dtype}")
     count = found["_q_ptr" if "_q_ptr" in found else "_q_enqueued"]
     if not problems and not count.is_meta and int(count) < 0:
         problems.append(f"{prefix} must have stored 0 rows or more, got {int(count)}")
+    labels = _saved_kind(saved, prefix)
+    some = not problems and not count.is_meta and ("_q_ptr" in found or int(count) > 0)
+    if some and queue.multi_label not in (None, labels):
+        kinds = ("class ids", "labels") if queue.multi_label else ("labels", "class ids")
+        problems.append(
+            f"{prefix} holds rows with {kinds[0]}, and multi_label={queue.multi_label} takes rows "
+            f"with {kinds[1]}"
+        )
     return problems
 
 

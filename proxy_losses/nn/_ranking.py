@@ -34,18 +34,25 @@ from ..distributed import default_group, group_name
 from ._batch import BatchLoss, as_floating, check_class_ids, readable
 from ._published import PublishedNames
 from ._queue import (
+    AVERAGED,
     ONES,
     MemoryQueue,
+    check_kind,
     number_problems,
     queue_problems,
     refuse,
 )
+from ._state import guard
 
 if TYPE_CHECKING:
     from ..distributed import ProcessGroup
 
 LossOutput: TypeAlias = Tensor | tuple[Any, ...]
 STRAY = torch.iinfo(torch.int64).max  # a class id that no class has
+UNFILLED = (
+    "the state of {name} is on the meta device: load_state_dict(..., assign=True), or "
+    "to_empty(device=...) and then load_state_dict, give it a place and values"
+)
 
 
 class RankingLoss(PublishedNames, BatchLoss):
@@ -80,6 +87,11 @@ class RankingLoss(PublishedNames, BatchLoss):
         if given["max_pool_size"] is not None:
             check_int("max_pool_size", given["max_pool_size"], 1)
         check_choice("distributed", given["distributed"], DISTRIBUTED)
+        check_flag("multi_label", given["multi_label"], optional=True)
+        if given["multi_label"] is not None:
+            given["multi_label"] = bool(given["multi_label"])
+        if given["multi_label"] and given["num_classes"] == 1:
+            raise ValueError("multi_label=True needs num_classes > 1: one class has class ids 0, 1")
         if given["distributed"] == "shard" and given["max_pool_size"] is not None:
             raise ValueError("max_pool_size needs distributed='gather', got 'shard'")
         given = {"temperature_unit": "score", **given}
@@ -99,33 +111,45 @@ class RankingLoss(PublishedNames, BatchLoss):
         self.query_shape: tuple[int, int] | None
         self.distributed: str
         self.temperature_unit: str
+        self.multi_label: bool | None
         self._tau: Tensor
-        self.register_buffer("_tau", torch.zeros((), dtype=torch.float64))
+        self.add_state("_tau", (), torch.float64)
         for name, value in given.items():
             setattr(self, name, value)
-        self._first_temperature = self.temperature
+        self._first_temperature = float(as_number("temperature", given["temperature"]))
         size = self.queue_size
-        self._queue = MemoryQueue(size, self.num_classes, self.ignore_index) if size else None
+        self._queue = (
+            MemoryQueue(size, self.num_classes, self.ignore_index, self.multi_label)
+            if size else None
+        )  # fmt: skip
         self._subsample_warned = self._degenerate_warned = False
         self._want_diag = False  # a published name: whether the last call asked for diagnostics
         if self.max_pool_size is not None:
             self._draws: Tensor
-            self.register_buffer("_draws", torch.zeros((), dtype=torch.int64))
+            self.add_state("_draws", (), torch.int64)
+        self.fill()
+
+    def fill(self) -> None:
+        """The temperature of the constructor, and no draw yet; the queue is a module of its own."""
+        self._tau.fill_(self._first_temperature)
+        if self.max_pool_size is not None:
+            self._draws.zero_()
 
     @property
     def temperature(self) -> float:
         """Temperature in units of the logits; writable, and saved with the queue.
 
-        Compiled code reads it as a tensor. A checkpoint that has none leaves it as it is.
+        It lives in a buffer, on the device of the module: asking for it may wait for the device,
+        training does not. On the meta device, where there are no numbers, it is the constructor's.
+        A checkpoint that has none leaves it as it is.
         """
-        return self._temperature
+        return self._first_temperature if self._tau.is_meta else float(self._tau)
 
     @temperature.setter
     def temperature(self, value: float) -> None:
         value = as_number("temperature", value)
         check_temperature("temperature", value)
-        self._temperature = float(value)
-        self._tau.fill_(self._temperature)
+        self._tau.fill_(float(value))
 
     def reset_queue(self) -> None:
         """Empty the queue."""
@@ -147,9 +171,7 @@ class RankingLoss(PublishedNames, BatchLoss):
             True
         """
         self.reset_queue()
-        self.temperature = self._first_temperature
-        if self.max_pool_size is not None:
-            self._draws.zero_()
+        self.fill()
         self._subsample_warned = self._degenerate_warned = self._zero_weight_warned = False
 
     @takes_old_names
@@ -197,11 +219,14 @@ class RankingLoss(PublishedNames, BatchLoss):
             return_per_class, iid_mask = iid_mask, None
         given, targets = targets, self._as_targets(targets)
         check_batch(logits, targets, self.num_classes)
+        check_kind(self.multi_label, targets)
         check_flag("store", store)
         if self.num_classes == 1 and isinstance(label_mask, Tensor) and label_mask.dim() == 1:
             label_mask = label_mask[:, None]
         extras = as_floating(sample_weight), iid_mask, query_ids, label_mask
         check_row_extras(logits.shape, *extras)
+        if self._tau.is_meta and not logits.is_meta:
+            raise RuntimeError(UNFILLED.format(name=type(self).__name__))
         targets, floats = self._true_targets(targets, given, label_mask)
         local = Batch(logits, targets, *extras, floats)
         stores = store and (self.training or self.update_queue_in_eval)
@@ -211,7 +236,7 @@ class RankingLoss(PublishedNames, BatchLoss):
         queue, settings = self._queue, self._settings()
         state, known, reads = None, NOTHING, reads_of(self._metric, settings)
         if queue is not None:
-            state = queue.state
+            state = queue.view(targets)
             known = Known(queue.ignore_index == self.ignore_index, queue.ones())
         pool = _lists.join(batch, state, self.ignore_index, reads, known)
         # Setting attributes of a module takes time; reading this one would guard compiled code.
@@ -220,6 +245,8 @@ class RankingLoss(PublishedNames, BatchLoss):
         options = Options(return_diagnostics, self.query_shape, self.temperature_unit, group)
         drawn, rows = self._capped(pool)
         found = _losses.over_classes(self._metric, drawn, self._tau, settings, options)
+        if queue is not None and (sound := queue.doubts()) is not None:
+            found = found._replace(value=guard(found.value, sound, AVERAGED))
         out: list[Any] = [_losses.reduce_classes(found, self.reduction, pool, group_name(group))]
         if return_per_class:
             out += [_losses.per_class(found), found.defined]
@@ -489,7 +516,7 @@ class RankingLoss(PublishedNames, BatchLoss):
             name=group_name(group),
         )  # fmt: skip
         if queue is not None:
-            queue.store(_losses.stored(queue.state, batch, where))
+            queue.store(_losses.stored(queue.view(batch.targets), batch, where), batch, where)
         if self.max_pool_size is not None and n:
             self._draws += where.to(self._draws.device)
 
@@ -503,7 +530,7 @@ class RankingLoss(PublishedNames, BatchLoss):
         if self.max_pool_size is not None:
             problems += number_problems(state_dict, prefix + "_draws", check_int)
         if self._queue is not None:
-            problems += queue_problems(self._queue.state, state_dict, prefix + "_queue.")
+            problems += queue_problems(self._queue, state_dict, prefix + "_queue.")
         return problems
 
     def _load_from_state_dict(
@@ -513,12 +540,17 @@ class RankingLoss(PublishedNames, BatchLoss):
         refuse(self, self.problems_with(state_dict, prefix))
         if self.max_pool_size is None:
             state_dict.pop(prefix + "_draws", None)
-        else:
-            state_dict.setdefault(prefix + "_draws", self._draws)
-        tau = state_dict.setdefault(prefix + "_tau", self._tau)
+        for name, now in self._buffers.items():  # what is on the meta device has no value yet
+            if now is not None and not now.is_meta:
+                state_dict.setdefault(prefix + name, now)
+            elif name == "_tau":
+                start = torch.full((), self._first_temperature, dtype=torch.float64, device="cpu")
+                state_dict.setdefault(prefix + name, start)
+            else:
+                state_dict.setdefault(
+                    prefix + name, torch.zeros((), dtype=torch.int64, device="cpu")
+                )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        if not tau.is_meta:
-            self._temperature = float(tau)
 
 
 # -- from the record of a metric to the class
@@ -555,6 +587,9 @@ def _arguments(metric: Metric) -> Arguments:
                "so that it keeps its meaning as the logits grow."),
         Option("query_shape", None, "tuple[int, int] | None",
                "(queries, longest query), bounds that compiled code needs for `query_ids`."),
+        Option("multi_label", None, "bool | None",
+               "whether targets are [N, C] labels (True) or class ids (False). None takes both, "
+               "with room for both in the queue: rows of one kind give way to the other."),
         Option("distributed", "gather", "str",
                'what several processes do when they gather: "gather" every row to all, or "shard", '
                "where each keeps its rows and a queue of its own, only sums travel, and the loss "

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from .. import _schedule
 from .._checks import (
@@ -20,9 +22,46 @@ from .._checks import (
 )
 from .._old_names import takes_old_names
 from .._schedule import Clock, Schedule, ScheduleState
+from ._batch import readable
 from ._published import PublishedSchedule
 from ._queue import problems_of, refuse
 from ._ranking import RankingLoss
+from ._state import StateModule, guard
+
+PARALLEL = DataParallel, DistributedDataParallel
+_EPOCH_HOOK, _BATCH_HOOK = 1, 2  # bits of `Progress.hooks`
+_FACTORS, _BITS = (3, 5, 7, 11, 13), 0x14057B7EF767814F  # of the seal
+
+AVERAGED = (
+    "the schedule of this LossWarmupWrapper was averaged or never filled: it is at no step. An "
+    "average (torch's AveragedModel, Lightning's WeightAveraging) must leave buffers alone, "
+    "use_buffers=False; reset() starts the schedule of a copy anew"
+)
+CHANGED = (
+    "the schedule of a compiled LossWarmupWrapper was changed from outside, or averaged: read its "
+    "main_weight before the call, outside of compiled code"
+)
+
+
+class Progress(NamedTuple):
+    """What the buffer of a wrapper holds, in this order."""
+
+    epoch: int  # last epoch started
+    step: int  # last step started
+    switch_step: int  # step of the first main-phase batch; -1 before it
+    hooks: int  # bits, which of the two hooks were called
+    clock: int  # 1 if the schedule counts steps, 0 if epochs
+    seal: int  # `_seal_of` the others
+
+
+def _seal_of(numbers: Sequence[Any]) -> Any:
+    """A number of many digits, of ints or 0-d tensors; no average of two is that of a third."""
+    total = sum(f * (n + 1) for f, n in zip(_FACTORS, numbers, strict=True))
+    return total % 2**56 ^ _BITS
+
+
+def _is_sealed(numbers: Sequence[Any]) -> Any:
+    return numbers[-1] == _seal_of(numbers[:-1])
 
 
 def _first(out: Any) -> Any:
@@ -30,9 +69,21 @@ def _first(out: Any) -> Any:
     return out[0] if isinstance(out, tuple) else out
 
 
+def _bare(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """What `torch.compile` or a parallel wrapper was put around, which hides its signature."""
+    while True:
+        for name in ("_orig_mod", "_torchdynamo_orig_callable", "module"):
+            inner = getattr(loss, name, None)
+            if callable(inner) and (name != "module" or isinstance(loss, PARALLEL)):
+                loss = inner
+                break
+        else:
+            return loss
+
+
 def takes(loss: Callable[..., Any], name: str, *, by_name: bool = False) -> bool:
     """Whether a loss has a keyword of this name, or any unless it must be by name."""
-    loss = getattr(loss, "_orig_mod", loss)  # a compiled module hides its own
+    loss = _bare(loss)
     try:
         params = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss).parameters
     except (TypeError, ValueError):
@@ -42,7 +93,7 @@ def takes(loss: Callable[..., Any], name: str, *, by_name: bool = False) -> bool
     )
 
 
-class LossWarmupWrapper(PublishedSchedule, nn.Module):
+class LossWarmupWrapper(PublishedSchedule, StateModule):
     """Trains with a standard loss first, blends into a ranking loss, then decays its temperature.
 
     Call `on_train_epoch_start(epoch)` and `on_train_batch_start(global_step)` from the training
@@ -115,12 +166,13 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
         self.reset_queue_each_epoch = reset_queue_each_epoch
         self.gather_distributed = gather_distributed
         self.strict = strict
-        self._has_temperature = hasattr(main_loss, "temperature")
+        own = isinstance(_bare(main_loss), RankingLoss)
+        self._has_temperature = own or hasattr(main_loss, "temperature")
         self._weight_to_warmup = takes(warmup_loss, "sample_weight")
         self._mask_to_warmup = takes(warmup_loss, "label_mask", by_name=True)
         self._store_to_warmup = takes(warmup_loss, "store", by_name=True)
         self._store_to_main = takes(main_loss, "store")
-        self._batch_hook_seen = self._epoch_hook_seen = self._no_batch_hook_warned = False
+        self._no_batch_hook_warned = False
         if not self._has_temperature:
             warn_user(
                 f"main_loss {type(main_loss).__name__} has no attribute 'temperature': there is "
@@ -133,20 +185,87 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
             )
         if gather_distributed is not None and hasattr(main_loss, "gather_distributed"):
             main_loss.gather_distributed = gather_distributed
-        self._blend_weight = torch.zeros((), dtype=torch.float64)
-        self._enter(_schedule.init_schedule(self._sched))
-        self._set_temperature()
+        self._progress: Tensor
+        self.add_state("_progress", (len(Progress._fields),), torch.int64)
+        self._left: tuple[weakref.ref[Tensor] | None, int] = (None, 0)
+        self._seen: Progress  # what was read last, and what follows from it
+        self._weight: float
+        self._hooks: int
+        self.fill()
+        if self._has_temperature and self._seen.switch_step >= 0:
+            main_loss.temperature = float(temp_start)  # type: ignore[attr-defined]
 
-    def _enter(self, state: ScheduleState) -> None:
-        """Take over a schedule state and what follows from it."""
-        weight = float(_schedule.state_weight(state, self._sched, clock=self._clock))
-        self._state, self._main_weight = state, weight
-        self._blend_weight.fill_(self._main_weight)  # in place: compiled code holds the tensor
+    def fill(self) -> None:
+        """The start of the schedule; the losses are modules of their own."""
+        self._write(0, 0, -1 if self._sched.warmup_steps > 0 else 0, 0)
+
+    # -- where the schedule is
+
+    def _write(self, epoch: int, step: int, switch_step: int, hooks: int) -> None:
+        """Move on, in place."""
+        numbers = (epoch, step, switch_step, hooks, int(self._clock == "step"))
+        progress = Progress(*numbers, _seal_of(numbers))
+        for place, number in enumerate(progress):
+            self._progress[place].fill_(number)  # to copy them would wait for the device
+        self._see(progress)
+
+    def _move(self, state: ScheduleState, hook: int) -> None:
+        hooks = self._hooks | hook
+        self._write(int(state.epoch), int(state.step), int(state.switch_step), hooks)
+
+    def _see(self, progress: Progress) -> None:
+        """Remember what the buffer holds, and what follows from it."""
+        self._left = weakref.ref(self._progress), self._progress._version
+        now = progress.epoch if self._clock == "epoch" else progress.step
+        warmup, blend, *_, final = self._sched
+        self._weight = float(
+            _schedule.ramp(now - warmup, blend, final, lambda yes, a, b: a if yes else b)
+        )
+        self._seen, self._hooks = progress, progress.hooks
+
+    def _now(self) -> Progress:
+        """The numbers of the buffer.
+
+        Off the CPU they are read only if somebody else has written them, as `load_state_dict` and
+        averages over copies do; the hooks know what they wrote.
+        """
+        x = self._progress
+        ref, version = self._left
+        stayed = ref is not None and id(ref()) == id(x) and x._version == version
+        if x.is_meta or not readable(x) or (stayed and not x.is_cpu):
+            return self._seen
+        progress = Progress(*x.tolist())
+        if not _is_sealed(progress):
+            raise RuntimeError(AVERAGED)
+        if progress != self._seen:
+            self._see(progress)
+            if not isinstance(_bare(self.main_loss), RankingLoss):  # those have it in a buffer
+                self._set_temperature()
+        return progress
+
+    @property
+    def _state(self) -> ScheduleState:
+        return ScheduleState(*(_number(n) for n in self._now()[:3]))
+
+    def _guarded(self, loss: Tensor, weight: float) -> Tensor:
+        """The loss of compiled code, which is of the phase of this weight, if the buffer agrees."""
+        there = self._weight_there()
+        agrees = there >= 1.0 if weight >= 1.0 else there == 0.0
+        if 0.0 < weight < 1.0:
+            agrees = (there > 0.0) & (there < 1.0)
+        sealed: Tensor = _is_sealed(self._progress.unbind())
+        return guard(loss, agrees & sealed, CHANGED)
+
+    def _weight_there(self) -> Tensor:
+        """[] float64, main_weight computed where the buffer is."""
+        state = ScheduleState(*self._progress[:3].unbind())
+        return _schedule.state_weight(state, self._sched, clock=self._clock)
 
     def _set_temperature(self) -> None:
-        if self._has_temperature and int(self._state.switch_step) >= 0:
+        state = self._state
+        if self._has_temperature and int(state.switch_step) >= 0:
             self.main_loss.temperature = float(  # type: ignore[attr-defined]
-                _schedule.state_temp(self._state, self._sched)
+                _schedule.state_temp(state, self._sched)
             )
 
     def reset(self) -> None:
@@ -168,8 +287,8 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
             reset = getattr(loss, "reset", getattr(loss, "reset_queue", None))
             if callable(reset):
                 reset()
-        self._batch_hook_seen = self._epoch_hook_seen = self._no_batch_hook_warned = False
-        self._enter(_schedule.init_schedule(self._sched))
+        self._no_batch_hook_warned = False
+        self.fill()
         self._set_temperature()
 
     def _reset_queue(self) -> None:
@@ -189,12 +308,13 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
     @property
     def main_weight(self) -> float:
         """Weight of main_loss now, in [0, final_main_weight]."""
-        return self._main_weight
+        self._now()
+        return self._weight
 
     @property
     def ap_weight(self) -> float:
         """The name of `main_weight` in proxy-losses 0.1.1."""
-        return self._main_weight
+        return self.main_weight
 
     @property
     def current_temperature(self) -> float | None:
@@ -204,20 +324,22 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
     def on_train_epoch_start(self, epoch: int) -> None:
         """Call at the start of each epoch, before its first batch."""
         epoch = as_number("epoch", epoch)
-        self._epoch_hook_seen = True
-        main, state = _schedule.start_epoch(self._state, epoch, self._sched, clock=self._clock)
-        self._enter(state)
+        check_int("epoch", epoch)
+        main, state = _schedule.start_epoch(
+            self._state, _number(epoch), self._sched, clock=self._clock
+        )
+        self._move(state, _EPOCH_HOOK)
         if self.reset_queue_each_epoch and main:
             self._reset_queue()
 
     def on_train_batch_start(self, global_step: int) -> None:
         """Call before each training step with the number of steps taken so far."""
         global_step = as_number("global_step", global_step)
+        check_int("global_step", global_step)
         switch, state = _schedule.start_step(
-            self._state, global_step, self._sched, clock=self._clock
+            self._state, _number(global_step), self._sched, clock=self._clock
         )
-        self._enter(state)
-        self._batch_hook_seen = True
+        self._move(state, _BATCH_HOOK)
         if switch:
             self._reset_queue()
         self._set_temperature()
@@ -248,7 +370,10 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
                 label_mask is given and warmup_loss takes none.
         """
         check_flag("store", store)
-        weight = self._main_weight
+        compiling = torch.compiler.is_compiling()
+        if not compiling:
+            self._now()
+        weight = self._weight
         if self.training and self.strict:
             self._check_driven()
         elif self.training:  # a sanity check before training is no mistake
@@ -265,60 +390,81 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
         if not store:  # what declares no such argument stores nothing
             to_warmup |= {"store": False} if self._store_to_warmup else {}
             extras |= {"store": False} if self._store_to_main else {}
+        loss: Any
         if weight >= 1.0:
-            return self.main_loss(logits, targets, **extras, **kwargs)
-        warm = _first(self.warmup_loss(logits, targets, **to_warmup))
-        if weight == 0.0:
-            return warm
-        main = _first(self.main_loss(logits, targets, **extras))
-        w: Tensor | float = weight
-        if isinstance(main, Tensor):  # a tensor does not recompile when it changes
-            w = self._blend_weight.to(device=main.device, dtype=main.dtype)
-        return (1.0 - w) * warm + w * main
+            loss = self.main_loss(logits, targets, **extras, **kwargs)
+        else:
+            loss = _first(self.warmup_loss(logits, targets, **to_warmup))
+        if 0.0 < weight < 1.0:
+            main = _first(self.main_loss(logits, targets, **extras))
+            w: Tensor | float = weight
+            if isinstance(main, Tensor):  # a tensor does not recompile when it changes
+                w = (
+                    self._weight_there()
+                    if compiling
+                    else torch.full((), weight, device=main.device, dtype=torch.float64)
+                )
+                w = w.to(device=main.device, dtype=main.dtype)
+            loss = (1.0 - w) * loss + w * main
+        if not compiling:
+            return loss
+        if isinstance(loss, tuple):
+            return self._guarded(loss[0], weight), *loss[1:]
+        return self._guarded(loss, weight) if isinstance(loss, Tensor) else loss
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """Where the schedule is, as plain numbers."""
-        switch = int(self._state.switch_step)
-        return {
-            "clock": self._clock,
-            "epoch": int(self._state.epoch),
-            "global_step": int(self._state.step),
-            "switch_step": switch if switch >= 0 else None,
-            "batch_hook_seen": self._batch_hook_seen,
-            "temperature": getattr(self.main_loss, "temperature", None),
-        }
+    # -- loading
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Continue from `get_extra_state`; what it lacks stays as it is."""
-        if problems := schedule_problems(state, self._clock):
-            raise ValueError("; ".join(problems))
-        state = {**self.get_extra_state(), **state}
-        switch = -1 if state["switch_step"] is None else state["switch_step"]
-        numbers = (state["epoch"], state["global_step"], switch)
-        self._enter(ScheduleState(*(torch.tensor(int(n), dtype=torch.int64) for n in numbers)))
-        self._batch_hook_seen = state["batch_hook_seen"]
-        self._epoch_hook_seen |= self._batch_hook_seen  # a run may resume within an epoch
-        if self._has_temperature and state["temperature"] is not None:
-            self.main_loss.temperature = state["temperature"]  # type: ignore[attr-defined]
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has a buffer of its own."""
+        return {**self.__dict__, "_left": (None, 0)}
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
     ) -> None:
         """Load the schedule and the losses, or nothing; the schedule may be missing."""
-        # Checkpoints from before the schedule was saved stay loadable.
-        state = state_dict.setdefault(prefix + "_extra_state", self.get_extra_state())
-        problems = schedule_problems(state, self._clock)
+        key, old = prefix + "_progress", prefix + "_extra_state"
+        problems = []
+        if key in state_dict:
+            problems += progress_problems(state_dict[key], key, self._clock)
+            state_dict.pop(old, None)
+        elif old in state_dict:  # up to 0.4, and of imbalanced-losses
+            problems += schedule_problems(state_dict[old], self._clock)
         for name, module in self.named_modules():
             if isinstance(module, RankingLoss):
                 problems += module.problems_with(state_dict, f"{prefix}{name}.")
         refuse(self, problems)
+        if key not in state_dict:  # checkpoints from before the schedule was saved stay loadable
+            state_dict[key] = self._continued(state_dict.pop(old, {}))
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if not self._progress.is_meta:
+            progress = Progress(*self._progress.tolist())
+            if _is_sealed(progress):  # else a call says so
+                self._see(progress)
+                if not isinstance(_bare(self.main_loss), RankingLoss):
+                    self._set_temperature()
+
+    def _continued(self, state: Mapping[str, Any]) -> Tensor:
+        """The buffer after an old extra state; what that lacks stays as it is."""
+        now, switch = self._seen, state.get("switch_step", self._seen.switch_step)
+        hooks = now.hooks
+        if "batch_hook_seen" in state:  # a run may resume within an epoch
+            hooks = (_EPOCH_HOOK | _BATCH_HOOK) if state["batch_hook_seen"] else 0
+        numbers = (
+            int(state.get("epoch", now.epoch)),
+            int(state.get("global_step", now.step)),
+            -1 if switch is None else int(switch),
+            hooks,
+            now.clock,
+        )
+        if self._has_temperature and state.get("temperature") is not None:
+            self.main_loss.temperature = state["temperature"]  # type: ignore[attr-defined]
+        return torch.tensor((*numbers, _seal_of(numbers)), dtype=torch.int64, device="cpu")
 
     def _check_driven(self) -> None:
         by_epoch = self._clock == "epoch" and (self.warmup_epochs or self.blend_epochs)
         hooks = {
-            "on_train_epoch_start(epoch)": self._epoch_hook_seen or not by_epoch,
-            "on_train_batch_start(global_step)": self._batch_hook_seen,
+            "on_train_epoch_start(epoch)": self._hooks & _EPOCH_HOOK or not by_epoch,
+            "on_train_batch_start(global_step)": self._hooks & _BATCH_HOOK,
         }
         missing = " and ".join(name for name, seen in hooks.items() if not seen)
         if missing:
@@ -344,30 +490,29 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
     def _warn_standing(self) -> None:
         """Say once that nothing moves the clock of the warmup or the blend."""
         if self._clock == "epoch":
-            hook, seen = "on_train_epoch_start(epoch)", self._epoch_hook_seen
+            hook, seen = "on_train_epoch_start(epoch)", bool(self._hooks & _EPOCH_HOOK)
             needed = self.warmup_epochs + self.blend_epochs > 0
         else:
             hook = "on_train_batch_start(global_step)"
-            seen = self._batch_hook_seen or self._no_batch_hook_warned
+            seen = bool(self._hooks & _BATCH_HOOK) or self._no_batch_hook_warned
             needed = bool(self.warmup_steps or self.blend_steps)
         if seen or not needed or not torch.is_grad_enabled():
             return
-        if not (self._batch_hook_seen or self._called_before):  # a first call may be a trial
+        if not (self._hooks & _BATCH_HOOK or self._called_before):  # a first call may be a trial
             self._called_before = True
             return
         self._standing_warned = True
         warn_user(
             f"{type(self).__name__}: {hook} was never called: the schedule stays at its start, "
-            f"with main_weight {self._main_weight:.3g}. Call it from the training loop, or use a "
+            f"with main_weight {self._weight:.3g}. Call it from the training loop, or use a "
             "callback of proxy_losses.integrations."
         )
 
     def _warn_undriven(self) -> None:
         if not self._standing_warned and not torch.compiler.is_compiling():
             self._warn_standing()
-        if self._main_weight == 0 or self._batch_hook_seen:
-            return
-        if self._no_batch_hook_warned or not self._has_temperature:
+        seen = self._hooks & _BATCH_HOOK or self._no_batch_hook_warned
+        if self._weight == 0 or seen or not self._has_temperature:
             return
         self._no_batch_hook_warned = True
         warn_user(
@@ -391,6 +536,25 @@ def _check_clocks(
         raise ValueError("blend_epochs and blend_steps exclude each other; give one")
     if blend_steps is not None and warmup_steps is None:
         raise ValueError("blend_steps requires warmup_steps")
+
+
+def _number(n: int) -> Tensor:
+    return torch.full((), n, dtype=torch.int64, device="cpu")
+
+
+def progress_problems(saved: object, key: str, clock: str) -> list[str]:
+    """What keeps a wrapper from continuing from this buffer; an average is told of at a call."""
+    shape = [len(Progress._fields)]
+    if not isinstance(saved, Tensor):
+        return [f"{key} must be a tensor, got {type(saved).__name__}"]
+    if list(saved.shape) != shape or saved.dtype != torch.int64:
+        return [f"{key} must be {shape} int64, got {list(saved.shape)} {saved.dtype}"]
+    if saved.is_meta:
+        return []
+    progress = Progress(*saved.tolist())
+    if not _is_sealed(progress):
+        return []
+    return schedule_problems({"clock": "step" if progress.clock else "epoch"}, clock)
 
 
 def schedule_problems(state: object, clock: str) -> list[str]:
