@@ -340,8 +340,9 @@ def _document(metric: Metric) -> str:
     )
     returns = (
         "(loss, new queue). The loss is exactly 0 with zero gradient when no class counts; a pool "
-        "of padding alone leaves the queue as it was. To leave it as it was in other cases, as in "
-        "a second pass over a batch or in validation, go on with the old queue."
+        "of padding alone leaves the queue as it was, and so does a batch with a number that is "
+        "not finite in a row that counts. To leave it as it was in other cases, as in a second "
+        "pass over a batch or in validation, go on with the old queue."
     )
     return sections(
         f"1 - `{name}` of every class over the batch and the queue, and the new queue.",

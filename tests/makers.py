@@ -28,7 +28,6 @@ def maker(metric: Metric) -> Callable[..., Any]:
         return getattr(P, metric.module)(**{**COMMON, **example.arguments, **kwargs})
 
     make.__name__ = metric.name
-    make.checks_ids = metric.checks_ids
     make.function = functools.partial(getattr(P, f"{metric.name}_loss"), **example.settings)
     return make
 

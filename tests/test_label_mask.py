@@ -440,7 +440,7 @@ def test_focal_targets_outside_the_range_are_refused(bad):
     logits, targets, _, known = batch(0, junk=0.0)
     given = targets.double()
     given[2, 1] = bad
-    with pytest.raises(ValueError, match=r"targets must be in \[0, 1\], got \[.*label_mask"):
+    with pytest.raises(ValueError, match=r"targets must be in \[0, 1\], got .* to .*label_mask"):
         P.SigmoidFocalLoss()(logits, given)
     known[2, 1] = False
     assert P.SigmoidFocalLoss()(logits, given, label_mask=known).isfinite()
@@ -531,6 +531,13 @@ def worker(rank: int, world: int, folder: str) -> None:
                 out[shard, name, how] = found["losses"], found["grads"]
                 if how == "gather":
                     out[shard, name, "queue"] = list(found["module"]._queue.state)
+    labels = torch.tensor([[0.0, 1.0, 0.0], [1.0, -1.0 if rank == 1 else 0.0, 1.0]])
+    for bad in (labels, torch.tensor([0.0, math.nan if rank == 1 else 1.0])):
+        module = P.SmoothAPLoss(3, queue_size=4)
+        try:
+            module(torch.ones(2, 3), bad)
+        except ValueError as error:
+            out["refused", bad.dim()] = str(error), int(module._queue.state.enqueued)
     torch.save(out, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -561,3 +568,11 @@ def test_processes_together_are_one(ranks, name, how, shard):
         if how == "gather":
             for a, b in zip(out[shard, name, "queue"], want["module"]._queue.state, strict=True):
                 assert torch.equal(a, b)
+
+
+def test_a_label_that_is_none_is_refused_on_every_process(ranks):
+    for out in ranks:
+        for dim, value in ((2, "-1.0"), (1, "nan")):
+            text, stored = out["refused", dim]
+            assert f"got [{value}]" in text
+            assert stored == 0

@@ -269,9 +269,22 @@ def test_class_ids_of_any_integer_type(make, dtype):
 
 @every_loss
 @pytest.mark.parametrize("stray", [0.9, 0.1, math.nan, math.inf, 1e300])
-@pytest.mark.parametrize("classes", [1, 3])
-def test_float_ids_between_the_classes_are_refused(make, stray, classes):
-    logits, module = torch.randn(8, classes), make(num_classes=classes)
+def test_float_ids_between_the_classes_do_not_become_one(make, stray):
+    logits, module = torch.randn(8, 1), make()
+    targets = torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, stray], dtype=torch.float64)
+    losses = []
+    (text,) = warned(lambda: losses.append(module(logits, targets)))
+    assert "expects targets in" in text
+    positive = torch.tensor([0, 1, 0, 1, 0, 1, 0, 1])  # as any stray label
+    assert torch.equal(losses[0], make()(logits, positive))
+    known = torch.arange(8) < 7  # a row without a label may hold anything
+    assert warned(lambda: make()(logits, targets, label_mask=known)) == []
+
+
+@every_loss
+@pytest.mark.parametrize("stray", [0.9, 0.1, math.nan, math.inf, 1e300])
+def test_float_ids_of_several_classes_are_whole(make, stray):
+    logits, module = torch.randn(8, 3), make(num_classes=3)
     targets = torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, stray], dtype=torch.float64)
     before = copy.deepcopy(module)
     with pytest.raises(ValueError, match=r"class ids, which are whole numbers, got \["):
@@ -279,5 +292,5 @@ def test_float_ids_between_the_classes_are_refused(make, stray, classes):
     assert all(map(torch.equal, module.buffers(), before.buffers()))
     with pytest.raises(ValueError, match="whole numbers"):
         module(logits, targets[:, None])
-    known = torch.arange(8)[:, None].expand(8, classes) < 7
+    known = torch.arange(8)[:, None].expand(8, 3) < 7
     module(logits, targets, label_mask=known)  # a row without a label may hold anything

@@ -10,7 +10,7 @@ from torch import nn
 
 import proxy_losses as P
 
-from .makers import MAKERS, PAD, batch, every_loss, smooth, warned
+from .makers import batch, every_loss, smooth, warned
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*dispersion")
 
@@ -196,40 +196,5 @@ def test_a_schedule_that_is_driven_or_not_needed_is_no_news():
         for step in range(4):
             by_step.on_train_batch_start(step)
             by_step(*batch(step, 9, 3))
-
-    assert warned(fine) == []
-
-
-# -- class ids of no class
-
-
-@pytest.mark.parametrize("make", [m for m in MAKERS if not m.checks_ids])
-@pytest.mark.parametrize("stray", [-1, 3])
-def test_class_ids_of_no_class(make, stray):
-    """Published: they pass. Recall refuses them."""
-    module = make(num_classes=3, queue_size=20)
-    logits, targets = batch(0, 9, 3)
-    ids = torch.where(targets == 1, stray, targets)
-    losses = []
-    (text,) = warned(lambda: losses.extend(module(logits, ids) for _ in range(3)))
-    assert text.startswith(f"{type(module).__name__}: targets contain class ids outside [0, 3)")
-    assert f"such as {stray}: their rows are negatives" in text
-    labels = ids[:, None] == torch.arange(3)
-    known = (targets != PAD)[:, None].expand(9, 3)
-    torch.testing.assert_close(losses[0], make(num_classes=3)(logits, labels, label_mask=known))
-    assert module._queue.state.enqueued > 9
-
-
-@every_loss
-def test_class_ids_in_rows_that_do_not_count(make):
-    module, padded = make(num_classes=3), make(num_classes=3, ignore_index=-1)
-    logits, targets = batch(0, 9, 3)
-    known = torch.arange(9)[:, None].expand(9, 3) != 2
-    stray = torch.where(torch.arange(9) == 2, 7, targets)
-
-    def fine():
-        module(logits, stray, label_mask=known)
-        padded(logits, targets.clamp(min=-1))
-        make(num_classes=3)(logits, targets.double())
 
     assert warned(fine) == []

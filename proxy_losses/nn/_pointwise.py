@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -86,12 +86,16 @@ class SigmoidFocalLoss(BatchLoss):
             return
         known = targets if label_mask is None else targets.where(label_mask, 0)
         low, high = known.detach().aminmax()
-        if not (float(low) >= 0 and float(high) <= 1):
-            wrong = known[~((known >= 0) & (known <= 1))][:5].tolist()
+        self._judge_targets({"least target": float(low), "largest target": float(high)})
+
+    def _judge_targets(self, said: Mapping[str, float], at: str = "") -> None:
+        """Raise if known targets are of no range in [0, 1], or a NaN."""
+        low, high = said["least target"], said["largest target"]
+        if not 0 <= low <= high <= 1:
             raise ValueError(
-                f"{type(self).__name__}: targets must be in [0, 1], got {wrong}; for labels that "
-                "are missing (often NaN, -1 or -100) pass label_mask=, bool in the shape of "
-                "inputs, False where a label is not known"
+                f"{at}{type(self).__name__}: targets must be in [0, 1], got {low} to {high}; where "
+                "a label is missing (often NaN, -1 or -100) pass label_mask=, bool in the shape of "
+                "inputs, False there"
             )
 
 

@@ -334,7 +334,9 @@ class RankingLoss(PublishedNames, BatchLoss):
         if known is not None:
             known = known if targets.dim() == 2 else known.any(-1)
             targets = targets & known if targets.dtype == torch.bool else targets * known
-        if given.is_floating_point() and not torch.compiler.is_compiling():
+        # With one class what is no id is a positive, with a warning, as published.
+        asks = given.is_floating_point() and self.num_classes > 1
+        if asks and not torch.compiler.is_compiling():
             floats = lift(given.detach().reshape(targets.shape))
             if known is not None:
                 floats = torch.where(known, floats, 0.0)
@@ -370,9 +372,7 @@ class RankingLoss(PublishedNames, BatchLoss):
         if "least weight" in said:
             self._judge_weight(said["least weight"], said["largest weight"])
         if stray and self.num_classes > 1:
-            if self._metric.checks_ids:
-                check_class_ids(batch.targets, self.num_classes, self.ignore_index)
-            self._warn_nobodys(said["least id"], said["largest id"])
+            check_class_ids(batch.targets, self.num_classes, self.ignore_index)
         if said.get("degenerate"):
             self._degenerate_warned = True
             warn_user(
@@ -398,8 +398,7 @@ class RankingLoss(PublishedNames, BatchLoss):
         stores = stores and (queue is not None or self.max_pool_size is not None)
         if n := batch.logits.shape[0]:
             ids = targets.dim() == 1 and targets.dtype != torch.bool
-            if self.num_classes > 1 and not self._metric.checks_ids:
-                ids = ids and not self._nobodys_warned
+            ids = ids and (self.num_classes == 1 or self._metric.checks_ids)
             counted = None
             if pool.lists.valid is not None and (stores or ids):
                 counted = _lists.rows_of(pool.lists.valid[..., :n]).to(torch.float32)
@@ -446,20 +445,7 @@ class RankingLoss(PublishedNames, BatchLoss):
         name = f"{at}{type(self).__name__}"
         raise ValueError(f"{name}: targets must be {expected}, got {got}; {hint}")
 
-    _unstored_warned = _no_grad_warned = _nobodys_warned = False
-
-    def _warn_nobodys(self, least: float, largest: float) -> None:
-        """Say once that there are class ids of no class, as the published packages let pass."""
-        if not self._nobodys_warned:
-            self._nobodys_warned = True
-            classes = self.num_classes
-            value = least if least < 0 else largest
-            warn_user(
-                f"{type(self).__name__}: targets contain class ids outside [0, {classes}) and "
-                f"other than ignore_index={self.ignore_index}, such as {value:.0f}: their rows "
-                "are negatives of every class. Rows whose class is not known have the id "
-                "ignore_index."
-            )
+    _unstored_warned = _no_grad_warned = False
 
     def _warn_no_grad(self, batch: Batch) -> None:
         """Say once that rows are stored which look like those of a validation."""
