@@ -82,6 +82,8 @@ class MemoryQueue(StateModule):
         self.ignore_index = ignore_index
         self.multi_label = False if num_classes == 1 else multi_label
         self._left: dict[str, tuple[weakref.ref[Tensor], int]] = {}
+        with torch.inference_mode(False):  # a constant, made once
+            self._ignored = torch.full((), ignore_index, dtype=torch.int64, device="cpu")
         rows, number = (capacity,), ()
         self.add_state("_q_logits", (capacity, num_classes), torch.float32)
         if self.multi_label is not True:
@@ -153,11 +155,13 @@ class MemoryQueue(StateModule):
 
     def _seen_by(self, labels: bool) -> q.QueueState:
         found = {field: self._buffers[name] for field, name in _BUFFERS.items()}
-        found["targets"] = self._q_labels.bool() if labels else self._q_targets
-        found["iid_mask"], found["label_mask"] = self._q_iid.bool(), self._q_label_mask.bool()
-        found["ignore_index"] = torch.full(
-            (), self.ignore_index, dtype=torch.int64, device=self._q_enqueued.device
-        )
+        # In compiled code and under transforms bytes are no flags by another name.
+        flags = (lambda x: x.view(torch.bool)) if self._tells() else torch.Tensor.bool
+        found["targets"] = flags(self._q_labels) if labels else self._q_targets
+        found["iid_mask"], found["label_mask"] = flags(self._q_iid), flags(self._q_label_mask)
+        found["ignore_index"] = self._ignored
+        if self._q_enqueued.device != self._ignored.device:
+            found["ignore_index"] = torch.full_like(self._q_enqueued, self.ignore_index)
         return q.QueueState(**found)  # type: ignore[arg-type]
 
     def _tells(self) -> bool:
