@@ -45,6 +45,17 @@ def plainly_eager() -> bool:
     return not torch._C._are_functorch_transforms_active()
 
 
+def beside(x: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in this dtype on the device of like.
+
+    One number that lies on the host goes along as an argument of a kernel: a copy would wait for
+    the device, and no CUDA graph could hold it.
+    """
+    if x.device == like.device or x.dim() or not x.is_cpu:
+        return x.to(like.device, dtype)
+    return (torch.ones((), dtype=dtype, device=like.device) * x).to(dtype)
+
+
 def lift(x: Tensor) -> Tensor:
     """float16 and bfloat16 to float32; other dtypes unchanged."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -55,13 +66,19 @@ def _scores_of(first: Any) -> Any:
     return first if isinstance(first, Tensor) else getattr(first, "scores", None)
 
 
+def _in_autocast(device: str) -> bool:
+    """Whether autocast is on; a device that has none, such as meta, raises when asked."""
+    available = device == "cpu" or torch.amp.is_autocast_available(device)
+    return available and torch.is_autocast_enabled(device)
+
+
 def outside_autocast(fn: F) -> F:
     """Run fn, whose first argument is a tensor or a tuple of lists, outside autocast."""
 
     @wraps(fn)
     def run(first: Any, *args: Any, **kwargs: Any) -> Any:
         device = _scores_of(first).device.type
-        if not torch.is_autocast_enabled(device):
+        if not _in_autocast(device):
             return fn(first, *args, **kwargs)
         with torch.autocast(device_type=device, enabled=False):
             return fn(first, *args, **kwargs)
@@ -128,7 +145,7 @@ def lift_tau(tau: float | Tensor, like: Tensor, some: Tensor, name: str = "") ->
     """
     if not isinstance(tau, Tensor):
         return tau
-    tau = average_grad(tau.to(like.device, like.dtype), name)[..., None]
+    tau = average_grad(beside(tau, like, like.dtype), name)[..., None]
     return torch.where(some, torch.where(tau > 0, tau, math.nan), 1.0)
 
 
@@ -507,7 +524,10 @@ def rank_stats(
     sums = torch.stack([flat.sum(-1, keepdim=True), pos.expand(flat.shape).sum(-1, keepdim=True)])
     gone, total = all_reduce(sums, "sum", name).unbind()
     share = (gone / total.clamp(min=1)).to(slopes.dtype)
-    used = torch.as_tensor(tau, dtype=slopes.dtype, device=slopes.device).detach()
-    floats = {"saturation": share, "tau_eff": used.expand(share.shape)}
+    if isinstance(tau, Tensor):
+        used = tau.detach().to(slopes.dtype).expand(share.shape)
+    else:
+        used = torch.full_like(share, tau)
+    floats = {"saturation": share, "tau_eff": used}
     stats = {key: torch.where(counts, x, math.nan)[..., 0] for key, x in floats.items()}
     return {**stats, "pos_count": total[..., 0]}
