@@ -2,17 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from .._checks import check_flag, check_fraction, check_int
 from .._metrics import focal
 from .._metrics.focal import check_class_targets, check_elements
-from ._batch import BatchLoss, as_floating, check_class_ids
+from . import _late
+from ._batch import BatchLoss, as_floating, check_class_ids, judge_class_ids, readable
 
 
-class SigmoidFocalLoss(BatchLoss):
+class PointwiseLoss(BatchLoss):
+    """What the focal losses share: checks of values, on the rows of all processes."""
+
+    ignore_index: int
+
+    def _check(
+        self, inputs: Tensor, sample_weight: Tensor | None, class_ids: Tensor | None = None
+    ) -> None:
+        """Raise and warn as weights and class ids ask, off the CPU at a later forward."""
+        now = _late.at_once(inputs)
+        if not now and not self._may_ask(inputs):
+            return
+        asked: dict[str, Tensor] = {}
+        classes = 0 if class_ids is None else inputs.shape[1]
+        if class_ids is not None and readable(class_ids) and class_ids.numel():
+            if now:
+                check_class_ids(class_ids, classes, self.ignore_index)
+            else:
+                ids = class_ids.to(torch.int64)
+                asked["least id"], asked["largest id"] = (
+                    ids * (ids != self.ignore_index)  # 0 in the padding
+                ).aminmax()
+        if sample_weight is not None and readable(sample_weight) and sample_weight.numel():
+            asked["least weight"], asked["largest weight"] = sample_weight.detach().aminmax()
+        judge = functools.partial(self._judge, num_classes=classes)
+        if not now:
+            self._ask(inputs, asked, judge)
+        elif asked:
+            low, high = torch.stack(list(asked.values())).tolist()
+            judge({"least weight": low, "largest weight": high}, "")
+
+    def _judge(self, said: Mapping[str, float], at: str, *, num_classes: int) -> None:
+        if "least id" in said:
+            judge_class_ids(said, num_classes, self.ignore_index, at)
+        if "least weight" in said:
+            self._judge_weight(said, at)
+
+
+class SigmoidFocalLoss(PointwiseLoss):
     r"""Focal loss of independent yes/no predictions (Lin et al., ICCV 2017): `sigmoid_focal`.
 
     Args:
@@ -63,19 +104,20 @@ class SigmoidFocalLoss(BatchLoss):
 
         Raises:
             TypeError, ValueError: as `sigmoid_focal`; in eager code a weight that is negative or
-                not finite too.
+                not finite too (off the CPU at a later forward, see `set_debug`).
         """
         sample_weight = as_floating(sample_weight)
         check_elements(inputs, targets, sample_weight)
+        self._begin(inputs)
         inputs, targets, sample_weight = self._gather(inputs, targets, sample_weight)
-        self._check_weight(sample_weight)  # on all rows: every process raises, or none
+        self._check(inputs, sample_weight)  # on all rows: every process raises, or none
         return focal.sigmoid_focal(
             inputs, targets, alpha=self.alpha, gamma=self.gamma, reduction=self.reduction,
             sample_weight=sample_weight,
         )  # fmt: skip
 
 
-class SoftmaxFocalLoss(BatchLoss):
+class SoftmaxFocalLoss(PointwiseLoss):
     r"""Focal loss of mutually exclusive classes (Lin et al., ICCV 2017): `softmax_focal`.
 
     Args:
@@ -137,14 +179,14 @@ class SoftmaxFocalLoss(BatchLoss):
 
         Raises:
             TypeError, ValueError: as `softmax_focal`; in eager code a weight that is negative or
-                not finite too, and on the CPU a target outside [0, C), which elsewhere gives NaN.
+                not finite too, and a target outside [0, C), which gives NaN (off the CPU at a
+                later forward, see `set_debug`).
         """
         sample_weight = as_floating(sample_weight)
         check_class_targets(inputs, targets, sample_weight)
+        self._begin(inputs)
         inputs, targets, sample_weight = self._gather(inputs, targets, sample_weight)
-        if targets.is_cpu:  # elsewhere the answer would have to be waited for
-            check_class_ids(targets, inputs.shape[1], self.ignore_index)
-        self._check_weight(sample_weight)
+        self._check(inputs, sample_weight, targets)
         return focal.softmax_focal(
             inputs, targets, alpha=self.alpha, gamma=self.gamma, reduction=self.reduction,
             label_smoothing=self.label_smoothing, ignore_index=self.ignore_index,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
@@ -28,7 +28,8 @@ from .._losses import REQUIRED, Arguments, Options
 from .._metrics import PARTIAL_AUC, RECALL, SMOOTH_AP
 from .._metrics._record import Found, Metric, Option, Settings, check_settings, reads_of
 from ..distributed import default_group, group_name
-from ._batch import BatchLoss, as_floating, check_class_ids, readable
+from . import _late
+from ._batch import BatchLoss, as_floating, check_class_ids, judge_class_ids, readable
 from ._published import PublishedNames
 from ._queue import (
     ONES,
@@ -155,7 +156,8 @@ class RankingLoss(PublishedNames, BatchLoss):
 
         Raises:
             TypeError, ValueError: wrong dtypes, shapes or values; nothing is stored then. Values
-                are looked at on the CPU, in eager code.
+                are looked at in eager code; off the CPU a fault is raised at a later forward, see
+                `set_debug`.
         """
         if isinstance(iid_mask, bool):
             return_per_class, iid_mask = iid_mask, None
@@ -163,6 +165,7 @@ class RankingLoss(PublishedNames, BatchLoss):
         check_batch(logits, targets, self.num_classes)
         local = Batch(logits, targets, as_floating(sample_weight), iid_mask, query_ids)
         check_row_extras(logits.shape[0], *local[2:])
+        self._begin(logits)
         group, batch = self._all_rows(local)
         if batch.sample_weight is not None:
             batch = batch._replace(sample_weight=batch.sample_weight.detach())
@@ -254,32 +257,24 @@ class RankingLoss(PublishedNames, BatchLoss):
     def _look(self, batch: Batch, pool: Pool, found: Found, known: Known) -> bool | None:
         """Raise and warn as the values ask, read all at once; whether to store the batch.
 
-        On the CPU, in eager code: elsewhere nothing is read, and None says that nobody knows.
+        On the CPU, in eager code: elsewhere the answers are heard later, and None says that nobody
+        knows whether to store.
         """
-        if not batch.logits.is_cpu or not readable(batch.logits):
+        logits = batch.logits
+        now = _late.at_once(logits)
+        if not readable(logits) or not (now or self._may_ask(logits)):
             return None
-        asked = self._questions(batch, pool, found, known)
+        asked = self._questions(batch, pool, found, known, now=now)
+        if not now:
+            self._ask(logits, asked, self._judge)
+            return None
         if not asked:
             return False
         every = torch.stack(list(asked.values()))
         if not readable(every):
             return None
         said = dict(zip(asked, every.tolist(), strict=True))
-        classes = max(self.num_classes, 2)
-        stray = "least id" in said and not 0 <= said["least id"] <= said["largest id"] < classes
-        if stray and self.num_classes == 1:
-            self._warn_binary(batch.targets)
-        if "least weight" in said:
-            self._judge_weight(said["least weight"], said["largest weight"])
-        if stray and self.num_classes > 1:
-            check_class_ids(batch.targets, self.num_classes, self.ignore_index)
-        if said.get("degenerate"):
-            self._degenerate_warned = True
-            warn_user(
-                f"{type(self).__name__}: the reference scores of at least one class have no "
-                "dispersion (all equal, or too few for this band), so no temperature can be set; "
-                "the class is left out. A longer queue or a wider band helps."
-            )
+        self._judge(said, targets=batch.targets)
         if self._queue is not None:
             self._queue.see_ones(*(field for field in ONES if said.get(field)))
         if "least logit" not in said:
@@ -290,17 +285,42 @@ class RankingLoss(PublishedNames, BatchLoss):
             sound = bool(_losses.is_sound(batch, dtype, ignore_index=self.ignore_index))
         return sound and (said.get("some row") != 0 or bool(_lists.some_valid(pool)))
 
-    def _questions(self, batch: Batch, pool: Pool, found: Found, known: Known) -> dict[str, Tensor]:
-        """[] floating each: what the checks and the decision to store ask of the values."""
+    def _judge(
+        self, said: Mapping[str, float], at: str = "", targets: Tensor | None = None
+    ) -> None:
+        """Raise and warn; at names the forward that this is about, if it is not this one."""
+        name, classes = f"{at}{type(self).__name__}", max(self.num_classes, 2)
+        stray = "least id" in said and not 0 <= said["least id"] <= said["largest id"] < classes
+        if stray and self.num_classes == 1:
+            self._warn_binary(said, name, targets)
+        if "least weight" in said:
+            self._judge_weight(said, at)
+        if stray and self.num_classes > 1 and targets is not None:
+            check_class_ids(targets, self.num_classes, self.ignore_index)
+        elif stray and self.num_classes > 1:
+            judge_class_ids(said, self.num_classes, self.ignore_index, at)
+        if said.get("degenerate") and not self._degenerate_warned:
+            self._degenerate_warned = True
+            warn_user(
+                f"{name}: the reference scores of at least one class have no "
+                "dispersion (all equal, or too few for this band), so no temperature can be set; "
+                "the class is left out. A longer queue or a wider band helps."
+            )
+
+    def _questions(
+        self, batch: Batch, pool: Pool, found: Found, known: Known, *, now: bool
+    ) -> dict[str, Tensor]:
+        """[] each: what the checks and, if answered now, the decision to store ask of values."""
         targets, weight, queue, ask = batch.targets, batch.sample_weight, self._queue, {}
         stores = queue is not None or self.max_pool_size is not None
-        stores = stores and (self.training or self.update_queue_in_eval)
+        stores = now and stores and (self.training or self.update_queue_in_eval)
         if n := batch.logits.shape[0]:
             ids = targets.dim() == 1 and targets.dtype != torch.bool
             ids = ids and (self.num_classes == 1 or self._metric.checks_ids)
             counted = None
             if pool.lists.valid is not None and (stores or ids):
-                counted = pool.lists.valid[:n].to(torch.float32)
+                counted = pool.lists.valid[:n]
+                counted = counted.to(torch.float32) if now else counted
             if ids:  # 0 in the padding
                 real = targets if counted is None else targets * counted
                 ask["least id"], ask["largest id"] = real.aminmax()
@@ -311,7 +331,7 @@ class RankingLoss(PublishedNames, BatchLoss):
                 ask["least logit"], ask["largest logit"] = rows.aminmax()
                 if counted is not None:
                     ask["some row"] = counted.amax()
-        if queue is not None:  # what was learnt once need not be read again
+        if queue is not None and now:  # what was learnt once need not be read again
             for field in ONES:
                 if field not in known.ones and getattr(batch, field) is None:
                     ask[field] = (getattr(queue.state, field) == 1).all().to(torch.float32)
@@ -319,13 +339,14 @@ class RankingLoss(PublishedNames, BatchLoss):
             ask["degenerate"] = found.degenerate.to(torch.float32).amax()
         return ask
 
-    def _warn_binary(self, targets: Tensor) -> None:
-        stray = (targets != 0) & (targets != 1) & (targets != self.ignore_index)
-        if count := int(stray.sum()):
-            warn_user(
-                f"{type(self).__name__} with num_classes=1 expects targets in {{0, 1}}; "
-                f"{count} other values count as positive"
-            )
+    def _warn_binary(self, said: Mapping[str, float], name: str, targets: Tensor | None) -> None:
+        others = f"values from {said['least id']:.0f} to {said['largest id']:.0f}; all but 0"
+        if targets is not None:
+            stray = (targets != 0) & (targets != 1) & (targets != self.ignore_index)
+            others = f"{int(stray.sum())} other values"
+        warn_user(
+            f"{name} with num_classes=1 expects targets in {{0, 1}}; {others} count as positive"
+        )
 
     def _stored_dtype(self, batch: Batch) -> torch.dtype:
         return batch.logits.dtype if self._queue is None else self._queue.dtype
