@@ -19,7 +19,7 @@ from ._checks import (
     check_list_shape,
     check_tau,
 )
-from ._lists import Batch, Pool, every_list, make_pool, some_valid, valid_rows
+from ._lists import Batch, Pool, every_list, make_pool, padding_rows, some_valid
 from ._metrics import PARTIAL_AUC, RECALL, SMOOTH_AP
 from ._metrics._record import (
     Found,
@@ -155,11 +155,12 @@ def reduce_classes(found: Found, reduction: str, pool: Pool, name: str = "") -> 
 
 def is_sound(batch: Batch, dtype: torch.dtype, *, ignore_index: int) -> Tensor:
     """[] bool: the numbers of all rows that count are finite in the dtype they are stored in."""
-    sound = batch.logits.detach().to(dtype).isfinite().all(-1)
+    zeros = batch.logits.detach().to(dtype) * 0.0  # NaN where they are not finite
+    sound = (zeros.squeeze(-1) if zeros.shape[-1] == 1 else zeros.sum(-1)) == 0.0
     if batch.sample_weight is not None:
         sound = sound & (batch.sample_weight.detach().abs() < MAX_WEIGHT)
-    valid = valid_rows(batch.targets, ignore_index)
-    return (sound if valid is None else sound | ~valid).all()
+    padding = padding_rows(batch.targets, ignore_index)
+    return (sound if padding is None else sound | padding).all()
 
 
 def keeps(

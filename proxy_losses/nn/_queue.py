@@ -97,10 +97,17 @@ class MemoryQueue(NeverNarrow):
         """A copy has tensors of its own."""
         return {**self.__dict__, "_ones": {}}
 
-    def write(self, batch: Batch) -> None:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """What is known of the values stays known where they are moved."""
+        ones = self.ones()
+        moved = super()._apply(fn, recurse)
+        self.see_ones(*ones)
+        return moved
+
+    def write(self, batch: Batch, where: Tensor | None = None) -> None:
         """Store a batch over the oldest rows, in place: what `enqueue` returns, to the bit.
 
-        The weight of the batch has no gradient.
+        The weight of the batch has no gradient. where: [] bool, False stores nothing.
         """
         state, n = self.state, batch.logits.shape[0]
         if n == 0:
@@ -110,7 +117,7 @@ class MemoryQueue(NeverNarrow):
         if room is not state:
             self.store(room)
             state = self.state
-        drop, slots, enqueued = q.next_slots(state, n)
+        drop, slots = q.next_slots(state, n)
         ones = self.ones()
         for field, buffer in state._asdict().items():
             if field in ("enqueued", "ignore_index") or not buffer.numel():
@@ -118,10 +125,25 @@ class MemoryQueue(NeverNarrow):
             rows = getattr(batch, field)
             if rows is not None:
                 rows = rows[drop:] if drop else rows
-                buffer.index_copy_(0, slots, rows.to(buffer.device, buffer.dtype))
-            elif field not in ones:
-                buffer.index_fill_(0, slots, q.NO_QUERY if field == "query_ids" else 1)
-        state.enqueued.copy_(enqueued)
+                rows = rows.to(buffer.device, buffer.dtype)
+            elif field in ones:
+                continue
+            else:
+                default = q.NO_QUERY if field == "query_ids" else 1
+                if where is None:
+                    buffer.index_fill_(0, slots, default)
+                    continue
+                rows = buffer.new_full(slots.shape, default)
+            if where is not None:
+                rows = torch.where(where, rows, buffer.index_select(0, slots))
+            buffer.index_copy_(0, slots, rows)
+        if where is None:
+            state.enqueued.copy_(q.counter_after(state, n))
+        elif n < state.logits.shape[0]:
+            state.enqueued.add_(where, alpha=n)
+        else:
+            after = q.counter_after(state, n)
+            state.enqueued.copy_(torch.where(where, after, state.enqueued))
 
     def check_owner(self, group: str) -> None:
         """Raise on every process if the rows of one were replaced by those of another."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _lists, _losses
+from .. import _numerics as num
 from .._checks import (
     DISTRIBUTED,
     REDUCTIONS,
@@ -216,22 +217,27 @@ class RankingLoss(PublishedNames, BatchLoss):
     _checked_settings: Settings | None = None
 
     def _capped(self, pool: Pool) -> tuple[Pool, int]:
-        """A draw of a pool above the cap and how many rows it had; the pool and 0 otherwise."""
-        cap = self.max_pool_size
-        if cap is None or pool.lists.pos.shape[-1] <= cap:
+        """A draw of a pool above the cap and how many rows it had; the pool and 0 otherwise.
+
+        Off the CPU nobody knows how many rows count: the draw has all of them if they are few.
+        """
+        cap, rows = self.max_pool_size, pool.lists.pos.shape[-1]
+        if cap is None or rows <= cap:
             return pool, 0
         valid = pool.lists.valid
-        rows = pool.lists.pos.shape[-1] if valid is None else int(valid.sum())
+        if valid is not None and valid.is_cpu:
+            rows = int(valid.sum())
         if rows <= cap:
             return pool, 0
         # A counter instead of a generator: equal on every rank, and resumed with the state.
-        return _lists.subsample_pool(pool, cap, seed=int(self._draws)), rows
+        draw = _lists.subsample_pool(pool, cap, seed=self._draws)
+        return draw, rows if valid is None or valid.is_cpu else 0
 
-    def _warn_capped(self, rows: int) -> None:
+    def _warn_capped(self, rows: int, at: str = "") -> None:
         if rows and not self._subsample_warned:
             self._subsample_warned = True
             warn_user(
-                f"{type(self).__name__}: the pool of {rows} rows is above max_pool_size="
+                f"{at}{type(self).__name__}: the pool of {rows} rows is above max_pool_size="
                 f"{self.max_pool_size} and is subsampled; the soft ranks here need no such cap"
             )
 
@@ -299,6 +305,8 @@ class RankingLoss(PublishedNames, BatchLoss):
             check_class_ids(targets, self.num_classes, self.ignore_index)
         elif stray and self.num_classes > 1:
             judge_class_ids(said, self.num_classes, self.ignore_index, at)
+        if self.max_pool_size is not None and said.get("pool rows", 0) > self.max_pool_size:
+            self._warn_capped(int(said["pool rows"]), at)
         if said.get("degenerate") and not self._degenerate_warned:
             self._degenerate_warned = True
             warn_user(
@@ -335,6 +343,9 @@ class RankingLoss(PublishedNames, BatchLoss):
             for field in ONES:
                 if field not in known.ones and getattr(batch, field) is None:
                     ask[field] = (getattr(queue.state, field) == 1).all().to(torch.float32)
+        capped = self.max_pool_size is not None and not self._subsample_warned
+        if capped and not now and pool.lists.valid is not None:
+            ask["pool rows"] = pool.lists.valid.sum()
         if found.degenerate is not None and not self._degenerate_warned:
             ask["degenerate"] = found.degenerate.to(torch.float32).amax()
         return ask
@@ -365,7 +376,9 @@ class RankingLoss(PublishedNames, BatchLoss):
             batch, pool, self._stored_dtype(batch), ignore_index=self.ignore_index,
             name=group_name(group),
         )  # fmt: skip
-        if queue is not None:
+        if queue is not None and not batch.logits.is_cpu and num.plainly_eager():
+            queue.write(batch, where)
+        elif queue is not None:
             queue.store(_losses.stored(queue.state, batch, where))
         if self.max_pool_size is not None and n:
             self._draws += where.to(self._draws.device)

@@ -227,8 +227,23 @@ class LossWarmupWrapper(PublishedSchedule, nn.Module):
         main = _first(self.main_loss(logits, targets, **extras))
         w: Tensor | float = weight
         if isinstance(main, Tensor):  # a tensor does not recompile when it changes
-            w = self._blend_weight.to(device=main.device, dtype=main.dtype)
+            w = self._weight_beside(main).to(main.dtype)
         return (1.0 - w) * warm + w * main
+
+    def _weight_beside(self, loss: Tensor) -> Tensor:
+        """The weight on the loss's device, moved there once: a CUDA graph keeps the address."""
+        if self._blend_weight.device != loss.device:
+            self._blend_weight = torch.full(
+                (), self._main_weight, dtype=torch.float64, device=loss.device
+            )
+        return self._blend_weight
+
+    def check_values(self) -> None:
+        """`check_values` of both losses, where they have it."""
+        for loss in (self.warmup_loss, self.main_loss):
+            check = getattr(loss, "check_values", None)
+            if callable(check):
+                check()
 
     def get_extra_state(self) -> dict[str, Any]:
         """Where the schedule is, as plain numbers."""
