@@ -219,19 +219,20 @@ class RankingLoss(PublishedNames, BatchLoss):
     def _capped(self, pool: Pool) -> tuple[Pool, int]:
         """A draw of a pool above the cap and how many rows it had; the pool and 0 otherwise.
 
-        Off the CPU nobody knows how many rows count: the draw has all of them if they are few.
+        Where nobody can know how many rows count, the draw has all of them if they are few.
         """
         cap, rows = self.max_pool_size, pool.lists.pos.shape[-1]
         if cap is None or rows <= cap:
             return pool, 0
         valid = pool.lists.valid
-        if valid is not None and valid.is_cpu:
+        told = valid is None or (_late.at_once(valid) and readable(valid))
+        if valid is not None and told:
             rows = int(valid.sum())
         if rows <= cap:
             return pool, 0
         # A counter instead of a generator: equal on every rank, and resumed with the state.
         draw = _lists.subsample_pool(pool, cap, seed=self._draws)
-        return draw, rows if valid is None or valid.is_cpu else 0
+        return draw, rows if told else 0
 
     def _warn_capped(self, rows: int, at: str = "") -> None:
         if rows and not self._subsample_warned:
