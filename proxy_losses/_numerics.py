@@ -239,9 +239,10 @@ def trapezoid(heights: Tensor) -> Tensor:
 def _plain_means(
     scores: Tensor, knots: Tensor, width: float | Tensor, weight: Tensor, some: Tensor, name: str
 ) -> Tensor:
-    counted = (weight if weight.dtype == torch.bool else weight > 0) & some
+    even = weight.dtype == torch.bool
+    counted = (weight if even else weight > 0) & some
     scores, knots = torch.where(counted, scores, 0.0), torch.where(some, knots, 0.0)
-    weight = weight.to(scores.dtype)
+    weight = counted.to(scores.dtype) if even else torch.where(counted, weight, 0.0)
     if isinstance(width, Tensor):
         width = torch.where(some, width.to(scores.dtype), 1.0)
     if knots.shape[-1] == 1:

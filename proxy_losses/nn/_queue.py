@@ -71,6 +71,8 @@ class MemoryQueue(NeverNarrow):
         """Take over a new state."""
         for field, buffer in _BUFFERS.items():
             new, old = getattr(state, field), getattr(self, buffer)
+            if new is old:
+                continue
             if new.shape == old.shape:
                 old.copy_(new)  # in place: compiled steps and CUDA graphs keep the address
             else:  # the first multi-label batch, or the first with query_ids

@@ -377,7 +377,7 @@ class RankingLoss(PublishedNames, BatchLoss):
             batch, pool, self._stored_dtype(batch), ignore_index=self.ignore_index,
             name=group_name(group),
         )  # fmt: skip
-        if queue is not None and not batch.logits.is_cpu and num.plainly_eager():
+        if queue is not None and group is None and num.plainly_eager():
             queue.write(batch, where)
         elif queue is not None:
             queue.store(_losses.stored(queue.state, batch, where))
@@ -437,7 +437,7 @@ def _arguments(metric: Metric) -> Arguments:
         *(o for o in own if o.late),
         Option("max_pool_size", None, "int | None",
                "rank a subsample of at most this many rows, with a quota for rare classes. Kept "
-               "for compatibility and for eager code alone: nothing here needs a cap."),
+               "for compatibility: nothing here needs a cap."),
     ]  # fmt: skip
     ours = [
         Option("temperature_unit", "score", "str",
