@@ -159,7 +159,7 @@ def _scattered(x: Tensor) -> Tensor:
 
 
 def subsample_pool(pool: Pool, cap: int, *, seed: int | Tensor) -> Pool:
-    """cap rows: of the valid ones max(1, cap // (2 * classes)) of each class, the rest uniform.
+    """Of the valid rows max(1, cap // (2 * classes)) of each class, the rest uniform; cap in all.
 
     Rows that are not valid come last. Deterministic in the seed, a number or a [] tensor, on every
     device and process.

@@ -47,7 +47,7 @@ def plainly_eager() -> bool:
 
 
 def beside(x: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
-    """x in this dtype on the device of like.
+    """A tensor in this dtype on the device of like.
 
     One number that lies on the host goes along as an argument of a kernel: a copy would wait for
     the device, and no CUDA graph could hold it.
@@ -118,9 +118,7 @@ def largest_over_group(name: str, *flags: Tensor) -> tuple[Tensor, ...]:
     return all_reduce(wide.nan_to_num(nan=math.inf), "max", name).unbind()
 
 
-def clean_lists(
-    scores: Tensor, valid_mask: Tensor | None, name: str = ""
-) -> tuple[Tensor, Tensor]:
+def clean_lists(scores: Tensor, valid_mask: Tensor | None, name: str = "") -> tuple[Tensor, Tensor]:
     """Scores with 0 in rows that do not count, and what poisons lists; no gradient.
 
     Args:
@@ -388,7 +386,8 @@ def sorted_quantiles(
     exact: bool,
 ) -> Tensor:  # fmt: skip
     """`quantiles` of lists that are sorted as a whole."""
-    m, last, filled = s.shape[-1], s.shape[-1] - 1, s
+    m, filled = s.shape[-1], s
+    last: int | Tensor = m - 1
     dtype = rank_dtype(m, s.dtype, exact)
     if valid_mask is not None:
         # What does not count comes last, so a rank from below is a place.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import io
 import math
+import os
 import pickle
 import subprocess
 import sys
@@ -89,8 +90,9 @@ def test_faults_come_in_order_one_at_a_time(device):
     loss_fn(logits, ids, sample_weight=torch.full((6,), -2.0))
     loss_fn(logits, ids, sample_weight=torch.full((6,), math.nan))
     arrive(device)
-    for text in ("forward 1: .* from -1 to 1", "forward 2: .*non-negative, got -2", "forward 3: .*finite"):
-        with pytest.raises(ValueError, match=text):
+    first, second, third = "1: .* from -1 to 1", "2: .*non-negative, got -2", "3: .*finite"
+    for text in (first, second, third):
+        with pytest.raises(ValueError, match=f"at forward {text}"):
             loss_fn(logits, ids)
     loss_fn(logits, ids)
 
@@ -107,9 +109,9 @@ def test_check_values_waits(device):
     loss_fn.check_values()  # before any forward
     for targets in (ids, ids + 5, ids - 5):
         loss_fn(logits, targets)
-    with pytest.raises(ValueError, match="at forward 2: .* from 5 to 7"):
+    with pytest.raises(ValueError, match=r"at forward 2: .* from 5 to 7"):
         loss_fn.check_values()
-    with pytest.raises(ValueError, match="at forward 3: .* from -5 to -3"):
+    with pytest.raises(ValueError, match=r"at forward 3: .* from -5 to -3"):
         loss_fn.check_values()
     loss_fn.check_values()
 
@@ -150,7 +152,8 @@ def test_a_capped_pool(device):
     loss_fn(torch.randn(8, 1), padded)  # five rows count
     loss_fn(torch.randn(8, 1), ids)
     (text,) = warned(lambda: loss_fn.check_values())
-    assert text.startswith("at forward 2: SmoothAPLoss: the pool of 8 rows is above max_pool_size=5")
+    said = "at forward 2: SmoothAPLoss: the pool of 8 rows is above max_pool_size=5"
+    assert text.startswith(said)
 
 
 def test_focal_losses(device):
@@ -160,7 +163,7 @@ def test_focal_losses(device):
     softmax(logits, ids, sample_weight=-torch.ones(6))
     with pytest.raises(ValueError, match=r"at forward 2: targets .*\[0, 3\).* from 2 to 4"):
         softmax.check_values()
-    with pytest.raises(ValueError, match="at forward 3: sample_weight must be non-negative, got -1"):
+    with pytest.raises(ValueError, match=r"at forward 3: sample_weight .*, got -1"):
         softmax.check_values()
     sigmoid = P.SigmoidFocalLoss()
     sigmoid(logits, torch.zeros(6, 3), sample_weight=torch.full((6, 1), math.inf))
@@ -196,7 +199,7 @@ def test_while_answers_are_out_nothing_more_is_asked(device):
     for k in range(10):
         loss_fn(logits, ids + k)
     assert len(device) == _late.RING
-    with pytest.raises(ValueError, match="at forward 2: .* from 1 to 3"):
+    with pytest.raises(ValueError, match=r"at forward 2: .* from 1 to 3"):
         loss_fn.check_values()
     loss_fn(logits, ids + 100)  # there is room again
     arrive(device)
@@ -314,7 +317,7 @@ def test_an_unclear_environment():
         _late._environment("yes")
     code = "from proxy_losses.nn import _late; print(_late._debug)"
     done = subprocess.run(
-        [sys.executable, "-c", code], env={"PROXY_LOSSES_DEBUG": "1", "PATH": "", "PYTHONPATH": ":".join(sys.path)},
+        [sys.executable, "-c", code], env={**os.environ, "PROXY_LOSSES_DEBUG": "1"},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout.strip() == "True"
@@ -345,7 +348,7 @@ def test_on_a_device_a_fault_is_heard_later():
     logits, ids = logits.detach().cuda(), ids.cuda()
     loss_fn(logits, ids + 4)
     torch.cuda.synchronize()
-    with pytest.raises(ValueError, match="at forward 1: targets .* from 4 to 6"):
+    with pytest.raises(ValueError, match=r"at forward 1: targets .* from 4 to 6"):
         loss_fn(logits, ids)
     loss_fn(logits, ids, sample_weight=-torch.ones(6, device="cuda"))
     with pytest.raises(ValueError, match="at forward 3: sample_weight"):

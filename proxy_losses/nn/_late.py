@@ -35,8 +35,8 @@ def _environment(value: str) -> bool:
 _debug = _environment(os.environ.get("PROXY_LOSSES_DEBUG", ""))
 
 
-class set_debug:  # noqa: D101  as torch.set_grad_enabled: a function and a context manager
-    __doc__ = """Check values at once on every device, or where that costs nothing.
+class set_debug:  # named as torch.set_grad_enabled, which is of its kind
+    """Check values at once on every device, or where that costs nothing.
 
     The losses refuse class ids out of range and weights that are no weights, and warn of scores
     without spread. On the CPU they do so in the call itself, before anything is stored. On other
