@@ -234,8 +234,8 @@ QUERY_IDS = """[N] integer query ids, or None. Each query is a list of its own, 
     class is the mean over the queries that count. With a queue ids must mean the same query from
     step to step; stored rows without one are left out."""
 QUERY_SHAPE = """(queries, longest query), at least what the pool holds: needed with query_ids
-    inside `torch.compile` and `torch.vmap`; the loss is NaN if it does not suffice. None reads it
-    off the data."""
+    inside `torch.compile`, `torch.vmap` and CUDA graphs; the loss is NaN if it does not suffice.
+    None reads it off the data, for which a device has to be waited for."""
 
 
 def _arguments(metric: Metric) -> Arguments:

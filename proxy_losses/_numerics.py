@@ -238,7 +238,7 @@ def _plain_means(
     scores: Tensor, knots: Tensor, width: float | Tensor, weight: Tensor, some: Tensor, name: str
 ) -> Tensor:
     even = weight.dtype == torch.bool
-    counted = (weight if even else weight > 0) & some
+    counted = (weight if even else weight != 0) & some  # a NaN shows
     scores, knots = torch.where(counted, scores, 0.0), torch.where(some, knots, 0.0)
     weight = counted.to(scores.dtype) if even else torch.where(counted, weight, 0.0)
     if isinstance(width, Tensor):
@@ -261,7 +261,7 @@ class _StepMeans(torch.autograd.Function):
         unit = width[..., None] if isinstance(width, Tensor) and width.dim() else width
         steps = ((scores[..., None, :] - knots[..., None]) / unit).sigmoid_()
         even = weight.dtype == torch.bool
-        counted = (weight if even else weight > 0) & some
+        counted = (weight if even else weight != 0) & some  # a NaN shows
         steps = torch.where(counted[..., None, :], steps, 0.0)
         total = weight.sum(-1, keepdim=True, dtype=steps.dtype).clamp_(min=1.0)
         each = steps if even else steps * weight[..., None, :]
@@ -426,7 +426,7 @@ def _ranks(levels: Sequence[float], last: int | Tensor, like: Tensor, dtype: tor
     if not plainly_eager():
         return torch.cat([last * level for level in levels], -1)
     if like.is_cpu:
-        return last * torch.tensor(levels, dtype=dtype)
+        return last * torch.tensor(levels, dtype=dtype, device=like.device)
     return torch.cat(torch._foreach_mul([last] * len(levels), list(levels)), -1)
 
 

@@ -103,7 +103,9 @@ class Sent:
     def __init__(self, numbers: Sequence[Tensor]) -> None:
         device = numbers[0].device
         self._host = [
-            torch.empty((), dtype=x.dtype, pin_memory=True).copy_(x.detach(), non_blocking=True)
+            torch.empty((), dtype=x.dtype, device="cpu", pin_memory=True).copy_(
+                x.detach(), non_blocking=True
+            )
             for x in numbers
         ]
         self._event = torch.Event(device)

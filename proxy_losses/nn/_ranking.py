@@ -225,7 +225,7 @@ class RankingLoss(PublishedNames, BatchLoss):
         if cap is None or rows <= cap:
             return pool, 0
         valid = pool.lists.valid
-        told = valid is None or (_late.at_once(valid) and readable(valid))
+        told = valid is None or (readable(valid) and _late.at_once(valid))
         if valid is not None and told:
             rows = int(valid.sum())
         if rows <= cap:
@@ -268,8 +268,10 @@ class RankingLoss(PublishedNames, BatchLoss):
         knows whether to store.
         """
         logits = batch.logits
+        if not readable(logits):
+            return None
         now = _late.at_once(logits)
-        if not readable(logits) or not (now or self._may_ask(logits)):
+        if not now and not self._may_ask(logits):
             return None
         asked = self._questions(batch, pool, found, known, now=now)
         if not now:
