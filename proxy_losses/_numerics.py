@@ -118,18 +118,21 @@ def largest_over_group(name: str, *flags: Tensor) -> tuple[Tensor, ...]:
     return all_reduce(wide.nan_to_num(nan=math.inf), "max", name).unbind()
 
 
-def clean_lists(scores: Tensor, valid_mask: Tensor | None, name: str = "") -> tuple[Tensor, Tensor]:
-    """Scores with 0 in rows that do not count, and what poisons lists; no gradient.
+def clean_lists(
+    scores: Tensor, valid_mask: Tensor | None, some: Tensor, name: str = ""
+) -> tuple[Tensor, Tensor]:
+    """Scores with 0 in rows and in lists that do not count, and what poisons those that do.
 
     Args:
         scores: [..., M].
         valid_mask: [..., M] bool or None for all.
+        some: [..., 1] bool, lists that count.
         name: of the group of processes that hold the lists, "" for this one.
 
     Returns:
-        ([..., M]; [..., 1], NaN where a score that counts is not finite, else 0).
+        ([..., M]; [..., 1], NaN where a list that counts has a score that is not finite, else 0).
     """
-    cleaned = clean(scores.detach(), valid_mask)
+    cleaned = torch.where(some if valid_mask is None else valid_mask & some, scores, 0.0)
     broken = poison(cleaned)
     if name:
         broken = torch.where(largest_over_group(name, broken)[0] > 0, math.nan, broken)
@@ -199,13 +202,14 @@ def mean_of(values: Tensor, weight: Tensor, name: str = "") -> Tensor:
 
 
 def step_means(
-    scores: Tensor, knots: Tensor, width: float | Tensor, weight: Tensor, some: Tensor,
-    name: str = "",
+    scores: Tensor, cleaned: Tensor, knots: Tensor, width: float | Tensor, weight: Tensor,
+    some: Tensor, name: str = "",
 ) -> Tensor:  # fmt: skip
     """Mean over rows of the soft steps above knots, ``sigmoid((s_i - knot) / width)``.
 
     Args:
         scores: [..., M]; rows without weight may hold anything.
+        cleaned: the same by `clean_lists`.
         knots: [..., K], without gradient; NaN poisons a list that counts.
         width: a number, or [] or [..., 1].
         weight: [..., M], of `positive_weight`.
@@ -218,7 +222,7 @@ def step_means(
     fixed = not (weight.requires_grad or (isinstance(width, Tensor) and width.requires_grad))
     # On the CPU passes are cheap and a backward in Python is not.
     if name or scores.is_cpu or not (fixed and plainly_eager()):
-        return _plain_means(scores, knots, width, weight, some, name)
+        return _plain_means(cleaned, knots, width, weight, some, name)
     out: Tensor = _StepMeans.apply(scores, knots, width, weight, some)  # type: ignore[no-untyped-call]
     return out
 
@@ -237,10 +241,11 @@ def trapezoid(heights: Tensor) -> Tensor:
 def _plain_means(
     scores: Tensor, knots: Tensor, width: float | Tensor, weight: Tensor, some: Tensor, name: str
 ) -> Tensor:
-    even = weight.dtype == torch.bool
-    counted = (weight if even else weight != 0) & some  # a NaN shows
-    scores, knots = torch.where(counted, scores, 0.0), torch.where(some, knots, 0.0)
-    weight = counted.to(scores.dtype) if even else torch.where(counted, weight, 0.0)
+    knots = torch.where(some, knots, 0.0)
+    if weight.dtype == torch.bool:
+        weight = (weight & some).to(scores.dtype)
+    else:
+        weight = torch.where(some, weight, 0.0)
     if isinstance(width, Tensor):
         width = torch.where(some, width.to(scores.dtype), 1.0)
     if knots.shape[-1] == 1:
@@ -275,7 +280,9 @@ class _StepMeans(torch.autograd.Function):
         if torch.is_grad_enabled():  # to be differentiated again
 
             def plain(s: Tensor) -> Tensor:
-                return _plain_means(s, knots, ctx.width, weight, some, "")
+                counted = (weight != 0) & some  # where a NaN shows
+                cleaned = torch.where(counted, s, 0.0)
+                return _plain_means(cleaned, knots, ctx.width, weight, some, "")
 
             back: Tensor = torch.func.vjp(plain, scores)[1](grad)[0]
             return back, None, None, None, None

@@ -87,7 +87,8 @@ def test_step_means_with_their_gradient_written_out(knots, width, weighted):
         return num._StepMeans.apply(s, at, width, weight, some)
 
     def plain(s):
-        return num._plain_means(s, at, width, weight, some, "")
+        cleaned, _ = num.clean_lists(s, weight > 0, some)
+        return num._plain_means(cleaned, at, width, weight, some, "")
 
     torch.testing.assert_close(out(scores), plain(scores), rtol=1e-14, atol=1e-15)
     assert (out(scores)[2:] == 0).all()
@@ -105,9 +106,13 @@ def test_step_means_of_lists_that_do_not_count_or_are_broken(weighted):
     scores[2], at[2], at[1, 0] = math.nan, math.nan, math.nan
     width = torch.tensor([[0.3], [0.3], [math.nan], [0.0]], dtype=torch.float64)
     scores[0, ~(weight[0] > 0)] = math.inf  # in rows without weight
-    for function in (num._StepMeans.apply, lambda *x: num._plain_means(*x, "")):
+    for written_out in (True, False):
         s = scores.clone().requires_grad_()
-        out = function(s, at, width, weight, some)
+        if written_out:
+            out = num._StepMeans.apply(s, at, width, weight, some)
+        else:
+            cleaned, _ = num.clean_lists(s, weight > 0, some)
+            out = num._plain_means(cleaned, at, width, weight, some, "")
         (gradient,) = torch.autograd.grad(out.sum(), s)
         assert out.isnan().tolist() == [False, True, False, False]
         assert (out[2:] == 0).all()
@@ -121,10 +126,11 @@ def test_which_way_a_gradient_asks_for(monkeypatch):
     scores, at, weight, some = steps(2, True)
     monkeypatch.setattr(num, "_StepMeans", None)  # what needs more than the scores' is plain
     for width in (0.3, torch.tensor(0.3, requires_grad=True)):
-        num.step_means(scores, at, width, weight.requires_grad_(), some).sum().backward()
+        weight.requires_grad_()
+        num.step_means(scores, scores, at, width, weight, some).sum().backward()
     meta = torch.empty(4, 9, device="meta")
     with pytest.raises(AttributeError):
-        num.step_means(meta, meta[:, :2], 0.3, meta > 0, meta[:, :1] > 0)
+        num.step_means(meta, meta, meta[:, :2], 0.3, meta > 0, meta[:, :1] > 0)
 
 
 def test_one_number_of_the_host():

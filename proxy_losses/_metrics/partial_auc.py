@@ -217,7 +217,7 @@ def _evaluate(
     if name:
         some_negative = all_reduce(some_negative, "max", name)
     usable = some_positive & some_negative
-    cleaned, broken = num.clean_lists(scores, valid, name)
+    cleaned, broken = num.clean_lists(scores, valid, usable, name)
     levels, iqr = _levels(settings), settings["tau_scale"] == "iqr"
     found = num.quantiles(
         scores, [*levels, 0.75, 0.25] if iqr else levels, settings["interpolation"], among, name,
@@ -230,16 +230,15 @@ def _evaluate(
     scale = upper - lower + broken
     degenerate = usable & (scale <= num.spread_floor(upper, lower, scores.dtype))
     counts = usable ^ degenerate
-    temperature = num.lift_tau(tau, scores, name) * scale
+    temperature = num.lift_tau(tau, scores, name) * torch.where(counts, scale, 1.0)
     if settings["surrogate"] == "trapezoid":
         knots = found[..., : len(levels)]
-        mean = num.step_means(scores, knots, temperature, weight, counts, name)
-        each = num.trapezoid(_above_knots(cleaned, knots, temperature).mT) if stats else mean
+        mean = num.step_means(scores, cleaned, knots, temperature, weight, counts, name)
+        each = mean
+        if stats:
+            each = num.trapezoid(_above_knots(cleaned.detach(), knots, temperature).mT)
     else:
-        # The sums look at lists that do not count too.
-        counted = usable if valid is None else valid & usable
-        cleaned = torch.where(counted, scores, 0.0)
-        temperature = torch.where(counts, temperature, 1.0)
+        temperature = torch.where(counts, temperature, 1.0)  # the sums see all lists
         band = negative & (scores >= last) & (scores <= first)
         size = all_reduce(band.sum(-1, keepdim=True), "sum", name)
         pairs = Lists(cleaned, pos, pos | band, None if given is None else weight)
