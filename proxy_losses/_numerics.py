@@ -1,4 +1,4 @@
-"""Arithmetic shared by all metrics: precision, masked means, quantiles by selection and spread."""
+"""Arithmetic shared by all metrics: precision, masked means, soft steps, quantiles and spread."""
 
 from __future__ import annotations
 

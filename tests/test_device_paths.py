@@ -11,7 +11,7 @@ import torch
 import proxy_losses as P
 from proxy_losses import _numerics as num
 from proxy_losses._checks import INTERPOLATIONS
-from proxy_losses._lists import Batch
+from proxy_losses._lists import Batch, _scattered
 from proxy_losses.nn import _late
 from proxy_losses.nn._queue import ONES, MemoryQueue
 
@@ -224,9 +224,17 @@ def test_a_capped_pool_of_fixed_shape(monkeypatch):
     assert twin._draws == 6
 
 
-def test_draws_look_random_and_are_a_permutation():
-    from proxy_losses._lists import _scattered
+@pytest.mark.filterwarnings("ignore:.*max_pool_size")
+def test_a_capped_pool_in_compiled_code():
+    module, twin = (P.SmoothAPLoss(3, queue_size=16, max_pool_size=7) for _ in "ab")
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for _ in range(4):
+        rows = torch.randn(10, 3), torch.randint(3, (10,))
+        torch.testing.assert_close(compiled(*rows), twin(*rows))
+    assert module._draws == twin._draws == 4
 
+
+def test_draws_look_random_and_are_a_permutation():
     x = _scattered(torch.arange(1 << 16))
     assert x.unique().numel() == 1 << 16
     assert x.min() >= 0
