@@ -355,13 +355,13 @@ def quantiles(
         return sharded_quantiles(s, levels, interpolation, valid_mask, name, exact=exact)
     if m == 0:
         return s.new_zeros((*s.shape[:-1], len(levels)))
-    if valid_mask is not None and s.shape != valid_mask.shape:
-        s, valid_mask = torch.broadcast_tensors(s, valid_mask)
     if not s.is_cpu and _better_sorted(levels, m):
         return sorted_quantiles(s, levels, interpolation, valid_mask, exact=exact)
     last: int | Tensor = m - 1
     if valid_mask is not None:
         last = valid_mask.sum(-1, keepdim=True) - 1
+        if s.shape != valid_mask.shape:
+            s, valid_mask = torch.broadcast_tensors(s, valid_mask)
     upper = [k for k, level in enumerate(levels) if level >= 0.5]
     order = upper + [k for k, level in enumerate(levels) if level < 0.5]
     ranks = _ranks([levels[k] for k in order], last, s, rank_dtype(m, s.dtype, exact))
@@ -400,7 +400,7 @@ def sorted_quantiles(
         # What does not count comes last, so a rank from below is a place.
         last = valid_mask.sum(-1, keepdim=True, dtype=dtype) - 1
         filled = torch.where(valid_mask, s, math.inf)
-    ordered = filled.sort(-1).values
+    ordered = filled.sort(-1).values  # in the shape of scores and mask together
     below, above, mix = positions(_ranks(levels, last, s, dtype), interpolation)
     value = _at_rank(ordered, below, None)
     if mix is None:

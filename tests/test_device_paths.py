@@ -38,6 +38,16 @@ def test_sorted_quantiles(interpolation, dtype):
             assert torch.equal(got, want), (levels, m, exact)
 
 
+@pytest.mark.parametrize("shapes", [((3, 9), (9,)), ((9,), (3, 9)), ((2, 1, 9), (1, 3, 9))])
+def test_sorted_quantiles_of_lists_that_share_a_mask_or_scores(shapes):
+    s, valid = torch.randn(shapes[0]), torch.rand(shapes[1]) < 0.7
+    valid[..., 0] = True
+    for interpolation in INTERPOLATIONS:
+        want = num.quantiles(s, (0.9, 0.2), interpolation, valid)
+        got = num.sorted_quantiles(s, (0.9, 0.2), interpolation, valid, exact=False)
+        assert torch.equal(got, want)
+
+
 @pytest.mark.parametrize(
     ("levels", "rows", "sort"),
     [
