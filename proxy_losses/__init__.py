@@ -45,6 +45,7 @@ from .nn import (
     SigmoidFocalLoss,
     SmoothAPLoss,
     SoftmaxFocalLoss,
+    set_debug,
 )
 
 __version__ = "0.4.0"
@@ -87,6 +88,7 @@ __all__ = [
     "recall_saturation",
     "reset_queue",
     "score_spread",
+    "set_debug",
     "retrieval_lists",
     "sigmoid_focal",
     "sigmoid_sums",

@@ -87,6 +87,11 @@ def rows_of(valid: Tensor) -> Tensor:
     return valid if valid.dim() == 1 else valid.any(0)
 
 
+def padding_rows(targets: Tensor, ignore_index: int) -> Tensor | None:
+    """[N] bool, the others; or None for none."""
+    return None if is_labels(targets) else wide(targets) == ignore_index
+
+
 def some_valid(pool: Pool) -> Tensor:
     """[] bool, False when the pool holds padding alone."""
     valid = pool.lists.valid
@@ -162,13 +167,23 @@ def join(
     return Pool(lists, query_ids)
 
 
-def subsample_pool(pool: Pool, cap: int, *, seed: int) -> Pool:
-    """At most cap valid rows: max(1, cap // (2 * classes)) of each class, the rest uniform.
+def _scattered(x: Tensor) -> Tensor:
+    """Integers below 2**32 to such integers that look random, one to one (murmur3's last step)."""
+    for shift, factor in (16, 0x85EBCA6B), (13, 0xC2B2AE35):
+        x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF
+    return x ^ (x >> 16)
 
-    Deterministic in the seed, on every device and process.
+
+def subsample_pool(pool: Pool, cap: int, *, seed: int | Tensor) -> Pool:
+    """Of the valid rows max(1, cap // (2 * classes)) of each class, the rest uniform; cap in all.
+
+    Rows that are not valid come last. Deterministic in the seed, a number or a [] tensor, on every
+    device and process.
     """
     pos, valid = pool.lists.pos, pool.lists.valid
-    keys = torch.rand(pos.shape[-1], generator=torch.Generator().manual_seed(seed)).to(pos.device)
+    rows = torch.arange(pos.shape[-1], device=pos.device)
+    draw = _scattered((torch.zeros_like(rows[:1]) + seed) & 0xFFFFFFFF)
+    keys = _scattered(rows ^ draw).double() / 2**32  # without ties
     if valid is not None:
         keys, pos = torch.where(rows_of(valid), keys, -1.0), pos & valid
     classes = pos if pos.shape[0] > 1 else torch.cat([pos, ~pos])

@@ -19,7 +19,16 @@ from ._checks import (
     check_int,
     check_tau,
 )
-from ._lists import Batch, Pool, QueryLists, every_list, make_pool, rows_of, some_valid, valid_rows
+from ._lists import (
+    Batch,
+    Pool,
+    QueryLists,
+    every_list,
+    make_pool,
+    padding_rows,
+    rows_of,
+    some_valid,
+)  # fmt: skip
 from ._metrics import PARTIAL_AUC, RECALL, SMOOTH_AP
 from ._metrics._record import (
     Found,
@@ -160,17 +169,17 @@ def reduce_classes(found: Found, reduction: str, pool: Pool, name: str = "") -> 
 
 def is_sound(batch: Batch, dtype: torch.dtype, *, ignore_index: int) -> Tensor:
     """[] bool: the numbers of all rows that count are finite in the dtype they are stored in."""
-    sound = batch.logits.detach().to(dtype).isfinite()
+    zeros = batch.logits.detach().to(dtype) * 0.0  # NaN where they are not finite
     if batch.label_mask is not None:
-        sound = sound | ~batch.label_mask
-    sound = sound.all(-1)
+        zeros = torch.where(batch.label_mask, zeros, 0.0)
+    sound = (zeros.squeeze(-1) if zeros.shape[-1] == 1 else zeros.sum(-1)) == 0.0
     if batch.sample_weight is not None:
         sound = sound & (batch.sample_weight.detach().abs() < MAX_WEIGHT)
-    valid = valid_rows(batch.targets, ignore_index)
+    padding = padding_rows(batch.targets, ignore_index)
     if batch.label_mask is not None:
-        some = batch.label_mask.any(-1)
-        valid = some if valid is None else valid & some
-    return (sound if valid is None else sound | ~valid).all()
+        none = ~batch.label_mask.any(-1)
+        padding = none if padding is None else padding | none
+    return (sound if padding is None else sound | padding).all()
 
 
 def keeps(
@@ -247,8 +256,8 @@ QUERY_IDS = """[N] integer query ids, or None. Each query is a list of its own, 
     class is the mean over the queries that count. With a queue ids must mean the same query from
     step to step; stored rows without one are left out."""
 QUERY_SHAPE = """(queries, longest query), at least what the pool holds: needed with query_ids
-    inside `torch.compile` and `torch.vmap`; the loss is NaN if it does not suffice. None reads it
-    off the data."""
+    inside `torch.compile`, `torch.vmap` and CUDA graphs; the loss is NaN if it does not suffice.
+    None reads it off the data, for which a device has to be waited for."""
 LABEL_MASK = """[N, C] bool, labels that are known, or None for all; stored with the rows. A row is
     in the lists of those classes alone whose label is known: elsewhere it is neither positive nor
     negative, and its target and logit may be anything."""

@@ -1,4 +1,4 @@
-"""Arithmetic shared by all metrics: precision, masked means, quantiles by selection and spread."""
+"""Arithmetic shared by all metrics: precision, masked means, soft steps, quantiles and spread."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from .distributed import all_reduce, all_reduce_with_grad, average_grad, reduce_
 F = TypeVar("F", bound=Callable[..., Any])
 
 EXACT_FLOAT32 = 1 << 24  # float32 counts exactly up to here; torch.quantile refuses longer lists
+SHORT_ROWS, LONG_TAIL = 4096, 0.125  # of lists that a device sorts whole, see `_better_sorted`
 SPREAD_ROWS = 1 << 16  # rows that settle a spread to about 1 %
 # Selection over shards:
 TABLE_BYTES = 1 << 20  # of one round, where digits can be made small enough
@@ -45,6 +46,17 @@ def plainly_eager() -> bool:
     return not torch._C._are_functorch_transforms_active()
 
 
+def beside(x: Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in this dtype on the device of like.
+
+    One number that lies on the host goes along as an argument of a kernel: a copy would wait for
+    the device, and no CUDA graph could hold it.
+    """
+    if x.device == like.device or x.dim() or not x.is_cpu:
+        return x.to(like.device, dtype)
+    return (torch.ones((), dtype=dtype, device=like.device) * x).to(dtype)
+
+
 def lift(x: Tensor) -> Tensor:
     """float16 and bfloat16 to float32; other dtypes unchanged."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -55,13 +67,19 @@ def _scores_of(first: Any) -> Any:
     return first if isinstance(first, Tensor) else getattr(first, "scores", None)
 
 
+def _in_autocast(device: str) -> bool:
+    """Whether autocast is on; a device that has none, such as meta, raises when asked."""
+    available = device == "cpu" or torch.amp.is_autocast_available(device)
+    return available and torch.is_autocast_enabled(device)
+
+
 def outside_autocast(fn: F) -> F:
     """Run fn, whose first argument is a tensor or a tuple of lists, outside autocast."""
 
     @wraps(fn)
     def run(first: Any, *args: Any, **kwargs: Any) -> Any:
         device = _scores_of(first).device.type
-        if not torch.is_autocast_enabled(device):
+        if not _in_autocast(device):
             return fn(first, *args, **kwargs)
         with torch.autocast(device_type=device, enabled=False):
             return fn(first, *args, **kwargs)
@@ -121,15 +139,17 @@ def clean_lists(
     return cleaned, broken
 
 
-def lift_tau(tau: float | Tensor, like: Tensor, some: Tensor, name: str = "") -> float | Tensor:
-    """A tau of lists as [..., 1] in the dtype of the scores; a number as it is.
+def lift_tau(tau: float | Tensor, like: Tensor, name: str = "") -> float | Tensor:
+    """A tau of lists as [..., 1] in the dtype of the scores, NaN unless > 0.
 
-    NaN unless > 0 in lists that count, `some` [..., 1], and 1 in those that do not.
+    One number as it is: [] for a tensor, in any dtype, which promotes nothing.
     """
     if not isinstance(tau, Tensor):
         return tau
-    tau = average_grad(tau.to(like.device, like.dtype), name)[..., None]
-    return torch.where(some, torch.where(tau > 0, tau, math.nan), 1.0)
+    if tau.dim() or tau.device != like.device:
+        tau = beside(tau, like, like.dtype)
+    tau = torch.nn.functional.threshold(average_grad(tau, name), 0.0, math.nan)
+    return tau[..., None] if tau.dim() else tau
 
 
 def largest(values: Tensor) -> Tensor:
@@ -153,11 +173,11 @@ def positive_weight(
 
     Returns:
         (weights [..., M], 0 off pos and at most 1: as large as that they fit in dtype whatever
-        their scale; [..., 1] bool, False where they are all 0).
+        their scale, and pos itself for weights of 1; [..., 1] bool, False where they are all 0).
     """
     if sample_weight is None:
         some = pos.any(-1, keepdim=True)
-        return pos.to(dtype), all_reduce(some, "max", name) if name else some
+        return pos, all_reduce(some, "max", name) if name else some
     wide = torch.promote_types(sample_weight.dtype, dtype)
     weight = torch.where(pos, sample_weight.to(wide), 0.0)
     top = largest(weight)
@@ -170,11 +190,113 @@ def positive_weight(
 def mean_of(values: Tensor, weight: Tensor, name: str = "") -> Tensor:
     """[...]: mean of values [..., M] by weights of `positive_weight`; 0 where they are all 0."""
     if not name:
-        return (weight * values).sum(-1) / weight.sum(-1).clamp(min=1.0)
+        total = weight.sum(-1, dtype=values.dtype).clamp(min=1.0)
+        return (weight * values).sum(-1) / total
     parts = torch.broadcast_tensors(weight * values, weight)
     sums = torch.stack([part.sum(-1, dtype=torch.float64) for part in parts])
     hit, total = all_reduce_with_grad(sums, name).unbind()
     return (hit / total.clamp(min=1.0)).to(values.dtype)
+
+
+# -- soft steps
+
+
+def step_means(
+    scores: Tensor, cleaned: Tensor, knots: Tensor, width: float | Tensor, weight: Tensor,
+    some: Tensor, name: str = "",
+) -> Tensor:  # fmt: skip
+    """Mean over rows of the soft steps above knots, ``sigmoid((s_i - knot) / width)``.
+
+    Args:
+        scores: [..., M]; rows without weight may hold anything.
+        cleaned: the same by `clean_lists`.
+        knots: [..., K], without gradient; NaN poisons a list that counts.
+        width: a number, or [] or [..., 1].
+        weight: [..., M], of `positive_weight`.
+        some: [..., 1] bool, lists that count; others give 0 with zero gradient, whatever they hold.
+        name: of the group of processes that hold the lists, "" for this one.
+
+    Returns:
+        [...], their `trapezoid` over the knots.
+    """
+    fixed = not (weight.requires_grad or (isinstance(width, Tensor) and width.requires_grad))
+    # On the CPU passes are cheap and a backward in Python is not.
+    if name or scores.is_cpu or not (fixed and plainly_eager()):
+        return _plain_means(cleaned, knots, width, weight, some, name)
+    out: Tensor = _StepMeans.apply(scores, knots, width, weight, some)  # type: ignore[no-untyped-call]
+    return out
+
+
+def trapezoid(heights: Tensor) -> Tensor:
+    """[...]: mean over evenly spaced knots [..., K], the ends counted half; one is its own mean."""
+    knots = heights.shape[-1]
+    if knots == 1:
+        return heights.squeeze(-1)
+    if knots == 2:
+        return heights.mean(-1)
+    ends = 0.5 * (heights[..., 0] + heights[..., -1])
+    return (ends + heights[..., 1:-1].sum(-1)) / (knots - 1)
+
+
+def _plain_means(
+    scores: Tensor, knots: Tensor, width: float | Tensor, weight: Tensor, some: Tensor, name: str
+) -> Tensor:
+    knots = torch.where(some, knots, 0.0)
+    if weight.dtype == torch.bool:
+        weight = (weight & some).to(scores.dtype)
+    else:
+        weight = torch.where(some, weight, 0.0)
+    if isinstance(width, Tensor):
+        width = torch.where(some, width.to(scores.dtype), 1.0)
+    if knots.shape[-1] == 1:
+        return mean_of(torch.sigmoid((scores - knots) / width), weight, name)
+    if isinstance(width, Tensor):
+        width = width[..., None]
+    above = torch.sigmoid((scores[..., None, :] - knots[..., None]) / width)
+    return trapezoid(mean_of(above, weight[..., None, :], name))
+
+
+class _StepMeans(torch.autograd.Function):
+    """`_plain_means` with its gradient written out, in fewer passes, of the lists that count."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, scores: Tensor, knots: Tensor, width: float | Tensor, weight: Tensor, some: Tensor
+    ) -> Tensor:
+        unit = width[..., None] if isinstance(width, Tensor) and width.dim() else width
+        steps = ((scores[..., None, :] - knots[..., None]) / unit).sigmoid_()
+        even = weight.dtype == torch.bool
+        counted = (weight if even else weight != 0) & some  # a NaN shows
+        steps = torch.where(counted[..., None, :], steps, 0.0)
+        total = weight.sum(-1, keepdim=True, dtype=steps.dtype).clamp_(min=1.0)
+        each = steps if even else steps * weight[..., None, :]
+        ctx.width = width
+        ctx.save_for_backward(scores, knots, weight, some, steps, total)
+        return trapezoid(each.sum(-1) / total)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        scores, knots, weight, some, steps, total = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again
+
+            def plain(s: Tensor) -> Tensor:
+                counted = (weight != 0) & some  # where a NaN shows
+                cleaned = torch.where(counted, s, 0.0)
+                return _plain_means(cleaned, knots, ctx.width, weight, some, "")
+
+            back: Tensor = torch.func.vjp(plain, scores)[1](grad)[0]
+            return back, None, None, None, None
+        # Lists that do not count may have no width; in others that are broken the steps are NaN.
+        count = steps.shape[-2]
+        scale = (grad[..., None] / (total * ctx.width)).nan_to_num(0.0, 0.0, 0.0)[..., None]
+        each = torch.ops.aten.sigmoid_backward(scale, steps)  # [..., K, M]
+        back = each.squeeze(-2) if count == 1 else trapezoid(each.mT)
+        if weight.dtype != torch.bool:
+            back = back * weight
+        return back.sum_to_size(scores.shape), None, None, None, None
+
+
+# -- quantiles
 
 
 def rank_dtype(rows: int, dtype: torch.dtype, exact: bool) -> torch.dtype:
@@ -233,6 +355,8 @@ def quantiles(
         return sharded_quantiles(s, levels, interpolation, valid_mask, name, exact=exact)
     if m == 0:
         return s.new_zeros((*s.shape[:-1], len(levels)))
+    if not s.is_cpu and _better_sorted(levels, m):
+        return sorted_quantiles(s, levels, interpolation, valid_mask, exact=exact)
     last: int | Tensor = m - 1
     if valid_mask is not None:
         last = valid_mask.sum(-1, keepdim=True) - 1
@@ -264,6 +388,37 @@ def quantiles(
     return out
 
 
+def sorted_quantiles(
+    s: Tensor, levels: Sequence[float], interpolation: str, valid_mask: Tensor | None, *,
+    exact: bool,
+) -> Tensor:  # fmt: skip
+    """`quantiles` of lists that are sorted as a whole."""
+    m, filled = s.shape[-1], s
+    last: int | Tensor = m - 1
+    dtype = rank_dtype(m, s.dtype, exact)
+    if valid_mask is not None:
+        # What does not count comes last, so a rank from below is a place.
+        last = valid_mask.sum(-1, keepdim=True, dtype=dtype) - 1
+        filled = torch.where(valid_mask, s, math.inf)
+    ordered = filled.sort(-1).values  # in the shape of scores and mask together
+    below, above, mix = positions(_ranks(levels, last, s, dtype), interpolation)
+    value = _at_rank(ordered, below, None)
+    if mix is None:
+        return value
+    return torch.lerp(value, _at_rank(ordered, above, None), mix.to(s.dtype).expand(value.shape))
+
+
+def _better_sorted(levels: Sequence[float], rows: int) -> bool:
+    """Whether a device should sort lists for these quantiles rather than select from their tails.
+
+    A short list is sorted by one kernel, and `topk` sorts what it selects: so long tails, or two,
+    cost more than a sort.
+    """
+    low, high = min(levels), max(levels)
+    share = 1.0 - low if low >= 0.5 else high
+    return rows <= SHORT_ROWS or low < 0.5 <= high or share > LONG_TAIL
+
+
 def _ranks(levels: Sequence[float], last: int | Tensor, like: Tensor, dtype: torch.dtype) -> Tensor:
     """[..., K]: ranks from below, as `torch.quantile` rounds them, of lists that end at rank last.
 
@@ -275,9 +430,11 @@ def _ranks(levels: Sequence[float], last: int | Tensor, like: Tensor, dtype: tor
         last = torch.full((1,) * like.dim(), last, dtype=dtype, device=like.device)
     if len(levels) == 1:
         return last * levels[0]
-    if like.is_cpu and plainly_eager():
-        return last * torch.tensor(levels, dtype=dtype)
-    return torch.cat([last * level for level in levels], -1)
+    if not plainly_eager():
+        return torch.cat([last * level for level in levels], -1)
+    if like.is_cpu:
+        return last * torch.tensor(levels, dtype=dtype, device=like.device)
+    return torch.cat(torch._foreach_mul([last] * len(levels), list(levels)), -1)
 
 
 def _at_rank(ordered: Tensor, rank: Tensor, last: int | Tensor | None) -> Tensor:
@@ -507,7 +664,10 @@ def rank_stats(
     sums = torch.stack([flat.sum(-1, keepdim=True), pos.expand(flat.shape).sum(-1, keepdim=True)])
     gone, total = all_reduce(sums, "sum", name).unbind()
     share = (gone / total.clamp(min=1)).to(slopes.dtype)
-    used = torch.as_tensor(tau, dtype=slopes.dtype, device=slopes.device).detach()
-    floats = {"saturation": share, "tau_eff": used.expand(share.shape)}
+    if isinstance(tau, Tensor):
+        used = tau.detach().to(slopes.dtype).expand(share.shape)
+    else:
+        used = torch.full_like(share, tau)
+    floats = {"saturation": share, "tau_eff": used}
     stats = {key: torch.where(counts, x, math.nan)[..., 0] for key, x in floats.items()}
     return {**stats, "pos_count": total[..., 0]}

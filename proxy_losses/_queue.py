@@ -54,7 +54,7 @@ def init_queue(
         device: where to keep it.
         multi_label: store [C] bool labels instead of a class id. A queue made without turns into
             an empty one that does at the first multi-label batch it stores; inside compiled code
-            and vmap, at the first it is given (one more compile).
+            and vmap, and off the CPU, at the first it is given (one more compile).
 
     Returns:
         `QueueState`.
@@ -178,15 +178,22 @@ def enqueue(
     )
 
 
-def next_slots(queue: QueueState, n: int) -> tuple[int, Tensor, Tensor]:
-    """Of n rows how many to drop, the slots of the others, and the counter after them."""
+def next_slots(queue: QueueState, n: int) -> tuple[int, Tensor]:
+    """Of n rows how many to drop, and the slots of the others."""
     capacity = queue.logits.shape[0]
     if n >= capacity:  # only the last rows survive; they start a new turn at slot 0
-        last = queue.enqueued + n + capacity - 1
-        slots = torch.arange(capacity, device=queue.enqueued.device)
-        return n - capacity, slots, last - last % capacity
+        return n - capacity, torch.arange(capacity, device=queue.enqueued.device)
     slots = torch.arange(n, device=queue.enqueued.device)
-    return 0, (queue.enqueued + slots) % capacity, queue.enqueued + n
+    return 0, (queue.enqueued + slots) % capacity
+
+
+def counter_after(queue: QueueState, n: int) -> Tensor:
+    """The counter after n rows in the slots of `next_slots`."""
+    capacity = queue.logits.shape[0]
+    if n < capacity:
+        return queue.enqueued + n
+    last = queue.enqueued + n + capacity - 1
+    return last - last % capacity
 
 
 Put: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]  # a field and its new rows, None for 1
@@ -194,7 +201,7 @@ Put: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]  # a field and its ne
 
 def into_slots(queue: QueueState, n: int, where: Tensor) -> tuple[Put, Tensor]:
     """How to write n rows over the oldest, and the counter after them."""
-    drop, slots, enqueued = next_slots(queue, n)
+    drop, slots = next_slots(queue, n)
 
     def put(field: Tensor, rows: Tensor | None) -> Tensor:
         old = field.index_select(0, slots)
@@ -204,7 +211,7 @@ def into_slots(queue: QueueState, n: int, where: Tensor) -> tuple[Put, Tensor]:
             new = rows.detach()[drop:].to(field.device, field.dtype)
         return field.index_copy(0, slots, torch.where(where, new, old))
 
-    return put, enqueued
+    return put, counter_after(queue, n)
 
 
 def into_all_slots(queue: QueueState, n: int, where: Tensor) -> tuple[Put, Tensor]:
@@ -238,8 +245,11 @@ def check_queue(queue: object) -> None:
 
 
 def _is_false(where: Tensor | None) -> bool:
-    """Whether it is known to be False, which it is not while a function is traced."""
-    if where is None or torch.compiler.is_compiling():
+    """Whether it is known to be False, which it is not while a function is traced.
+
+    Nor off the CPU, where the answer would have to be waited for.
+    """
+    if where is None or not where.is_cpu or torch.compiler.is_compiling():
         return False
     try:
         return not where

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ._checks import check_int, check_positive, check_temperature
+from ._numerics import beside
 
 Clock = Literal["step", "epoch"]
 
@@ -82,8 +83,15 @@ def as_clock(step: int | Tensor, name: str = "step") -> Tensor:
 def _real(x: float | Tensor, like: Tensor) -> Tensor:
     """As float64 on like's device; numbers before any arithmetic, lest a compiler bake it in."""
     if isinstance(x, Tensor):
-        return x.to(like.device, torch.float64)
+        return beside(x, like, torch.float64)
     return torch.full((), x, dtype=torch.float64, device=like.device)
+
+
+def _together(state: ScheduleState, clock: Tensor) -> tuple[ScheduleState, Tensor]:
+    """A state and a step on one device: that of the one which is not on the host."""
+    place = state.step if clock.is_cpu else clock
+    *fields, clock = (beside(x, place, torch.int64) for x in (*state, clock))
+    return ScheduleState(*fields), clock
 
 
 def _checked(step: int | Tensor, sched: Schedule) -> Tensor:
@@ -252,7 +260,8 @@ def start_epoch(
         >>> begun, start_epoch(state, 1, sched)[0]
         (tensor(False), tensor(True))
     """
-    state = state._replace(epoch=as_clock(epoch, "epoch"))
+    state, latest = _together(state, as_clock(epoch, "epoch"))
+    state = state._replace(epoch=latest)
     return ~in_warmup(now(state, clock), sched), state
 
 
@@ -282,7 +291,8 @@ def start_step(
         >>> reset, state.switch_step
         (tensor(True), tensor(40))
     """
-    state = state._replace(step=as_clock(step))
+    state, latest = _together(state, as_clock(step))
+    state = state._replace(step=latest)
     switch = ~in_warmup(now(state, clock), sched) & (state.switch_step < 0)
     return switch, state._replace(switch_step=torch.where(switch, state.step, state.switch_step))
 

@@ -261,7 +261,8 @@ def all_gather_with_grad(
     gradient that DistributedDataParallel averages is the single-process gradient.
 
     What belongs together goes in one call: in a compiled function the results then share one size,
-    and the order of collectives cannot differ between ranks.
+    and the order of collectives cannot differ between ranks. The numbers of rows are exchanged
+    first, and waited for.
 
     Args:
         tensor: [n_rank, ...], alike on all ranks but for dim 0.

@@ -53,6 +53,9 @@ def same_rows(module, queue: P.QueueState) -> bool:
     if not queue.query_ids.numel():
         assert (state.query_ids == NO_QUERY).all()
         state = state._replace(query_ids=queue.query_ids)
+    if not queue.label_mask.numel():
+        assert state.label_mask.all()
+        state = state._replace(label_mask=queue.label_mask)
     return all(map(torch.equal, state, queue))
 
 

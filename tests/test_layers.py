@@ -120,6 +120,7 @@ def test_public_names():
         "recall_saturation",
         "reset_queue",
         "score_spread",
+        "set_debug",
         "retrieval_lists",
         "sigmoid_focal",
         "sigmoid_sums",

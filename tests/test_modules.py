@@ -131,7 +131,7 @@ def test_warnings_name_the_line_of_the_caller(make):
     (text,) = warned(lambda: losses.append(make()(logits, torch.where(targets == 1, 7, targets))))
     assert "expects targets in" in text
     assert torch.equal(losses[0], make()(logits, targets))
-    module = make(max_pool_size=4)
+    module = make(max_pool_size=6)
     (text,) = warned(lambda: [module(logits, targets) for _ in range(3)])
     assert type(module).__name__ in text
     module, zeros = make(), torch.zeros(8)

@@ -39,8 +39,8 @@ LACKS = {
 NO_FORMULA = {
     "all_gather_no_grad", "all_gather_with_grad", "enqueue", "query_lists", "init_queue",
     "init_schedule", "make_compute_loss", "partial_auc_defined", "queue_rows", "recall_defined",
-    "reset_queue", "smooth_ap_defined", "start_epoch", "start_step", "state_temp", "state_weight",
-    "world_size",
+    "reset_queue", "set_debug", "smooth_ap_defined", "start_epoch", "start_step", "state_temp",
+    "state_weight", "world_size",
 }  # fmt: skip
 MODULES = reference.public_modules()
 NAMES = [

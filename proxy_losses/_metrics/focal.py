@@ -109,7 +109,8 @@ def softmax_focal(
         inputs: [N, C] or [N, C, ...] floating, logits. Half precision is computed in, and
             returned as, float32. -inf excludes a class, as in `torch.nn.functional.cross_entropy`.
         targets: [N] or [N, ...] integer class ids in [0, C), or ignore_index.
-        alpha: [C] weights of the classes, a tensor or numbers; None for 1.
+        alpha: [C] weights of the classes, a tensor or numbers; None for 1. Numbers are copied to
+            the device of inputs at every call, which a CUDA graph cannot hold.
         gamma: focusing exponent >= 0: a number, or a 0-d tensor when it varies inside a compiled
             function.
         reduction: "none"; "mean" over the rows that count; "mean_positive", the sum over them
@@ -280,7 +281,7 @@ def _softmax(
     # Rows that do not count are 0 by now; a class id out of range makes its row NaN.
     scale = torch.where(valid & (classes != targets), torch.nan, 1.0).to(x.dtype)
     if alpha is not None:
-        scale = alpha.to(x)[classes] * scale
+        scale = alpha.to(x, non_blocking=True)[classes] * scale
     if not label_smoothing and _written_out(gamma):
         loss: Tensor = _Softmax.apply(x, index, valid)  # type: ignore[no-untyped-call]
     else:
@@ -351,7 +352,7 @@ def _softplus(x: Tensor) -> Tensor:
 
 
 def _like(gamma: float | Tensor, x: Tensor) -> float | Tensor:
-    return gamma.to(x) if isinstance(gamma, Tensor) else gamma
+    return num.beside(gamma, x, x.dtype) if isinstance(gamma, Tensor) else gamma
 
 
 def check_reduction(reduction: str, supported: tuple[str, ...]) -> None:

@@ -230,23 +230,25 @@ def _evaluate(
     scale = upper - lower + broken
     degenerate = usable & (scale <= num.spread_floor(upper, lower, scores.dtype))
     counts = usable ^ degenerate
-    temperature = num.lift_tau(tau, scores, counts, name) * torch.where(counts, scale, 1.0)
+    temperature = num.lift_tau(tau, scores, name) * torch.where(counts, scale, 1.0)
     if settings["surrogate"] == "trapezoid":
-        knots = torch.where(counts, found[..., : len(levels)], 0.0)
-        above = _above_knots(cleaned, knots, temperature)
-        mean = _trapezoid(num.mean_of(above, weight[..., None, :], name))
-        each = _trapezoid(above.detach().mT) if stats else above
+        knots = found[..., : len(levels)]
+        mean = num.step_means(scores, cleaned, knots, temperature, weight, counts, name)
+        each = mean
+        if stats:
+            each = num.trapezoid(_above_knots(cleaned.detach(), knots, temperature).mT)
     else:
+        temperature = torch.where(counts, temperature, 1.0)  # the sums see all lists
         band = negative & (scores >= last) & (scores <= first)
         size = all_reduce(band.sum(-1, keepdim=True), "sum", name)
         pairs = Lists(cleaned, pos, pos | band, None if given is None else weight)
         mean, some = _below_positives(pairs, temperature, size, how)
         poison = broken[..., 0]
-        mean = mean + poison
         counts = counts & (some | poison.isnan())[..., None]
+        mean = torch.where(counts[..., 0], mean + poison, 0.0)
         each = _above_band(cleaned, pos, band, temperature, size, how) if stats else mean
     defined = counts[..., 0]
-    out = Found(torch.where(defined, mean, 0.0), defined, {}, degenerate[..., 0])
+    out = Found(mean, defined, {}, degenerate[..., 0])
     if not stats:
         return out
     each, plain = each.detach(), pos.to(each.dtype)
@@ -266,14 +268,6 @@ def _above_knots(scores: Tensor, knots: Tensor, temperature: Tensor) -> Tensor:
     """[..., K, M]: the soft step of every row above each knot [..., K]."""
     each = scores[..., None, :] - knots[..., None]
     return torch.sigmoid(each / temperature[..., None])
-
-
-def _trapezoid(heights: Tensor) -> Tensor:
-    """[...]: mean over evenly spaced knots [..., K], the ends counted half."""
-    if heights.shape[-1] == 2:
-        return heights.mean(-1)
-    ends = 0.5 * (heights[..., 0] + heights[..., -1])
-    return (ends + heights[..., 1:-1].sum(-1)) / (heights.shape[-1] - 1)
 
 
 def _below_positives(

@@ -147,16 +147,15 @@ def _evaluate(
     if valid is not None:
         pos = pos & valid
     weight, some = num.positive_weight(pos, given, scores.dtype, name)
-    scores, broken = num.clean_lists(scores, valid, some, name)
+    cleaned, broken = num.clean_lists(scores, valid, some, name)
     levels = (1.0 - settings["quantile"],)
-    theta = num.quantiles(lists.scores, levels, settings["interpolation"], valid, name)
-    theta = torch.where(some, theta + broken, 0.0)
-    width = num.lift_tau(tau, scores, some, name)
-    above = torch.sigmoid((scores - theta) / width)
-    found = Found(num.mean_of(above, weight, name), some[..., 0], {})
+    theta = num.quantiles(scores, levels, settings["interpolation"], valid, name) + broken
+    width = num.lift_tau(tau, scores, name)
+    mean = num.step_means(scores, cleaned, theta, width, weight, some, name)
+    found = Found(mean, some[..., 0], {})
     if not stats:
         return found
-    above = above.detach()
+    above = torch.sigmoid((cleaned.detach() - theta) / width)
     return found._replace(stats=num.rank_stats(above * (1.0 - above), pos, width, some, name))
 
 

@@ -161,7 +161,7 @@ def _stats(
     pos, scores = pos if valid is None else pos & valid, num.clean(scores, valid)
     slopes = rank_slopes(scores, pos, tau, valid_mask=valid, group=how.group)
     if isinstance(tau, Tensor):
-        tau = tau[..., None]
+        tau = num.beside(tau, slopes, slopes.dtype)[..., None]
     every = torch.ones_like(slopes.sum(-1), dtype=torch.bool) if defined is None else defined
     return num.rank_stats(slopes, pos, tau, every[..., None], group_name(how.group))
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_bool, check_choice, check_floating, check_rtol, check_tau, common_shape
+from .._numerics import beside
 from ..distributed import average_grad, group_name
 from . import op, shard  # noqa: F401  shard registers its ops
 from .lists import METHODS, How, Lists, Pairs
@@ -218,5 +219,5 @@ def _flat_tau(tau: float | Tensor, scores: Tensor, lists: torch.Size, name: str)
     """[L] float64 on the device of scores; ranks share its gradient."""
     if not isinstance(tau, Tensor):
         return torch.full((lists.numel(),), tau, dtype=torch.float64, device=scores.device)
-    tau = average_grad(tau.to(scores.device, torch.float64), name)
+    tau = average_grad(beside(tau, scores, torch.float64), name)
     return tau.expand(lists if lists else (1,)) if len(lists) < 2 else tau.expand(lists).reshape(-1)

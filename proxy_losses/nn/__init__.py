@@ -1,5 +1,6 @@
 """Stateful adapters: `torch.nn.Module` shims over the functional core."""
 
+from ._late import set_debug
 from ._pointwise import SigmoidFocalLoss, SoftmaxFocalLoss
 from ._queue import MemoryQueue
 from ._ranking import PAUCAtBudgetLoss, RankingLoss, RecallAtQuantileLoss, SmoothAPLoss
@@ -14,4 +15,5 @@ __all__ = [
     "SigmoidFocalLoss",
     "SmoothAPLoss",
     "SoftmaxFocalLoss",
+    "set_debug",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from .._checks import MAX_WEIGHT, warn_user
 from ..distributed import all_gather_with_grad, world_size
+from . import _late
 from ._state import StateModule
 
 
@@ -22,8 +24,11 @@ def as_floating(sample_weight: Any) -> Any:
 
 
 def readable(x: Tensor) -> bool:
-    """Whether Python may branch on the values of x: not when compiling, nor inside torch.func."""
-    if torch.compiler.is_compiling():
+    """Whether Python may branch on the values of x.
+
+    Not while compiling or capturing a CUDA graph, nor inside torch.func.
+    """
+    if _late.silent(x):
         return False
     try:
         x.data_ptr()
@@ -34,8 +39,6 @@ def readable(x: Tensor) -> bool:
 
 def check_class_ids(targets: Tensor, num_classes: int, ignore_index: int) -> None:
     """Raise `ValueError` unless the targets are in [0, num_classes) or ignore_index."""
-    if not readable(targets):
-        return
     targets = targets.to(torch.int64)
     stray = (targets.clamp(0, num_classes - 1) != targets) & (targets != ignore_index)
     if stray.any():
@@ -45,34 +48,74 @@ def check_class_ids(targets: Tensor, num_classes: int, ignore_index: int) -> Non
         )
 
 
+def judge_class_ids(
+    said: Mapping[str, float], num_classes: int, ignore_index: int, at: str
+) -> None:
+    """`check_class_ids` of the least and the largest id that count."""
+    least, largest = said["least id"], said["largest id"]
+    if not 0 <= least <= largest < num_classes:
+        raise ValueError(
+            f"{at}targets contain class ids outside [0, {num_classes}) and other than "
+            f"ignore_index={ignore_index}: they are from {least:.0f} to {largest:.0f}"
+        )
+
+
 class BatchLoss(StateModule):
     """A loss that takes weights and may gather the rows of all processes."""
 
     gather_distributed: bool | None
     _gather_resolved: bool | None = None
     _zero_weight_warned = False
+    _pending: _late.Pending | None = None  # there from the first forward off the CPU on
 
-    def _check_weight(self, sample_weight: Tensor | None) -> None:
-        if sample_weight is None or not readable(sample_weight) or not sample_weight.numel():
+    def check_values(self) -> None:
+        """Raise and warn now about what was found in earlier forwards; waits for the device.
+
+        Off the CPU the values of a batch are checked without waiting, so that a fault is raised at
+        a later forward. Call this where nothing may stay unsaid, as at the end of an epoch. On
+        the CPU everything has been said.
+
+        Raises:
+            ValueError: the first fault, and the forward that had it; a further call goes on.
+        """
+        if self._pending is not None:
+            self._pending.settle()
+
+    def _begin(self, inputs: Tensor) -> None:
+        """Begin a forward: raise and warn about what has been found in earlier ones."""
+        if torch.compiler.is_compiling() or (self._pending is None and _late.at_once(inputs)):
             return
-        self._judge_weight(*torch.stack(sample_weight.detach().aminmax()).tolist())
+        if _late.silent(inputs):
+            return
+        if self._pending is None:
+            self._pending = _late.Pending()
+        self._pending.begin()
 
-    def _judge_weight(self, low: float, high: float) -> None:
+    def _may_ask(self, inputs: Tensor) -> bool:
+        """Whether questions about values off the CPU can be asked now."""
+        return self._pending is not None and readable(inputs) and self._pending.room(inputs)
+
+    def _ask(self, inputs: Tensor, asked: Mapping[str, Tensor], judge: _late.Judge) -> None:
+        if self._pending is not None and all(map(readable, asked.values())):
+            self._pending.ask(inputs, asked, judge)
+
+    def _judge_weight(self, said: Mapping[str, float], at: str = "") -> None:
         """Raise or warn about a weight of this range, which has a NaN if the weight has one."""
+        low, high = said["least weight"], said["largest weight"]
         if not (abs(low) < MAX_WEIGHT and abs(high) < MAX_WEIGHT):
-            raise ValueError(f"sample_weight must be finite, below {MAX_WEIGHT:.1e}")
+            raise ValueError(f"{at}sample_weight must be finite, below {MAX_WEIGHT:.1e}")
         if low < 0:
-            raise ValueError(f"sample_weight must be non-negative, got {low}")
+            raise ValueError(f"{at}sample_weight must be non-negative, got {low}")
         if high == 0 and not self._zero_weight_warned:
             self._zero_weight_warned = True
             warn_user(
-                f"{type(self).__name__}: sample_weight is entirely zero; rows of weight 0 give no "
-                "gradient"
+                f"{at}{type(self).__name__}: sample_weight is entirely zero; rows of weight 0 give "
+                "no gradient"
             )
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy may land in another process group: it decides for itself whether to gather."""
-        return {**self.__dict__, "_gather_resolved": None}
+        return {**self.__dict__, "_gather_resolved": None, "_pending": None}
 
     def _gathers(self) -> bool:
         """Whether to gather, decided at the first forward, when the process group is there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -10,10 +11,63 @@ from torch import Tensor
 from .._checks import check_flag, check_fraction, check_int
 from .._metrics import focal
 from .._metrics.focal import check_class_targets, check_elements
-from ._batch import BatchLoss, as_floating, check_class_ids, readable
+from . import _late
+from ._batch import BatchLoss, as_floating, check_class_ids, judge_class_ids, readable
 
 
-class SigmoidFocalLoss(BatchLoss):
+class PointwiseLoss(BatchLoss):
+    """What the focal losses share: checks of values, on the rows of all processes."""
+
+    ignore_index: int
+
+    def _check(
+        self, inputs: Tensor, sample_weight: Tensor | None, class_ids: Tensor | None = None,
+        known: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        """Raise and warn as weights, class ids and known targets in [0, 1] ask.
+
+        Off the CPU at a later forward.
+        """
+        now = _late.at_once(inputs)
+        if not now and not self._may_ask(inputs):
+            return
+        asked: dict[str, Tensor] = {}
+        classes = 0 if class_ids is None else inputs.shape[1]
+        if class_ids is not None and readable(class_ids) and class_ids.numel():
+            if now:
+                check_class_ids(class_ids, classes, self.ignore_index)
+            else:
+                ids = class_ids.to(torch.int64)
+                asked["least id"], asked["largest id"] = (
+                    ids * (ids != self.ignore_index)  # 0 in the padding
+                ).aminmax()
+        for name, x in (("weight", sample_weight), ("target", known)):
+            if x is not None and readable(x) and x.numel():
+                asked[f"least {name}"], asked[f"largest {name}"] = x.detach().aminmax()
+        judge = functools.partial(self._judge, num_classes=classes)
+        if not now:
+            self._ask(inputs, asked, judge)
+        elif asked:
+            each = torch.stack([x.double() for x in asked.values()]).tolist()
+            judge(dict(zip(asked, each, strict=True)), "")
+
+    def _judge(self, said: Mapping[str, float], at: str, *, num_classes: int) -> None:
+        if "least id" in said:
+            judge_class_ids(said, num_classes, self.ignore_index, at)
+        if "least weight" in said:
+            self._judge_weight(said, at)
+        if "least target" not in said:
+            return
+        low, high = said["least target"], said["largest target"]
+        if not 0 <= low <= high <= 1:
+            raise ValueError(
+                f"{at}{type(self).__name__}: targets must be in [0, 1], got {low} to {high}; where "
+                "a label is missing (often NaN, -1 or -100) pass label_mask=, bool in the shape of "
+                "inputs, False there"
+            )
+
+
+class SigmoidFocalLoss(PointwiseLoss):
     r"""Focal loss of independent yes/no predictions (Lin et al., ICCV 2017): `sigmoid_focal`.
 
     Args:
@@ -66,40 +120,26 @@ class SigmoidFocalLoss(BatchLoss):
 
         Raises:
             TypeError, ValueError: as `sigmoid_focal`; in eager code a weight that is negative or
-                not finite too, and on the CPU a known target outside [0, 1].
+                not finite, and a known target outside [0, 1], too (off the CPU at a later
+                forward, see `set_debug`).
         """
         sample_weight = as_floating(sample_weight)
         check_elements(inputs, targets, sample_weight, label_mask)
+        self._begin(inputs)
         inputs, targets, sample_weight, label_mask = self._gather(
             inputs, targets, sample_weight, label_mask
         )
-        self._check_weight(sample_weight)  # on all rows: every process raises, or none
-        if targets.is_cpu and targets.dtype != torch.bool:
-            self._check_targets(targets, label_mask)
+        known = None
+        if targets.dtype != torch.bool:
+            known = targets if label_mask is None else targets.where(label_mask, 0)
+        self._check(inputs, sample_weight, known=known)  # on all rows: every process, or none
         return focal.sigmoid_focal(
             inputs, targets, alpha=self.alpha, gamma=self.gamma, reduction=self.reduction,
             sample_weight=sample_weight, label_mask=label_mask,
         )  # fmt: skip
 
-    def _check_targets(self, targets: Tensor, label_mask: Tensor | None) -> None:
-        if not readable(targets) or not targets.numel():
-            return
-        known = targets if label_mask is None else targets.where(label_mask, 0)
-        low, high = known.detach().aminmax()
-        self._judge_targets({"least target": float(low), "largest target": float(high)})
 
-    def _judge_targets(self, said: Mapping[str, float], at: str = "") -> None:
-        """Raise if known targets are of no range in [0, 1], or a NaN."""
-        low, high = said["least target"], said["largest target"]
-        if not 0 <= low <= high <= 1:
-            raise ValueError(
-                f"{at}{type(self).__name__}: targets must be in [0, 1], got {low} to {high}; where "
-                "a label is missing (often NaN, -1 or -100) pass label_mask=, bool in the shape of "
-                "inputs, False there"
-            )
-
-
-class SoftmaxFocalLoss(BatchLoss):
+class SoftmaxFocalLoss(PointwiseLoss):
     r"""Focal loss of mutually exclusive classes (Lin et al., ICCV 2017): `softmax_focal`.
 
     Args:
@@ -161,14 +201,14 @@ class SoftmaxFocalLoss(BatchLoss):
 
         Raises:
             TypeError, ValueError: as `softmax_focal`; in eager code a weight that is negative or
-                not finite too, and on the CPU a target outside [0, C), which elsewhere gives NaN.
+                not finite too, and a target outside [0, C), which gives NaN (off the CPU at a
+                later forward, see `set_debug`).
         """
         sample_weight = as_floating(sample_weight)
         check_class_targets(inputs, targets, sample_weight)
+        self._begin(inputs)
         inputs, targets, sample_weight = self._gather(inputs, targets, sample_weight)
-        if targets.is_cpu:  # elsewhere the answer would have to be waited for
-            check_class_ids(targets, inputs.shape[1], self.ignore_index)
-        self._check_weight(sample_weight)
+        self._check(inputs, sample_weight, targets)
         return focal.softmax_focal(
             inputs, targets, alpha=self.alpha, gamma=self.gamma, reduction=self.reduction,
             label_smoothing=self.label_smoothing, ignore_index=self.ignore_index,

@@ -192,33 +192,50 @@ class MemoryQueue(StateModule):
         (self._q_labels if labels else self._q_targets).copy_(state.targets)
         enqueued = state.enqueued
         if self.multi_label is None:
-            kind: Tensor | int = int(labels)
             if batch is not None and where is not None:  # what is not stored turns nothing
                 where = where & (torch.zeros_like(enqueued) + batch.logits.shape[0] > 0)
-                kind = torch.where(where, kind, self._q_multi_label)
                 enqueued = torch.where(where, enqueued, self._q_enqueued)
-            if labels:  # ids that were replaced must not come back
-                ignored = torch.full_like(self._q_targets, self.ignore_index)
-                if where is not None:
-                    ignored = torch.where(where, ignored, self._q_targets)
-                self._q_targets.copy_(ignored)
-            self._q_multi_label.copy_(torch.as_tensor(kind))
+            self._take_kind(labels, where)
         self._q_enqueued.copy_(enqueued)
         self._sign()
 
-    def write(self, batch: Batch) -> None:
+    def _take_kind(self, labels: bool, where: Tensor | None) -> None:
+        """From now on the rows are labels, or class ids; False: what they were."""
+        if self.multi_label is not None:
+            return
+        if where is None:
+            self._q_multi_label.fill_(labels)
+        else:
+            kind = torch.where(where, int(labels), self._q_multi_label)
+            self._q_multi_label.copy_(kind)
+        if labels:  # ids that were replaced must not come back
+            ignored = torch.full_like(self._q_targets, self.ignore_index)
+            if where is not None:
+                ignored = torch.where(where, ignored, self._q_targets)
+            self._q_targets.copy_(ignored)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """What is known of the values stays known where they are moved."""
+        stayed = [name for name in self._left if self._stayed(name)]
+        moved = super()._apply(fn, recurse)
+        self._remember(*stayed)
+        return moved
+
+    def write(self, batch: Batch, where: Tensor | None = None) -> None:
         """Store a batch over the oldest rows, in place: what `enqueue` returns, to the bit.
 
-        The weight of the batch has no gradient. For the CPU, in eager code.
+        The weight of the batch has no gradient. where: [] bool, for what Python may not ask; False
+        stores nothing. Without it for the CPU, in eager code.
         """
         n = batch.logits.shape[0]
         if n == 0:
             return
         labels = is_labels(batch.targets)
-        if self._turns(labels):
+        if where is None and self._turns(labels):
             self.fill()
             self._q_multi_label.fill_(labels)
-        drop, slots, enqueued = q.next_slots(self._seen_by(labels), n)
+        state = self._seen_by(labels) if where is None else self.view(batch.targets)
+        drop, slots = q.next_slots(state, n)
         plain = self.plain()
         into = {field: self._buffers[name] for field, name in ROWS.items()}
         into["targets"] = self._q_labels if labels else self._q_targets
@@ -227,10 +244,26 @@ class MemoryQueue(StateModule):
             rows = getattr(batch, field)
             if rows is not None:
                 rows = rows.detach()[drop:] if drop else rows.detach()
-                buffer.index_copy_(0, slots, rows.to(buffer.device, buffer.dtype))
-            elif field not in plain:
+                rows = rows.to(buffer.device, buffer.dtype)
+            elif field in plain:
+                continue
+            elif where is None:
                 buffer.index_fill_(0, slots, PLAIN[field])
-        self._q_enqueued.copy_(enqueued)
+                continue
+            else:
+                rows = buffer.new_full((slots.numel(), *buffer.shape[1:]), PLAIN[field])
+            if where is not None:
+                rows = torch.where(where, rows, buffer.index_select(0, slots))
+            buffer.index_copy_(0, slots, rows)
+        if where is None:
+            self._q_enqueued.copy_(q.counter_after(state, n))
+        elif state.enqueued is self._q_enqueued and n < self._q_logits.shape[0]:
+            self._q_enqueued.add_(where, alpha=n)
+        else:
+            after = q.counter_after(state, n)
+            self._q_enqueued.copy_(torch.where(where, after, self._q_enqueued))
+        if where is not None:
+            self._take_kind(labels, where)
         self._sign()
 
     def enqueue(
@@ -289,9 +322,8 @@ class MemoryQueue(StateModule):
             self._q_seal.fill_(seal)
             self._q_mark.fill_(float(seal))
         else:
-            sealed = _seal_of(self._q_enqueued)
-            self._q_seal.copy_(sealed)
-            self._q_mark.copy_(sealed)
+            self._q_seal.copy_(_seal_of(self._q_enqueued))
+            self._q_mark.copy_(self._q_seal)
         self._remember("_q_seal")
 
     def is_sound(self) -> bool:

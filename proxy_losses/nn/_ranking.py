@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _lists, _losses
+from .. import _numerics as num
 from .._checks import (
     DISTRIBUTED,
     REDUCTIONS,
@@ -31,7 +32,8 @@ from .._metrics._record import Found, Metric, Option, Settings, check_settings, 
 from .._numerics import lift
 from .._old_names import takes_old_names
 from ..distributed import default_group, group_name
-from ._batch import BatchLoss, as_floating, check_class_ids, readable
+from . import _late
+from ._batch import BatchLoss, as_floating, check_class_ids, judge_class_ids, readable
 from ._published import PublishedNames
 from ._queue import (
     AVERAGED,
@@ -208,7 +210,8 @@ class RankingLoss(PublishedNames, BatchLoss):
 
         Raises:
             TypeError, ValueError: wrong dtypes, shapes or values, such as float labels other than
-                0 and 1; nothing is stored then. Values are looked at on the CPU, in eager code.
+                0 and 1; nothing is stored then. Values are looked at in eager code; off the CPU a
+                fault is raised at a later forward, see `set_debug`.
 
         Warns:
             UserWarning: once each, when a batch with a finite loss is not stored because a logit of
@@ -227,6 +230,7 @@ class RankingLoss(PublishedNames, BatchLoss):
         check_row_extras(logits.shape, *extras)
         if self._tau.is_meta and not logits.is_meta:
             raise RuntimeError(UNFILLED.format(name=type(self).__name__))
+        self._begin(logits)
         targets, floats = self._true_targets(targets, given, label_mask)
         local = Batch(logits, targets, *extras, floats)
         stores = store and (self.training or self.update_queue_in_eval)
@@ -256,14 +260,16 @@ class RankingLoss(PublishedNames, BatchLoss):
             live = live if label_mask is None else live & label_mask.T
             count = (live if valid is None else live & valid).sum(-1)
             out.append({**found.stats, "grad_pos_count": count})
-        keep = self._look(batch, pool, found, known, stores)
+        keep = self._look(batch, pool, found, known, group, stores=stores)
         self._warn_capped(rows)
         if stores:  # last: nothing can fail any more
             if not torch.is_grad_enabled() and keep is not False:
                 self._warn_no_grad(batch)
             self._store(batch, pool, group, keep)
-            if keep is False and not self._unstored_warned and self._unstored(batch, found):
-                self._warn_unstored(self._stored_dtype(batch))
+            if keep is False and self._queue is not None and not self._unstored_warned:
+                sound = self._is_sound(batch)
+                if self._unstored(sound, found):
+                    self._warn_unstored(self._queue.dtype)
         return out[0] if len(out) == 1 else tuple(out)
 
     def _all_rows(self, local: Batch) -> tuple[ProcessGroup | None, Batch]:
@@ -287,22 +293,28 @@ class RankingLoss(PublishedNames, BatchLoss):
     _checked_settings: Settings | None = None
 
     def _capped(self, pool: Pool) -> tuple[Pool, int]:
-        """A draw of a pool above the cap and how many rows it had; the pool and 0 otherwise."""
-        cap = self.max_pool_size
-        if cap is None or pool.lists.pos.shape[-1] <= cap:
+        """A draw of a pool above the cap and how many rows it had; the pool and 0 otherwise.
+
+        Where nobody can know how many rows count, the draw has all of them if they are few.
+        """
+        cap, rows = self.max_pool_size, pool.lists.pos.shape[-1]
+        if cap is None or rows <= cap:
             return pool, 0
         valid = pool.lists.valid
-        rows = pool.lists.pos.shape[-1] if valid is None else int(_lists.rows_of(valid).sum())
+        told = valid is None or (readable(valid) and _late.at_once(valid))
+        if valid is not None and told:
+            rows = int(_lists.rows_of(valid).sum())
         if rows <= cap:
             return pool, 0
         # A counter instead of a generator: equal on every rank, and resumed with the state.
-        return _lists.subsample_pool(pool, cap, seed=int(self._draws)), rows
+        draw = _lists.subsample_pool(pool, cap, seed=self._draws)
+        return draw, rows if told else 0
 
-    def _warn_capped(self, rows: int) -> None:
+    def _warn_capped(self, rows: int, at: str = "") -> None:
         if rows and not self._subsample_warned:
             self._subsample_warned = True
             warn_user(
-                f"{type(self).__name__}: the pool of {rows} rows is above max_pool_size="
+                f"{at}{type(self).__name__}: the pool of {rows} rows is above max_pool_size="
                 f"{self.max_pool_size} and is subsampled; the soft ranks here need no such cap"
             )
 
@@ -348,60 +360,84 @@ class RankingLoss(PublishedNames, BatchLoss):
     # -- what the values say
 
     def _look(
-        self, batch: Batch, pool: Pool, found: Found, known: Known, stores: bool
-    ) -> bool | None:
+        self, batch: Batch, pool: Pool, found: Found, known: Known, group: ProcessGroup | None, *,
+        stores: bool,
+    ) -> bool | Tensor | None:  # fmt: skip
         """Raise and warn as the values ask, read all at once; whether to store the batch.
 
-        On the CPU, in eager code: elsewhere nothing is read, and None says that nobody knows.
+        On the CPU, in eager code: elsewhere the answers are heard later, and whether to store is a
+        [] bool, or None where it was not asked.
         """
-        if not batch.logits.is_cpu or not readable(batch.logits):
+        logits = batch.logits
+        if not readable(logits):
             return None
-        asked = self._questions(batch, pool, found, known, stores)
+        now = _late.at_once(logits)
+        if not now and not self._may_ask(logits):
+            return None
+        asked = self._questions(batch, pool, found, known, stores=stores, now=now)
+        if not now:
+            keep = None
+            if stores and self._queue is not None and group is None:
+                keep = self._keeps(batch, pool, None)
+                if not self._unstored_warned:
+                    asked["unstored"] = self._unstored(keep, found)
+            self._ask(logits, asked, self._judge)
+            return keep
         if not asked:
             return False
         every = torch.stack(list(asked.values()))
         if not readable(every):
             return None
         said = dict(zip(asked, every.tolist(), strict=True))
-        if batch.floats is not None:
-            self._judge_floats(said, batch)
-        classes = max(self.num_classes, 2)
-        stray = "least id" in said and not 0 <= said["least id"] <= said["largest id"] < classes
-        if stray and self.num_classes == 1:
-            self._warn_binary(batch.targets)
-        if "least weight" in said:
-            self._judge_weight(said["least weight"], said["largest weight"])
-        if stray and self.num_classes > 1:
-            check_class_ids(batch.targets, self.num_classes, self.ignore_index)
-        if said.get("degenerate"):
-            self._degenerate_warned = True
-            warn_user(
-                f"{type(self).__name__}: the reference scores of at least one class have no "
-                "dispersion (all equal, or too few for this band), so no temperature can be set; "
-                "the class is left out. A longer queue or a wider band helps."
-            )
+        self._judge(said, batch=batch)
         if self._queue is not None:
             self._queue.see_ones(*(field for field in ONES if said.get(field)))
         if "least logit" not in said:
             return False
         sound = math.isfinite(said["least logit"]) and math.isfinite(said["largest logit"])
         if not sound:  # in the padding it does no harm
-            dtype = self._stored_dtype(batch)
-            sound = bool(_losses.is_sound(batch, dtype, ignore_index=self.ignore_index))
+            sound = bool(self._is_sound(batch))
         return sound and (said.get("some row") != 0 or bool(_lists.some_valid(pool)))
 
+    def _judge(self, said: Mapping[str, float], at: str = "", batch: Batch | None = None) -> None:
+        """Raise and warn; at names the forward that this is about, if it is not this one."""
+        name, classes = f"{at}{type(self).__name__}", max(self.num_classes, 2)
+        targets = None if batch is None else batch.targets
+        self._judge_floats(said, batch, at)
+        stray = "least id" in said and not 0 <= said["least id"] <= said["largest id"] < classes
+        if stray and self.num_classes == 1:
+            self._warn_binary(said, name, targets)
+        if "least weight" in said:
+            self._judge_weight(said, at)
+        if stray and self.num_classes > 1 and targets is not None:
+            check_class_ids(targets, self.num_classes, self.ignore_index)
+        elif stray and self.num_classes > 1:
+            judge_class_ids(said, self.num_classes, self.ignore_index, at)
+        if self.max_pool_size is not None and said.get("pool rows", 0) > self.max_pool_size:
+            self._warn_capped(int(said["pool rows"]), at)
+        if said.get("degenerate") and not self._degenerate_warned:
+            self._degenerate_warned = True
+            warn_user(
+                f"{name}: the reference scores of at least one class have no "
+                "dispersion (all equal, or too few for this band), so no temperature can be set; "
+                "the class is left out. A longer queue or a wider band helps."
+            )
+        if said.get("unstored") and not self._unstored_warned and self._queue is not None:
+            self._warn_unstored(self._queue.dtype, at)
+
     def _questions(
-        self, batch: Batch, pool: Pool, found: Found, known: Known, stores: bool
+        self, batch: Batch, pool: Pool, found: Found, known: Known, *, stores: bool, now: bool
     ) -> dict[str, Tensor]:
-        """[] floating each: what the checks and the decision to store ask of the values."""
+        """[] each: what the checks and, if answered now, the decision to store ask of values."""
         targets, weight, queue, ask = batch.targets, batch.sample_weight, self._queue, {}
-        stores = stores and (queue is not None or self.max_pool_size is not None)
+        stores = now and stores and (queue is not None or self.max_pool_size is not None)
         if n := batch.logits.shape[0]:
             ids = targets.dim() == 1 and targets.dtype != torch.bool
             ids = ids and (self.num_classes == 1 or self._metric.checks_ids)
             counted = None
             if pool.lists.valid is not None and (stores or ids):
-                counted = _lists.rows_of(pool.lists.valid[..., :n]).to(torch.float32)
+                counted = _lists.rows_of(pool.lists.valid[..., :n])
+                counted = counted.to(torch.float32) if now else counted
             if ids:  # 0 in the padding
                 real = targets if counted is None else targets * counted
                 ask["least id"], ask["largest id"] = real.aminmax()
@@ -417,10 +453,13 @@ class RankingLoss(PublishedNames, BatchLoss):
                 ask["least logit"], ask["largest logit"] = rows.aminmax()
                 if counted is not None:
                     ask["some row"] = counted.amax()
-        if queue is not None:  # what was learnt once need not be read again
+        if queue is not None and now:  # what was learnt once need not be read again
             for field in ONES:
                 if field not in known.ones and getattr(batch, field) is None:
                     ask[field] = (getattr(queue.state, field) == 1).all().to(torch.float32)
+        capped = self.max_pool_size is not None and not self._subsample_warned
+        if capped and not now and pool.lists.valid is not None:
+            ask["pool rows"] = pool.lists.valid.sum()
         if found.degenerate is not None and not self._degenerate_warned:
             ask["degenerate"] = found.degenerate.to(torch.float32).amax()
         return ask
@@ -459,12 +498,8 @@ class RankingLoss(PublishedNames, BatchLoss):
                 "loss.eval() first, or pass store=False"
             )
 
-    def _unstored(self, batch: Batch, found: Found) -> Tensor:
+    def _unstored(self, sound: Tensor, found: Found) -> Tensor:
         """[] bool: some row that counts keeps the batch from being stored, and no NaN says so."""
-        if self._queue is None:
-            return torch.zeros((), dtype=torch.bool)
-        dtype = self._stored_dtype(batch)
-        sound = _losses.is_sound(batch, dtype, ignore_index=self.ignore_index)
         return ~sound & found.value.isfinite().all()
 
     def _warn_unstored(self, dtype: torch.dtype, at: str = "") -> None:
@@ -476,32 +511,42 @@ class RankingLoss(PublishedNames, BatchLoss):
             f"[N, C={self.num_classes}] bool, that is False there."
         )
 
-    def _warn_binary(self, targets: Tensor) -> None:
-        stray = (targets != 0) & (targets != 1) & (targets != self.ignore_index)
-        if count := int(stray.sum()):
-            warn_user(
-                f"{type(self).__name__} with num_classes=1 expects targets in {{0, 1}}; "
-                f"{count} other values count as positive"
-            )
+    def _warn_binary(self, said: Mapping[str, float], name: str, targets: Tensor | None) -> None:
+        others = f"values from {said['least id']:.0f} to {said['largest id']:.0f}; all but 0"
+        if targets is not None:
+            stray = (targets != 0) & (targets != 1) & (targets != self.ignore_index)
+            others = f"{int(stray.sum())} other values"
+        warn_user(
+            f"{name} with num_classes=1 expects targets in {{0, 1}}; {others} count as positive"
+        )
 
     def _stored_dtype(self, batch: Batch) -> torch.dtype:
         return batch.logits.dtype if self._queue is None else self._queue.dtype
 
+    def _is_sound(self, batch: Batch) -> Tensor:
+        dtype = self._stored_dtype(batch)
+        return _losses.is_sound(batch, dtype, ignore_index=self.ignore_index)
+
+    def _keeps(self, batch: Batch, pool: Pool, group: ProcessGroup | None) -> Tensor:
+        return _losses.keeps(
+            batch, pool, self._stored_dtype(batch), ignore_index=self.ignore_index,
+            name=group_name(group),
+        )  # fmt: skip
+
     def _store(
-        self, batch: Batch, pool: Pool, group: ProcessGroup | None, keep: bool | None
+        self, batch: Batch, pool: Pool, group: ProcessGroup | None, keep: bool | Tensor | None
     ) -> None:
         queue, n = self._queue, batch.logits.shape[0]
-        if keep is not None and group is None:
+        if isinstance(keep, bool) and group is None:
             if keep and queue is not None:
                 queue.write(batch)
             if keep and self.max_pool_size is not None:
                 self._draws += 1
             return
-        where = _losses.keeps(
-            batch, pool, self._stored_dtype(batch), ignore_index=self.ignore_index,
-            name=group_name(group),
-        )  # fmt: skip
-        if queue is not None:
+        where = keep if isinstance(keep, Tensor) else self._keeps(batch, pool, group)
+        if queue is not None and group is None and num.plainly_eager():
+            queue.write(batch, where)
+        elif queue is not None:
             queue.store(_losses.stored(queue.view(batch.targets), batch, where), batch, where)
         if self.max_pool_size is not None and n:
             self._draws += where.to(self._draws.device)
@@ -564,7 +609,7 @@ def _arguments(metric: Metric) -> Arguments:
         *(o for o in own if o.late),
         Option("max_pool_size", None, "int | None",
                "rank a subsample of at most this many rows, with a quota for rare classes. Kept "
-               "for compatibility and for eager code alone: nothing here needs a cap."),
+               "for compatibility: nothing here needs a cap."),
     ]  # fmt: skip
     ours = [
         Option("temperature_unit", "score", "str",

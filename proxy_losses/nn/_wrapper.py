@@ -190,6 +190,7 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
         self._left: tuple[weakref.ref[Tensor] | None, int] = (None, 0)
         self._seen: Progress  # what was read last, and what follows from it
         self._weight: float
+        self._blend_weight: Tensor | None = None  # the same on the device of the losses
         self._hooks: int
         self.fill()
         if self._has_temperature and self._seen.switch_step >= 0:
@@ -221,6 +222,8 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
         self._weight = float(
             _schedule.ramp(now - warmup, blend, final, lambda yes, a, b: a if yes else b)
         )
+        if self._blend_weight is not None:
+            self._blend_weight.fill_(self._weight)
         self._seen, self._hooks = progress, progress.hooks
 
     def _now(self) -> Progress:
@@ -260,6 +263,15 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
         """[] float64, main_weight computed where the buffer is."""
         state = ScheduleState(*self._progress[:3].unbind())
         return _schedule.state_weight(state, self._sched, clock=self._clock)
+
+    def _weight_beside(self, loss: Tensor) -> Tensor:
+        """The weight on the loss's device, written in place: a CUDA graph keeps the address."""
+        if self._blend_weight is None or self._blend_weight.device != loss.device:
+            with torch.inference_mode(False):
+                self._blend_weight = torch.full(
+                    (), self._weight, dtype=torch.float64, device=loss.device
+                )
+        return self._blend_weight
 
     def _set_temperature(self) -> None:
         state = self._state
@@ -399,11 +411,7 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
             main = _first(self.main_loss(logits, targets, **extras))
             w: Tensor | float = weight
             if isinstance(main, Tensor):  # a tensor does not recompile when it changes
-                w = (
-                    self._weight_there()
-                    if compiling
-                    else torch.full((), weight, device=main.device, dtype=torch.float64)
-                )
+                w = self._weight_there() if compiling else self._weight_beside(main)
                 w = w.to(device=main.device, dtype=main.dtype)
             loss = (1.0 - w) * loss + w * main
         if not compiling:
@@ -412,11 +420,18 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
             return self._guarded(loss[0], weight), *loss[1:]
         return self._guarded(loss, weight) if isinstance(loss, Tensor) else loss
 
+    def check_values(self) -> None:
+        """`check_values` of both losses, where they have it."""
+        for loss in (self.warmup_loss, self.main_loss):
+            check = getattr(loss, "check_values", None)
+            if callable(check):
+                check()
+
     # -- loading
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has a buffer of its own."""
-        return {**self.__dict__, "_left": (None, 0)}
+        return {**self.__dict__, "_left": (None, 0), "_blend_weight": None}
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
