@@ -14,6 +14,7 @@ import proxy_losses as P
 
 from .states import KINDS, Net, assert_alike, rows, says, step, trained, warm
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*while gradients are disabled")
 every_kind = pytest.mark.parametrize("kind", KINDS)
 either = pytest.mark.parametrize("wrapped", [True, False], ids=["wrapper", "loss"])
 CASTS = {
@@ -191,10 +192,12 @@ def test_the_signature_behind_a_wrapper(wraps):
         "parallel": lambda: nn.DataParallel(nn.CrossEntropyLoss()),
     }
     wrapper = P.LossWarmupWrapper(warmups[wraps](), P.SmoothAPLoss(3), warmup_steps=2)
+    wrapper.on_train_batch_start(0)
     assert torch.equal(wrapper(logits, y, sample_weight=weight), plain)
     takes = P.LossWarmupWrapper(
         torch.compile(P.SoftmaxFocalLoss(), backend="eager"), P.SmoothAPLoss(3), warmup_steps=2
     )
+    takes.on_train_batch_start(0)
     half = torch.where(torch.arange(12) < 6, 1.0, 0.0)
     assert not torch.equal(
         takes(logits, y, sample_weight=half), takes(logits, y, sample_weight=weight)

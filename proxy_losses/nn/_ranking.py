@@ -241,7 +241,9 @@ class RankingLoss(PublishedNames, BatchLoss):
         state, known, reads = None, NOTHING, reads_of(self._metric, settings)
         if queue is not None:
             state = queue.view(targets)
-            known = Known(queue.ignore_index == self.ignore_index, queue.ones())
+            # Processes that share a pool must ask alike, whatever rows each has.
+            ones = queue.ones() if group is None else ()
+            known = Known(queue.ignore_index == self.ignore_index, ones)
         pool = _lists.join(batch, state, self.ignore_index, reads, known)
         # Setting attributes of a module takes time; reading this one would guard compiled code.
         if torch.compiler.is_compiling() or self._want_diag != return_diagnostics:
