@@ -255,7 +255,9 @@ def takes(make, options) -> bool:
 @pytest.mark.parametrize("classes", [1, 10])
 @pytest.mark.parametrize("capacity", [0, 4, 8])
 @pytest.mark.parametrize(
-    ("make", "options"), [(m, o) for m in MAKERS for o in OPTIONS if takes(m, o)], ids=str
+    ("make", "options"),
+    [(m, o) for m in MAKERS for o in OPTIONS if takes(m, o)],
+    ids=lambda x: str(x) if isinstance(x, dict) else x.__name__,
 )
 def test_modules(make, options, classes, capacity):
     query = {"query_ids": ids(6)} if "query_shape" in options else {}

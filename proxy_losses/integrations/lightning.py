@@ -170,8 +170,8 @@ def _buffer_names(root: nn.Module) -> set[str]:
     return {
         f"{path}.{name}" if path else name
         for path, module in root.named_modules()
-        if isinstance(module, RankingLoss)
-        for name, _ in module.named_buffers()
+        if isinstance(module, (RankingLoss, LossWarmupWrapper))
+        for name, _ in module.named_buffers(recurse=isinstance(module, RankingLoss))
     }
 
 

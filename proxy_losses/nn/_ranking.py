@@ -175,6 +175,8 @@ class RankingLoss(PublishedNames, BatchLoss):
         self.reset_queue()
         self.fill()
         self._subsample_warned = self._degenerate_warned = self._zero_weight_warned = False
+        self._unstored_warned = self._no_grad_warned = False
+        self._pending = None
 
     @takes_old_names
     def forward(

@@ -299,7 +299,8 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
             reset = getattr(loss, "reset", getattr(loss, "reset_queue", None))
             if callable(reset):
                 reset()
-        self._no_batch_hook_warned = False
+        self._no_batch_hook_warned = self._mask_warned = self._standing_warned = False
+        self._called_before = False
         self.fill()
         self._set_temperature()
 
