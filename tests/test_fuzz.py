@@ -139,7 +139,8 @@ def unsound_columns(call: dict[str, Any], limit: float) -> tuple[list[bool], boo
     logits, targets = call["logits"], call["targets"]
     ids = targets.tolist() if targets.dim() == 2 else [[t] for t in targets.tolist()]
     counts = [row != [PAD] for row in ids]
-    known = call.get("label_mask", torch.ones_like(logits).bool()).view(logits.shape).tolist()
+    known = call.get("label_mask")
+    known = (torch.ones_like(logits).bool() if known is None else known).view(logits.shape).tolist()
     counts = [c and any(row) for c, row in zip(counts, known, strict=True)]
     columns = [False] * logits.shape[1]
     # Padding is stored too, but a batch of padding alone is in no query.

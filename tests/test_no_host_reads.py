@@ -343,7 +343,7 @@ def step(make, classes: int = 1, batch: int = 512, **options) -> int:
 
 
 # Our two ops count as eight each, a sort as four. What these are is in `launches`.
-REACHED = {"smooth_ap": 34, "recall_at_quantile": 60, "partial_auc": 77}
+REACHED = {"smooth_ap": 40, "recall_at_quantile": 66, "partial_auc": 83}
 
 
 @every_loss
@@ -364,22 +364,22 @@ class Never:
 
 @every_loss
 def test_launches_of_the_questions(make, monkeypatch):
-    """What is asked of values, without weights: at most six kernels and a copy for each number."""
+    """What is asked of values, without weights: at most eleven kernels and a copy for each number."""
     for classes in (1, 10):
         plain = step(make, classes)
         asked = []
         with monkeypatch.context() as patch:
             patch.setattr(_late, "carrier", lambda x, to=asked: lambda n: to.append(n) or Never(n))
-            assert step(make, classes) <= plain + 6
-        assert len(asked) == (make.__name__ != "smooth_ap" or classes == 1)
-        assert all(len(numbers) <= 3 for numbers in asked)
+            assert step(make, classes) <= plain + 11
+        assert len(asked) == 1
+        assert len(asked[0]) <= 4
 
 
 @every_loss
 def test_launches_do_not_grow(make):
     """With classes, lists, rows or stored rows."""
     one, few, many = (step(make, classes) for classes in (1, 10, 100))
-    assert few == many <= one + 10
+    assert few == many <= one + 18
     query = [step(make, 3, query_shape=(lists, 40)) for lists in (4, 40)]
     assert query[0] == query[1]
     assert step(make, batch=64) == one

@@ -156,7 +156,8 @@ class MemoryQueue(StateModule):
     def _seen_by(self, labels: bool) -> q.QueueState:
         found = {field: self._buffers[name] for field, name in _BUFFERS.items()}
         # In compiled code and under transforms bytes are no flags by another name.
-        flags = (lambda x: x.view(torch.bool)) if self._tells() else torch.Tensor.bool
+        plain = readable(self._q_enqueued)
+        flags = (lambda x: x.view(torch.bool)) if plain else torch.Tensor.bool
         found["targets"] = flags(self._q_labels) if labels else self._q_targets
         found["iid_mask"], found["label_mask"] = flags(self._q_iid), flags(self._q_label_mask)
         found["ignore_index"] = self._ignored
@@ -219,6 +220,7 @@ class MemoryQueue(StateModule):
         stayed = [name for name in self._left if self._stayed(name)]
         moved = super()._apply(fn, recurse)
         self._remember(*stayed)
+        self._ignored = torch.full_like(self._q_enqueued, self.ignore_index)
         return moved
 
     def write(self, batch: Batch, where: Tensor | None = None) -> None:
