@@ -13,11 +13,19 @@ the scorecards of `proxy_losses.integrations.sklearn`.
 """
 
 from ._lists import QueryLists, RetrievalLists, query_lists, retrieval_lists
-from ._losses import partial_auc_loss, recall_at_quantile_loss, smooth_ap_loss
+from ._losses import (
+    partial_auc_loss,
+    recall_at_quantile_loss,
+    smooth_ap_loss,
+    smooth_auroc_loss,
+    smooth_mrr_loss,
+)
 from ._metrics.focal import sigmoid_focal, softmax_focal
 from ._metrics.partial_auc import partial_auc, partial_auc_defined
 from ._metrics.recall import recall_at_quantile, recall_defined, recall_saturation
 from ._metrics.smooth_ap import smooth_ap, smooth_ap_defined, smooth_ap_saturation
+from ._metrics.smooth_auroc import smooth_auroc, smooth_auroc_defined
+from ._metrics.smooth_mrr import smooth_mrr, smooth_mrr_defined
 from ._numerics import score_spread
 from ._queue import QueueState, enqueue, init_queue, queue_rows, reset_queue
 from ._ranks import SoftRanks, sigmoid_sums, soft_ranks
@@ -36,7 +44,9 @@ from ._schedule import (
 )
 from .distributed import all_gather_no_grad, all_gather_with_grad
 from .nn import (
+    AUROCLoss,
     LossWarmupWrapper,
+    MRRLoss,
     PAUCAtBudgetLoss,
     RecallAtQuantileLoss,
     SigmoidFocalLoss,
@@ -47,6 +57,8 @@ from .nn import (
 __version__ = "0.4.0"
 
 __all__ = [
+    "AUROCLoss",
+    "MRRLoss",
     "QueryLists",
     "LossWarmupWrapper",
     "PAUCAtBudgetLoss",
@@ -86,6 +98,12 @@ __all__ = [
     "smooth_ap_defined",
     "smooth_ap_loss",
     "smooth_ap_saturation",
+    "smooth_auroc",
+    "smooth_auroc_defined",
+    "smooth_auroc_loss",
+    "smooth_mrr",
+    "smooth_mrr_defined",
+    "smooth_mrr_loss",
     "soft_ranks",
     "softmax_focal",
     "start_epoch",

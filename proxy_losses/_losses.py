@@ -20,7 +20,7 @@ from ._checks import (
     check_tau,
 )
 from ._lists import Batch, Pool, every_list, make_pool, some_valid, valid_rows
-from ._metrics import PARTIAL_AUC, RECALL, SMOOTH_AP
+from ._metrics import AUROC, MRR, PARTIAL_AUC, RECALL, SMOOTH_AP
 from ._metrics._record import (
     Found,
     Metric,
@@ -337,3 +337,5 @@ def _document(metric: Metric) -> str:
 smooth_ap_loss = loss_function(SMOOTH_AP)
 recall_at_quantile_loss = loss_function(RECALL)
 partial_auc_loss = loss_function(PARTIAL_AUC)
+smooth_auroc_loss = loss_function(AUROC)
+smooth_mrr_loss = loss_function(MRR)

@@ -132,11 +132,11 @@ def lift_tau(tau: float | Tensor, like: Tensor, some: Tensor, name: str = "") ->
     return torch.where(some, torch.where(tau > 0, tau, math.nan), 1.0)
 
 
-def largest(values: Tensor) -> Tensor:
-    """[..., 1]: the largest over the last axis, 0 of no values; no gradient."""
+def largest(values: Tensor, least: float = 0.0) -> Tensor:
+    """[..., 1]: the largest over the last axis, `least` of no values; no gradient."""
     values = values.detach()
     if not size_known(values.shape[-1]) or not values.shape[-1]:
-        values = torch.nn.functional.pad(values, (0, 1))
+        values = torch.nn.functional.pad(values, (0, 1), value=least)
     return values.amax(-1, keepdim=True)
 
 

@@ -24,7 +24,8 @@ _TINY = torch.finfo(torch.float64).tiny
 def kernels(z: Tensor, kinds: Sequence[str]) -> list[Tensor]:
     """sigmoid(z) ("value"), sigmoid'(z) ("slope"), z sigmoid'(z) ("stretch"); overwrites z.
 
-    The slope is sigmoid(z) sigmoid(-z): sigma - sigma^2 would lose it where sigma is near 1.
+    And softplus(z) - z sigmoid(z) ("entropy"). The slope is sigmoid(z) sigmoid(-z): sigma - sigma^2
+    would lose it where sigma is near 1.
     """
     if z.dtype == torch.float32:
         z.clamp_(-_FAR, _FAR)
@@ -32,11 +33,19 @@ def kernels(z: Tensor, kinds: Sequence[str]) -> list[Tensor]:
         return [z.sigmoid_()]
     below = torch.neg(z).sigmoid_()
     found = {"value": torch.sigmoid(z)}
+    if "entropy" in kinds:
+        found["entropy"] = entropy(z)
     if "slope" in kinds or "stretch" in kinds:
         found["slope"] = below.mul_(found["value"])
     if "stretch" in kinds:
         found["stretch"] = z.mul_(found["slope"])
     return [found[kind] for kind in kinds]
+
+
+def entropy(z: Tensor) -> Tensor:
+    """softplus(z) - z sigmoid(z), that of a coin in nats: even, and nothing where z is far."""
+    far = z.abs().neg_()
+    return torch.nn.functional.softplus(far).sub_(far.sigmoid().mul_(far))
 
 
 def rows_of(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
