@@ -94,9 +94,7 @@ def check_settings(metric: Metric, settings: Settings, *, published: bool = Fals
         metric.check(settings)
 
 
-def has_both(
-    pos_mask: Tensor, valid_mask: Tensor | None, sample_weight: Tensor | None
-) -> Tensor:
+def has_both(pos_mask: Tensor, valid_mask: Tensor | None, sample_weight: Tensor | None) -> Tensor:
     """[...] bool, lists with some positive (of weight > 0) and some negative."""
     pos = pos_mask if valid_mask is None else pos_mask & valid_mask
     if sample_weight is not None:

@@ -115,25 +115,36 @@ def _evaluate(
     some = some & all_reduce(negative.any(-1, keepdim=True), "max", name)
     cleaned, broken = num.clean_lists(scores, valid, some, name)
     width = num.lift_tau(tau, scores, some, name)
-    ranked = torch.where(weight > 0, cleaned, -math.inf)
-    top = all_reduce(num.largest(ranked, -math.inf), "max", name)
-    away = (cleaned - torch.where(some, top, 0.0)) / width  # of the first positive
-    mass = weight * torch.where(weight > 0, away, -math.inf).exp()
-    parts = torch.broadcast_tensors(mass, weight, weight.square())
-    sums = torch.stack([x.sum(-1, keepdim=True, dtype=torch.float64) for x in parts])
-    hit, total, square = torch.where(some, all_reduce_with_grad(sums, name), 1.0).unbind()
-    shift = (hit * total / square).log()  # of s+ from the first, in units of tau
-    above = torch.where(negative, (away - shift.to(away.dtype)).sigmoid(), 0.0)
-    rank = 1.0 + all_reduce_with_grad(above.sum(-1, keepdim=True, dtype=torch.float64), name)
+    rank, _ = _first_rank(cleaned, negative, weight, some, width, name)
     value = torch.where(some, rank.reciprocal().to(scores.dtype) + broken, 0.0)[..., 0]
     found = Found(value, some[..., 0], {})
     if not stats:
         return found
-    above, first = above.detach(), rank.detach().to(scores.dtype)
+    plain = pos.to(scores.dtype)
+    rank, above = _first_rank(cleaned.detach(), negative, plain, some, width, name)
+    above = above.detach()
     slope = all_reduce((above * (1.0 - above)).sum(-1, keepdim=True), "sum", name)
     report = num.rank_stats(slope.expand(above.shape), pos.expand(above.shape), width, some, name)
-    report["first_rank"] = torch.where(some, first + broken, math.nan)[..., 0]
+    first = rank.detach().to(scores.dtype) + broken
+    report["first_rank"] = torch.where(some, first, math.nan)[..., 0]
     return found._replace(stats=report)
+
+
+def _first_rank(
+    scores: Tensor, negative: Tensor, weight: Tensor, some: Tensor, tau: float | Tensor, name: str
+) -> tuple[Tensor, Tensor]:
+    """[..., 1]: expected rank of the first positive; [..., M]: how far above it negatives are."""
+    ranked = torch.where(weight > 0, scores, -math.inf)
+    top = all_reduce(num.largest(ranked, -math.inf), "max", name)
+    away = (scores - torch.where(some, top, 0.0)) / tau
+    mass = weight * torch.where(weight > 0, away, -math.inf).exp()
+    parts = torch.broadcast_tensors(mass, weight, weight.square())
+    sums = torch.stack([x.sum(-1, keepdim=True, dtype=torch.float64) for x in parts])
+    hit, total, square = torch.where(some, all_reduce_with_grad(sums, name), 1.0).unbind()
+    shift = (hit * total / square).log()  # of s+ from the top, in units of tau
+    above = torch.where(negative, (away - shift.to(away.dtype)).sigmoid(), 0.0)
+    count = all_reduce_with_grad(above.sum(-1, keepdim=True, dtype=torch.float64), name)
+    return 1.0 + count, above
 
 
 MRR = Metric(

@@ -215,9 +215,7 @@ def rank_mean(
     return mean.reshape(leading), defined.reshape(leading)
 
 
-def pairs_won(
-    lists: Lists, tau: float | Tensor, how: How | None = None
-) -> tuple[Tensor, Tensor]:
+def pairs_won(lists: Lists, tau: float | Tensor, how: How | None = None) -> tuple[Tensor, Tensor]:
     """Weighted mean over positives of the negatives below each, softly counted.
 
     Args, Returns: as `rank_mean`, of ``sum_j sigmoid((s_i - s_j) / tau)`` over the negatives j.
