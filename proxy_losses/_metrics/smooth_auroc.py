@@ -79,7 +79,7 @@ def smooth_auroc(
         rtol: accuracy asked of the sums over pairs, in (0, 1), relative to their terms (plus one),
             see `sigmoid_sums`; gradients are within 3 rtol of their largest terms. None is 1e-6 for
             float32, 1e-12 for float64 and 1e-4 for half-precision scores.
-        group: as in `smooth_ap`. ("logistic" may be differentiated by the scores once more.)
+        group: as in `smooth_ap`.
 
     Returns:
         [...] in the dtype of scores (float32 for half input). A list without positives, without

@@ -325,7 +325,7 @@ def _kernel(nodes: int, bins: int, width: float, linked: bool, kind: str) -> Ten
     if kind == "value":
         f = torch.where(d > 0, -torch.sigmoid(-z), torch.sigmoid(z))
     elif kind == "entropy":
-        f = entropy(z)
+        f, _ = entropy(z)
     else:
         f = torch.sigmoid(z) * torch.sigmoid(-z)
         f = z * f if kind == "stretch" else f
