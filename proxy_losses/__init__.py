@@ -2,7 +2,8 @@
 
 A pure-functional core (`smooth_ap`, `recall_at_quantile`, `temp_at`, `blend_weight`, ...) with
 explicit immutable state, and thin modules over it (`SmoothAPLoss`, `LossWarmupWrapper`, ...).
-Metrics are values in [0, 1], larger is better; losses are 1 - value.
+Metrics are values in [0, 1], larger is better (`smooth_auroc` has one without a floor); losses are
+1 - value.
 
 In shapes, M counts the rows of a list, N those of a batch, C classes; "..." are any leading axes.
 Examples take ``import torch`` and ``from proxy_losses import *`` for granted.
