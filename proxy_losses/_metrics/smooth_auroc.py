@@ -76,9 +76,9 @@ def smooth_auroc(
             anything, NaN included.
         sample_weight: [..., M] floating >= 0, weights of the mean over positives. Weights of
             negatives and the overall scale have no effect.
-        rtol: accuracy asked of the sums over pairs, in (0, 1), relative to their terms (plus one),
-            see `sigmoid_sums`; gradients are within 3 rtol of their largest terms. None is 1e-6 for
-            float32, 1e-12 for float64 and 1e-4 for half-precision scores.
+        rtol: accuracy asked for, in (0, 1): the sum over j of each i is within about
+            rtol * (1 + sum), and the gradient as in `smooth_ap`. None is 1e-6 for float32, 1e-12
+            for float64 and 1e-4 for half-precision scores.
         group: as in `smooth_ap`.
 
     Returns:
