@@ -2,7 +2,8 @@
 
 A pure-functional core (`smooth_ap`, `recall_at_quantile`, `temp_at`, `blend_weight`, ...) with
 explicit immutable state, and thin modules over it (`SmoothAPLoss`, `LossWarmupWrapper`, ...).
-Metrics are values in [0, 1], larger is better; losses are 1 - value.
+Metrics are values in [0, 1], larger is better (`smooth_auroc` has one without a floor); losses are
+1 - value.
 
 In shapes, M counts the rows of a list, N those of a batch, C classes; "..." are any leading axes.
 Examples take ``import torch`` and ``from proxy_losses import *`` for granted.
@@ -15,11 +16,19 @@ the scorecards of `proxy_losses.integrations.sklearn`.
 from typing import Any
 
 from ._lists import QueryLists, RetrievalLists, query_lists, retrieval_lists
-from ._losses import partial_auc_loss, recall_at_quantile_loss, smooth_ap_loss
+from ._losses import (
+    partial_auc_loss,
+    recall_at_quantile_loss,
+    smooth_ap_loss,
+    smooth_auroc_loss,
+    smooth_mrr_loss,
+)
 from ._metrics.focal import sigmoid_focal, softmax_focal
 from ._metrics.partial_auc import partial_auc, partial_auc_defined
 from ._metrics.recall import recall_at_quantile, recall_defined, recall_saturation
 from ._metrics.smooth_ap import smooth_ap, smooth_ap_defined, smooth_ap_saturation
+from ._metrics.smooth_auroc import smooth_auroc, smooth_auroc_defined
+from ._metrics.smooth_mrr import smooth_mrr, smooth_mrr_defined
 from ._numerics import score_spread
 from ._old_names import old_name
 from ._queue import QueueState, enqueue, init_queue, queue_rows, reset_queue
@@ -39,7 +48,9 @@ from ._schedule import (
 )
 from .distributed import all_gather_no_grad, all_gather_with_grad
 from .nn import (
+    AUROCLoss,
     LossWarmupWrapper,
+    MRRLoss,
     PAUCAtBudgetLoss,
     RecallAtQuantileLoss,
     SigmoidFocalLoss,
@@ -56,6 +67,8 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "AUROCLoss",
+    "MRRLoss",
     "QueryLists",
     "LossWarmupWrapper",
     "PAUCAtBudgetLoss",
@@ -96,6 +109,12 @@ __all__ = [
     "smooth_ap_defined",
     "smooth_ap_loss",
     "smooth_ap_saturation",
+    "smooth_auroc",
+    "smooth_auroc_defined",
+    "smooth_auroc_loss",
+    "smooth_mrr",
+    "smooth_mrr_defined",
+    "smooth_mrr_loss",
     "soft_ranks",
     "softmax_focal",
     "start_epoch",

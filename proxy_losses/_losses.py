@@ -28,8 +28,8 @@ from ._lists import (
     padding_rows,
     rows_of,
     some_valid,
-)  # fmt: skip
-from ._metrics import PARTIAL_AUC, RECALL, SMOOTH_AP
+)
+from ._metrics import AUROC, MRR, PARTIAL_AUC, RECALL, SMOOTH_AP
 from ._metrics._record import (
     Found,
     Metric,
@@ -366,3 +366,5 @@ def _document(metric: Metric) -> str:
 smooth_ap_loss = loss_function(SMOOTH_AP)
 recall_at_quantile_loss = loss_function(RECALL)
 partial_auc_loss = loss_function(PARTIAL_AUC)
+smooth_auroc_loss = loss_function(AUROC)
+smooth_mrr_loss = loss_function(MRR)

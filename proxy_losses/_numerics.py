@@ -152,11 +152,11 @@ def lift_tau(tau: float | Tensor, like: Tensor, name: str = "") -> float | Tenso
     return tau[..., None] if tau.dim() else tau
 
 
-def largest(values: Tensor) -> Tensor:
-    """[..., 1]: the largest over the last axis, 0 of no values; no gradient."""
+def largest(values: Tensor, least: float = 0.0) -> Tensor:
+    """[..., 1]: the largest over the last axis, `least` of no values; no gradient."""
     values = values.detach()
     if not size_known(values.shape[-1]) or not values.shape[-1]:
-        values = torch.nn.functional.pad(values, (0, 1))
+        values = torch.nn.functional.pad(values, (0, 1), value=least)
     return values.amax(-1, keepdim=True)
 
 

@@ -35,6 +35,7 @@ class Metric(NamedTuple):
     tau_of_spread: bool  # tau multiplies a spread of the scores
     exact: Callable[..., float] | None = None  # (scores, pos): the metric it becomes as tau -> 0
     perfect: float = 1.0  # value as tau -> 0 when all positives lead
+    least: float = 0.0  # below which it never is
     # (scores, pos, weight) -> value of any scores in plain torch, at TAU, with what is a constant
     # of the gradient taken from the given scores; None where there is no such thing
     frozen: Callable[..., Callable[[Tensor], Tensor]] | None = None
@@ -113,6 +114,9 @@ def exact_pairwise(scores: np.ndarray, pos: np.ndarray) -> float:
 
 MORE: dict[str, dict[str, Any]] = {
     "smooth_ap": {"exact": lambda s, p: average_precision_score(p, s)},
+    "smooth_auroc": {"exact": lambda s, p: roc_auc_score(p, s)},
+    "smooth_auroc_logistic": {"least": -math.inf},
+    "smooth_mrr": {"exact": lambda s, p: 1.0 / (1 + (s[~p] > s[p].max()).sum())},
     "recall_at_quantile": {"exact": exact_recall, "frozen": frozen_recall},
     "partial_auc": {"exact": exact_trapezoid, "frozen": frozen_trapezoid},
     "partial_auc_pairwise": {"exact": exact_pairwise, "frozen": frozen_pairwise},

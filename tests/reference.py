@@ -31,6 +31,42 @@ def smooth_ap(scores, pos, tau, valid=None, weight=None) -> float:
     return total / sum(w.values())
 
 
+def smooth_auroc(scores, pos, tau, valid=None, weight=None, surrogate="sigmoid") -> float:
+    rows = [j for j in range(len(scores)) if valid is None or valid[j]]
+    w = {i: 1.0 if weight is None else float(weight[i]) for i in rows if pos[i]}
+    negatives = [j for j in rows if not pos[j]]
+    if not negatives or sum(w.values()) == 0:
+        return 0.0
+    total = 0.0
+    for i in w:
+        for j in negatives:
+            z = (scores[j] - scores[i]) / tau
+            if surrogate == "sigmoid":
+                total += w[i] * sigmoid(-z)
+            else:
+                softplus = max(z, 0.0) + math.log1p(math.exp(-abs(z)))
+                total += w[i] * (1.0 - softplus / math.log(2.0))
+    return total / sum(w.values()) / len(negatives)
+
+
+def smooth_mrr(scores, pos, tau, valid=None, weight=None) -> float:
+    """By the odds of the draw: j comes before all positives with weight e_j / (e_j + E)."""
+    rows = [j for j in range(len(scores)) if valid is None or valid[j]]
+    w = {i: 1.0 if weight is None else float(weight[i]) for i in rows if pos[i]}
+    w = {i: x for i, x in w.items() if x > 0}
+    negatives = [j for j in rows if not pos[j]]
+    if not negatives or not w:
+        return 0.0
+    top = max(scores[i] for i in w)
+    effective = sum(w.values()) / sum(x * x for x in w.values())
+    mass = sum(x * effective * math.exp((scores[i] - top) / tau) for i, x in w.items())
+    rank = 1.0
+    for j in negatives:
+        z = (scores[j] - top) / tau
+        rank += 1.0 / (1.0 + mass * math.exp(-z)) if z > 0 else math.exp(z) / (math.exp(z) + mass)
+    return 1.0 / rank
+
+
 def recall_at_quantile(
     scores, pos, tau, valid=None, weight=None, quantile=0.005, interpolation="higher"
 ) -> float:

@@ -26,7 +26,10 @@ CUTS = {
     4: [(30, 1, 0, 14)],
 }
 KINDS = ("normal", "ties", "wide", "far")
-METHODS = {"sums": ("auto", "grid", "dense"), "ranks": ("grid",), "precision": ("auto", "grid")}
+METHODS = {
+    "sums": ("auto", "grid", "dense"), "ranks": ("grid",), "precision": ("auto", "grid"),
+    "softplus": ("grid",),
+}  # fmt: skip
 INTERPOLATIONS = ("linear", "lower", "higher", "midpoint", "nearest")
 
 
@@ -77,6 +80,23 @@ def precision(pool: Pool, method: str, group: Any) -> Tensor:
     return _ranks.rank_mean(lists, pool.tau, _ranks.PRECISION, how)[0]
 
 
+def softplus(pool: Pool, method: str, group: Any) -> Tensor:
+    how = _ranks.How(RTOL, method, group)
+    return _ranks.softplus_sums(pool.scores, pool.valid, pool.pos, pool.tau, how)[:, None]
+
+
+def auroc(surrogate: str) -> Callable[[Pool, str, Any], Tensor]:
+    return lambda pool, method, group: P.smooth_auroc(
+        pool.scores, pool.pos, pool.tau, surrogate=surrogate, valid_mask=pool.valid, rtol=RTOL,
+        sample_weight=pool.weight, group=group,
+    )  # fmt: skip
+
+
+def mrr(pool: Pool, method: str, group: Any) -> Tensor:
+    return P.smooth_mrr(pool.scores, pool.pos, pool.tau, valid_mask=pool.valid,
+                        sample_weight=pool.weight, group=group)  # fmt: skip
+
+
 def smooth_ap(pool: Pool, method: str, group: Any) -> Tensor:
     return P.smooth_ap(pool.scores, pool.pos, pool.tau, valid_mask=pool.valid, rtol=RTOL,
                        group=group)  # fmt: skip
@@ -88,8 +108,11 @@ def recall(pool: Pool, method: str, group: Any) -> Tensor:
                                 sample_weight=pool.weight)  # fmt: skip
 
 
-LOCAL = {"sums": sums, "ranks": ranks}  # values at the rows of each rank
-SHARED = {"precision": precision, "smooth_ap": smooth_ap, "recall": recall}  # alike on all ranks
+LOCAL = {"sums": sums, "ranks": ranks, "softplus": softplus}  # values at the rows of each rank
+SHARED = {  # alike on all ranks
+    "precision": precision, "smooth_ap": smooth_ap, "recall": recall, "mrr": mrr,
+    "auroc": auroc("sigmoid"), "logistic": auroc("logistic"),
+}  # fmt: skip
 ASKED: dict[str, Callable[[Pool, str, Any], Tensor]] = {**LOCAL, **SHARED}
 
 

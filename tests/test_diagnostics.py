@@ -28,7 +28,12 @@ SATURATION = {
 every_share = pytest.mark.parametrize("name", SATURATION)
 of_ranks = pytest.mark.parametrize("make", [smooth, recall])
 RANK_KEYS = {"saturation", "tau_eff", "pos_count", "grad_pos_count"}
-BAND_KEYS = {"t_alpha", "t_beta", "tau_eff", "pauc_var", "band_neg_count", "grad_pos_count"}
+KEYS = {  # of others
+    "partial_auc": {
+        "t_alpha", "t_beta", "tau_eff", "pauc_var", "band_neg_count", "grad_pos_count",
+    },
+    "smooth_mrr": {*RANK_KEYS, "first_rank"},
+}  # fmt: skip
 
 
 @every_share
@@ -169,7 +174,7 @@ def test_diagnostics_change_nothing(make, extras):
         alone, again = telling.eval()(b, targets, None, False, True, **given_)
         telling.train()
         assert alone.shape == ()
-        assert stats.keys() == again.keys() == (BAND_KEYS if make is pauc else RANK_KEYS)
+        assert stats.keys() == again.keys() == KEYS.get(make.__name__, RANK_KEYS)
         assert not any(x.requires_grad for x in stats.values())
         (want[0] + got[0]).backward()
         for x, y in zip((*want, a.grad), (*got, b.grad), strict=True):

@@ -36,14 +36,17 @@ RANKING = {
 }  # fmt: skip
 CHOSEN = {  # what is more telling than the defaults, where a metric has such an option
     "quantile": 0.3, "quantile_interpolation": "linear", "beta": 0.5, "alpha": 0.1,
-    "surrogate": "pairwise", "n_knots": 3, "tau_scale": "band", "pos_numerator": "live",
+    "n_knots": 3, "tau_scale": "band", "pos_numerator": "live",
     "budget_basis": "population",
 }  # fmt: skip
 
 
 def ranking(metric: Metric) -> dict[str, Any]:
     unit = {} if metric.own_spread else {"temperature_unit": "spread"}
-    options = {o.attribute: CHOSEN.get(o.attribute, o.default) for o in metric.options}
+    options = {
+        o.attribute: CHOSEN.get(o.attribute, o.choices[-1] if o.choices else o.default)
+        for o in metric.options
+    }
     return {**RANKING, **unit, **options}
 
 

@@ -88,6 +88,8 @@ def test_only_one_file_names_torch_distributed():
 
 def test_public_names():
     assert set(proxy_losses.__all__) == {
+        "AUROCLoss",
+        "MRRLoss",
         "QueryLists",
         "LossWarmupWrapper",
         "PAUCAtBudgetLoss",
@@ -128,6 +130,12 @@ def test_public_names():
         "smooth_ap_defined",
         "smooth_ap_loss",
         "smooth_ap_saturation",
+        "smooth_auroc",
+        "smooth_auroc_defined",
+        "smooth_auroc_loss",
+        "smooth_mrr",
+        "smooth_mrr_defined",
+        "smooth_mrr_loss",
         "soft_ranks",
         "softmax_focal",
         "start_epoch",

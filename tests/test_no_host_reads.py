@@ -364,7 +364,7 @@ class Never:
 
 @every_loss
 def test_launches_of_the_questions(make, monkeypatch):
-    """What is asked of values, without weights: at most eleven kernels and a copy for each number."""
+    """What is asked of values: at most eleven kernels, and a copy for each number."""
     for classes in (1, 10):
         plain = step(make, classes)
         asked = []

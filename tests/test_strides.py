@@ -111,6 +111,15 @@ RANKING: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
         s, p, t, valid_mask=v, sample_weight=w
     ),
     "smooth_ap plain": lambda s, p, v, w, iid, live, t: P.smooth_ap(s, p, t),
+    "smooth_auroc": lambda s, p, v, w, iid, live, t: P.smooth_auroc(
+        s, p, t, valid_mask=v, sample_weight=w
+    ),
+    "smooth_auroc logistic": lambda s, p, v, w, iid, live, t: P.smooth_auroc(
+        s, p, t, surrogate="logistic", valid_mask=v, sample_weight=w
+    ),
+    "smooth_mrr": lambda s, p, v, w, iid, live, t: P.smooth_mrr(
+        s, p, t, valid_mask=v, sample_weight=w
+    ),
     "recall_at_quantile": lambda s, p, v, w, iid, live, t: P.recall_at_quantile(
         s, p, t, quantile=0.2, valid_mask=v, sample_weight=w, interpolation="linear"
     ),
@@ -142,6 +151,8 @@ RANKING: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
         s, p, t, quantile=0.2, valid_mask=v
     ),
     "smooth_ap_defined": lambda s, p, v, w, iid, live, t: P.smooth_ap_defined(p, v, w),
+    "smooth_auroc_defined": lambda s, p, v, w, iid, live, t: P.smooth_auroc_defined(p, v, w),
+    "smooth_mrr_defined": lambda s, p, v, w, iid, live, t: P.smooth_mrr_defined(p, v, w),
     "recall_defined": lambda s, p, v, w, iid, live, t: P.recall_defined(p, v, w),
     "partial_auc_defined": lambda s, p, v, w, iid, live, t: P.partial_auc_defined(
         s, p, beta=0.4, valid_mask=v, sample_weight=w, iid_mask=iid, live_mask=live
@@ -219,7 +230,11 @@ MODULES: dict[str, Callable] = {
     "SmoothAPLoss": loss_call(P.SmoothAPLoss),
     "RecallAtQuantileLoss": loss_call(P.RecallAtQuantileLoss, quantile=0.2),
     "PAUCAtBudgetLoss": loss_call(P.PAUCAtBudgetLoss, beta=0.4),
+    "AUROCLoss": loss_call(P.AUROCLoss, surrogate="logistic"),
+    "MRRLoss": loss_call(P.MRRLoss),
     "smooth_ap_loss": function_call(P.smooth_ap_loss),
+    "smooth_auroc_loss": function_call(P.smooth_auroc_loss),
+    "smooth_mrr_loss": function_call(P.smooth_mrr_loss),
     "recall_at_quantile_loss": function_call(P.recall_at_quantile_loss, quantile=0.2),
     "partial_auc_loss": function_call(P.partial_auc_loss, beta=0.4),
     "SigmoidFocalLoss": lambda s, p, v, w, iid, live, t: P.SigmoidFocalLoss()(

@@ -27,7 +27,7 @@ from proxy_losses._ranks.triton.phi import TWINS
 from . import exact
 from .metrics import EXAMPLES
 
-KINDS = "value", "value,slope", "slope", "stretch", "value,stretch"
+KINDS = "value", "value,slope", "slope", "stretch", "value,stretch", "value,entropy"
 
 
 @pytest.fixture(autouse=True)
@@ -142,8 +142,9 @@ def test_sums_are_those_of_brute_force(method: str, kinds: str, dtype: torch.dty
             for kind, sums in zip(kinds.split(","), found, strict=True):
                 value, scale = _pairs(s, w, float(tau[k]), kind)
                 value[~asked.numpy()] = 0.0
-                # Slopes as the sums themselves; z sigma'(z) is at most z times that.
-                factor = {"value": 1.0, "slope": 3.0, "stretch": 30.0}[kind]
+                # Slopes as the sums themselves; z sigma'(z) is at most z times that, and so is the
+                # entropy.
+                factor = {"value": 1.0, "slope": 3.0}.get(kind, 30.0)
                 off = np.abs(exact.array(sums[k]) - value)
                 assert (off <= factor * rtol * scale).all()
                 assert not sums[k][~asked].any()
@@ -153,7 +154,8 @@ def _pairs(s: np.ndarray, w: np.ndarray, tau: float, kind: str) -> tuple[np.ndar
     """Sums [G, M] of one kernel at all rows, and the scale of their promise."""
     value, scale = np.zeros(w.shape), np.zeros(w.shape)
     for i, z, up, slope in exact.blocks(s, np.arange(len(s)), tau):
-        k = {"value": up, "slope": slope, "stretch": z * slope}[kind]
+        entropy = np.logaddexp(0.0, -np.abs(z)) + np.abs(z) * np.minimum(up, 1.0 - up)
+        k = {"value": up, "slope": slope, "stretch": z * slope, "entropy": entropy}[kind]
         for g in range(len(w)):
             value[g, i] = (k * w[g]).sum(-1)
             scale[g, i] = (up * np.abs(w[g])).sum(-1) + np.abs(w[g]).max(initial=0.0) / 2

@@ -4,10 +4,12 @@ from ._record import Example, Found, Metric, Option, examples, over_lists, table
 from .partial_auc import PARTIAL_AUC
 from .recall import RECALL
 from .smooth_ap import SMOOTH_AP
+from .smooth_auroc import AUROC
+from .smooth_mrr import MRR
 
 __all__ = [
-    "METRICS", "PARTIAL_AUC", "RECALL", "SMOOTH_AP", "Example", "Found", "Metric", "Option",
-    "examples", "over_lists", "table_row",
+    "AUROC", "METRICS", "MRR", "PARTIAL_AUC", "RECALL", "SMOOTH_AP", "Example", "Found", "Metric",
+    "Option", "examples", "over_lists", "table_row",
 ]  # fmt: skip
 
-METRICS = (SMOOTH_AP, RECALL, PARTIAL_AUC)  # a new metric joins here
+METRICS = (SMOOTH_AP, RECALL, PARTIAL_AUC, AUROC, MRR)  # a new metric joins here

@@ -94,6 +94,15 @@ def check_settings(metric: Metric, settings: Settings, *, published: bool = Fals
         metric.check(settings)
 
 
+def has_both(pos_mask: Tensor, valid_mask: Tensor | None, sample_weight: Tensor | None) -> Tensor:
+    """[...] bool, lists with some positive (of weight > 0) and some negative."""
+    pos = pos_mask if valid_mask is None else pos_mask & valid_mask
+    if sample_weight is not None:
+        pos = pos & (sample_weight > 0)
+    negative = ~pos_mask if valid_mask is None else valid_mask & ~pos_mask
+    return pos.any(-1) & negative.any(-1)
+
+
 def over_lists(
     metric: Metric, lists: Lists, tau: float | Tensor, settings: Settings, how: How, *,
     stats: bool = False,

@@ -19,7 +19,7 @@ from .._checks import (
     check_rtol,
     check_tau,
 )
-from .._ranks import OUTRANKED, How, Lists, rank_mean, sigmoid_sums
+from .._ranks import How, Lists, pairs_won, sigmoid_sums
 from ..distributed import all_reduce, group_name
 from ._record import Found, Metric, Option, Settings, check_settings
 
@@ -242,8 +242,9 @@ def _evaluate(
         band = negative & (scores >= last) & (scores <= first)
         size = all_reduce(band.sum(-1, keepdim=True), "sum", name)
         pairs = Lists(cleaned, pos, pos | band, None if given is None else weight)
-        mean, some = _below_positives(pairs, temperature, size, how)
+        won, some = pairs_won(pairs, temperature[..., 0], how)
         poison = broken[..., 0]
+        mean = won / size[..., 0].clamp(min=1)
         counts = counts & (some | poison.isnan())[..., None]
         mean = torch.where(counts[..., 0], mean + poison, 0.0)
         each = _above_band(cleaned, pos, band, temperature, size, how) if stats else mean
@@ -268,19 +269,6 @@ def _above_knots(scores: Tensor, knots: Tensor, temperature: Tensor) -> Tensor:
     """[..., K, M]: the soft step of every row above each knot [..., K]."""
     each = scores[..., None, :] - knots[..., None]
     return torch.sigmoid(each / temperature[..., None])
-
-
-def _below_positives(
-    lists: Lists, temperature: Tensor, size: Tensor, how: How
-) -> tuple[Tensor, Tensor]:
-    """[...]: share of the band's negatives below a positive, softly, over the positives.
-
-    And whether there are both.
-    """
-    # Upside down, those below are those that outrank.
-    upturned = lists._replace(scores=-lists.scores)
-    below, some = rank_mean(upturned, temperature[..., 0], OUTRANKED, how)
-    return below / size[..., 0].clamp(min=1), some
 
 
 def _above_band(

@@ -11,7 +11,7 @@ from .. import _numerics as num
 from .._checks import check_lists, check_rtol
 from .._ranks import PRECISION, How, Lists, rank_mean, rank_slopes
 from ..distributed import group_name
-from ._record import Found, Metric, Settings, over_lists
+from ._record import Found, Metric, Settings, has_both, over_lists
 
 if TYPE_CHECKING:
     from ..distributed import ProcessGroup
@@ -34,11 +34,7 @@ def smooth_ap_defined(
         >>> smooth_ap_defined(torch.tensor([[True, False], [True, True]]))
         tensor([ True, False])
     """
-    pos = pos_mask if valid_mask is None else pos_mask & valid_mask
-    if sample_weight is not None:
-        pos = pos & (sample_weight > 0)
-    negative = ~pos_mask if valid_mask is None else valid_mask & ~pos_mask
-    return pos.any(-1) & negative.any(-1)
+    return has_both(pos_mask, valid_mask, sample_weight)
 
 
 def smooth_ap(

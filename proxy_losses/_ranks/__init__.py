@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from ..distributed import ProcessGroup
 
 __all__ = [
-    "OUTRANKED", "PRECISION", "How", "Lists", "Phi", "SoftRanks", "default_rtol", "rank_mean",
-    "rank_slopes", "sigmoid_sums", "soft_ranks",
+    "PRECISION", "How", "Lists", "Phi", "SoftRanks", "default_rtol", "pairs_won", "rank_mean",
+    "rank_slopes", "sigmoid_sums", "soft_ranks", "softplus_sums",
 ]  # fmt: skip
 
 
@@ -153,11 +153,11 @@ def soft_ranks(
 
 def rank_slopes(
     scores: Tensor, pos_mask: Tensor, tau: float | Tensor, *, valid_mask: Tensor | None = None,
-    group: ProcessGroup | None = None,
+    group: ProcessGroup | None = None, mates: bool = True,
 ) -> Tensor:  # fmt: skip
     """How fast the soft rank of every positive falls with its score, in units of 1 / tau.
 
-    Args, Raises: as `soft_ranks`.
+    Args, Raises: as `soft_ranks`. mates: whether the rank is among positives too.
 
     Returns:
         [..., M], ``sum_{j != i} sigmoid'((s_j - s_i) / tau)`` at the valid positives i, 0
@@ -169,11 +169,12 @@ def rank_slopes(
     lists, m = scores.shape[:-1], scores.shape[-1]
     check_tau(tau, lists)
     n = lists.numel()
+    among = valid if mates else valid & ~pos
     slopes = op.sums_over(group_name(group))(
-        scores.reshape(n, m), valid.reshape(n, 1, m), pos.reshape(n, 1, m),
+        scores.reshape(n, m), among.reshape(n, 1, m), pos.reshape(n, 1, m),
         _flat_tau(tau, scores, lists, "").detach(), "slope", default_rtol(scores.dtype), "auto",
     )[0]  # fmt: skip
-    own = torch.where(pos, 0.25, 0.0).to(scores.dtype)
+    own = torch.where(pos & among, 0.25, 0.0).to(scores.dtype)
     without: Tensor = slopes.reshape(scores.shape) - own
     return without.clamp(min=0.0)
 
@@ -213,6 +214,44 @@ def rank_mean(
     if len(leading) == 1:
         return mean, defined
     return mean.reshape(leading), defined.reshape(leading)
+
+
+def pairs_won(lists: Lists, tau: float | Tensor, how: How | None = None) -> tuple[Tensor, Tensor]:
+    """Weighted mean over positives of the negatives below each, softly counted.
+
+    Args, Returns: as `rank_mean`, of ``sum_j sigmoid((s_i - s_j) / tau)`` over the negatives j.
+    """
+    # Upside down, those below are those that outrank.
+    return rank_mean(lists._replace(scores=-lists.scores), tau, OUTRANKED, how)
+
+
+def softplus_sums(
+    scores: Tensor, sources: Tensor, at: Tensor, tau: float | Tensor, how: How | None = None
+) -> Tensor:
+    """``out[i] = sum_j softplus((s_j - s_i) / tau)`` over the sources j, 0 off the targets.
+
+    Differentiable in scores and tau, twice; the derivative by scores is made of `sigmoid_sums`.
+
+    Args:
+        scores: [..., M] float32 or float64; rows that neither give nor take must be finite.
+        sources: [..., M] bool, rows that give.
+        at: [..., M] bool, rows that take.
+        tau: temperature > 0: a number, a 0-d tensor or one value per list [...].
+        how: accuracy, method and processes.
+
+    Returns:
+        [..., M] in the dtype of scores, NaN at the targets of lists as in `sigmoid_sums`. Within
+        about ``rtol * (1 + out)``, and the rounding of ``s / tau`` to float64.
+    """
+    how = how or How()
+    scores, sources, at = torch.broadcast_tensors(scores, sources, at)
+    leading, m = scores.shape[:-1], scores.shape[-1]
+    check_tau(tau, leading)
+    n, name = leading.numel(), group_name(how.group)
+    masks = sources.reshape(n, 1, m), at.reshape(n, 1, m)
+    pairs = Pairs(scores.reshape(n, m), *masks, _flat_tau(tau, scores, leading, name))
+    rtol = default_rtol(scores.dtype) if how.rtol is None else how.rtol
+    return op.softplus_sums(pairs, rtol, how.method, name).reshape(scores.shape)
 
 
 def _flat_tau(tau: float | Tensor, scores: Tensor, lists: torch.Size, name: str) -> Tensor:

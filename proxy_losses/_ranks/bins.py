@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..distributed import reduce_now
 from .cells import CHUNK, Block, Layout, Place, Rows, places, put, take
+from .dense import entropy
 from .lists import Lists, Pairs
 from .phi import Phi
 
@@ -323,6 +324,8 @@ def _kernel(nodes: int, bins: int, width: float, linked: bool, kind: str) -> Ten
     z = d * width + (x[:, None] - x) * (0.5 * width)
     if kind == "value":
         f = torch.where(d > 0, -torch.sigmoid(-z), torch.sigmoid(z))
+    elif kind == "entropy":
+        f, _ = entropy(z)
     else:
         f = torch.sigmoid(z) * torch.sigmoid(-z)
         f = z * f if kind == "stretch" else f

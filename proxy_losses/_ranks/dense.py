@@ -24,12 +24,17 @@ _TINY = torch.finfo(torch.float64).tiny
 def kernels(z: Tensor, kinds: Sequence[str]) -> list[Tensor]:
     """sigmoid(z) ("value"), sigmoid'(z) ("slope"), z sigmoid'(z) ("stretch"); overwrites z.
 
-    The slope is sigmoid(z) sigmoid(-z): sigma - sigma^2 would lose it where sigma is near 1.
+    And softplus(z) - z sigmoid(z) ("entropy"), which comes with the first alone. The slope is
+    sigmoid(z) sigmoid(-z): sigma - sigma^2 would lose it where sigma is near 1.
     """
     if z.dtype == torch.float32:
         z.clamp_(-_FAR, _FAR)
     if list(kinds) == ["value"]:
         return [z.sigmoid_()]
+    if list(kinds) == ["value", "entropy"]:
+        above = z > 0
+        coin, rare = entropy(z)
+        return [torch.where(above, 1.0 - rare, rare), coin]
     below = torch.neg(z).sigmoid_()
     found = {"value": torch.sigmoid(z)}
     if "slope" in kinds or "stretch" in kinds:
@@ -37,6 +42,16 @@ def kernels(z: Tensor, kinds: Sequence[str]) -> list[Tensor]:
     if "stretch" in kinds:
         found["stretch"] = z.mul_(found["slope"])
     return [found[kind] for kind in kinds]
+
+
+def entropy(z: Tensor) -> tuple[Tensor, Tensor]:
+    """softplus(z) - z sigmoid(z), that of a coin in nats, and sigmoid(-|z|); overwrites z.
+
+    It is even, and nothing where z is far.
+    """
+    away = z.abs_()
+    rare = torch.neg(away).sigmoid_()
+    return away.mul_(rare).sub_(torch.neg(rare).log1p_()), rare
 
 
 def rows_of(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:

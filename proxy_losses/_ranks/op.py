@@ -365,6 +365,64 @@ def _plain_backward(
     return g_scores, grad @ k, g_tau.to(tau.dtype)
 
 
+# --- sums of softplus -----------------------------------------------------------------------------
+
+
+class _SoftplusSums(torch.autograd.Function):
+    """(scores, weights, at, tau) -> (sums, sums of sigmoid(z), sums of z sigmoid(z)), [L, 1, M].
+
+    softplus(z) = z sigmoid(z) + entropy, and z is a difference of scores: sums of sigmoids by
+    weights, and by weights times scores. Both come from the same pass, which errs alike in both, so
+    that every pair errs by z times what its sigmoid does, and far pairs by nothing. What cancels
+    between them is rounding, hence float64.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        scores: Tensor, weights: Tensor, at: Tensor, tau: Tensor, rtol: float, method: str,
+        group: str,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        wide = scores.double()[:, None]
+        both = torch.cat([weights.double(), torch.where(weights, wide, 0.0)], 1)
+        value, entropy = sums_over(group)(
+            wide[:, 0], both, at, tau, "value,entropy", rtol, method
+        )  # fmt: skip
+        above = value[:, :1]
+        ramp = torch.where(at, (value[:, 1:] - wide * above) / tau[:, None, None], 0.0)
+        out = torch.stack([ramp + entropy[:, :1], above, ramp]).to(scores.dtype)
+        return out[0], out[1], out[2]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        *tensors, ctx.rtol, ctx.method, ctx.group = inputs
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 7
+        scores, weights, at, tau, above, ramp = ctx.saved_tensors
+        how, again = (ctx.rtol, ctx.method, ctx.group), torch.is_grad_enabled()
+        grad = torch.where(at, grad, 0.0)
+        if again:  # someone will differentiate again
+            above = sigmoid_sums(Pairs(scores, weights, at, tau), *how)
+        # What every source feels, the list upside down.
+        pull = sigmoid_sums(Pairs(-scores, grad, weights, tau), *how)
+        unit = tau.to(scores.dtype)
+        g_scores = (pull - grad * above).squeeze(1) / unit[:, None]
+        if not ctx.needs_input_grad[3]:
+            g_tau = None
+        elif again:  # the sums depend on scores / tau alone
+            g_tau = -(g_scores * scores).sum(1).to(tau.dtype) / tau
+        else:
+            g_tau = -(grad.double() * ramp).sum((1, 2)) / tau
+        return g_scores, None, None, g_tau, None, None, None
+
+
 # --- derivatives of the means ---------------------------------------------------------------------
 
 
@@ -500,18 +558,27 @@ def _plain(pool: Lists, tau: Tensor, phi: str, defined: Tensor) -> Tensor:
 # --- calls ----------------------------------------------------------------------------------------
 
 
-for _function in (_SigmoidSums, _SigmoidSumsBackward, _RankMean, _RankMeanBackward):
+for _function in (
+    _SigmoidSums, _SigmoidSumsBackward, _SoftplusSums, _RankMean, _RankMeanBackward,
+):  # fmt: skip
     # Autograd binds the arguments of forward at every call; a stored signature halves that.
     _forward: Any = _function.forward
     _forward.__signature__ = inspect.signature(_forward)
 
 _sums_in_graph, _mean_in_graph = in_graph(_SigmoidSums), in_graph(_RankMean)
+_softplus_in_graph = in_graph(_SoftplusSums)
 
 
 def sigmoid_sums(pairs: Pairs, rtol: float, method: str, group: str) -> Tensor:
     """The sums [L, G, M]; ``at`` may be [L, 1, M]. group: "" for this process alone."""
     slope = torch.is_grad_enabled()  # no_grad needs none
     out: Tensor = _sums_in_graph(*pairs, slope, rtol, method, group)[0]
+    return out
+
+
+def softplus_sums(pairs: Pairs, rtol: float, method: str, group: str) -> Tensor:
+    """The sums [L, 1, M]; weights [L, 1, M] are bool, and get no gradient."""
+    out: Tensor = _softplus_in_graph(*pairs, rtol, method, group)[0]
     return out
 
 

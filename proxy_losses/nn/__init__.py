@@ -3,11 +3,20 @@
 from ._late import set_debug
 from ._pointwise import SigmoidFocalLoss, SoftmaxFocalLoss
 from ._queue import MemoryQueue
-from ._ranking import PAUCAtBudgetLoss, RankingLoss, RecallAtQuantileLoss, SmoothAPLoss
+from ._ranking import (
+    AUROCLoss,
+    MRRLoss,
+    PAUCAtBudgetLoss,
+    RankingLoss,
+    RecallAtQuantileLoss,
+    SmoothAPLoss,
+)
 from ._wrapper import LossWarmupWrapper
 
 __all__ = [
+    "AUROCLoss",
     "LossWarmupWrapper",
+    "MRRLoss",
     "MemoryQueue",
     "PAUCAtBudgetLoss",
     "RankingLoss",

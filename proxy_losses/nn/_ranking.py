@@ -27,7 +27,7 @@ from .._checks import (
 )
 from .._lists import NOTHING, Batch, Known, Pool
 from .._losses import REQUIRED, Arguments, Options
-from .._metrics import PARTIAL_AUC, RECALL, SMOOTH_AP
+from .._metrics import AUROC, MRR, PARTIAL_AUC, RECALL, SMOOTH_AP
 from .._metrics._record import Found, Metric, Option, Settings, check_settings, reads_of
 from .._numerics import lift
 from .._old_names import takes_old_names
@@ -685,3 +685,9 @@ class RecallAtQuantileLoss(RankingLoss, metric=RECALL): ...
 
 
 class PAUCAtBudgetLoss(RankingLoss, metric=PARTIAL_AUC): ...
+
+
+class AUROCLoss(RankingLoss, metric=AUROC): ...
+
+
+class MRRLoss(RankingLoss, metric=MRR): ...

@@ -4,8 +4,8 @@ Nothing is read by the host: sizes of buffers and grids follow from shapes, and 
 depends on the data stays on the device. No atomics: the same input gives the same bits. Scores are
 subtracted before they are scaled. Addresses are int64.
 
-Names: L lists of M rows, G groups of weights. KIND of a kernel is "value", "slope", "stretch" or
-"" for none, as in `dense.kernels`. DT is the type that is computed in.
+Names: L lists of M rows, G groups of weights. KIND of a kernel is "value", "slope", "stretch",
+"entropy" or "" for none, as in `dense.kernels`. DT is the type that is computed in.
 """
 
 import triton
@@ -46,6 +46,9 @@ def _kernel(z, KIND: tl.constexpr):
         k = tl.where(z >= 0.0, r, e * r)
     elif KIND == "slope":
         k = e * r * r
+    elif KIND == "entropy":
+        k = tl.where(e < 1e-5, e - 0.5 * e * e, tl.log(1.0 + e))
+        k += tl.where(e > 0.0, tl.abs(z), 0.0) * (e * r)
     else:
         k = tl.where(e > 0.0, z, 0.0) * (e * r * r)
     return k

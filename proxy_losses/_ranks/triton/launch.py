@@ -23,7 +23,7 @@ FEW_PAIRS = 1 << 29  # rows^2 over all lists up to which longer ones are
 LONGEST = 4096  # rows of a bin at most, so that no program takes much longer than another
 PROGRAMS = 1056  # that share the bins; a multiple of the processors of a large card
 MANY_ROWS = 1 << 22  # from here on four times as many
-STRETCH_REACH = 4.0  # z sigma'(z) falls later than sigma': by ln K, and K < 50
+STRETCH_REACH = 4.0  # z sigma'(z) and the entropy fall later than sigma': by ln K, and K < 50
 
 
 class _Bins(NamedTuple):
@@ -85,7 +85,7 @@ def pair_sums(
             len(names), DT=_TYPES[kind], BLOCK=1024,
         )  # fmt: skip
         return list(out)
-    reach = STRETCH_REACH if "stretch" in names else 0.0
+    reach = 0.0 if {"stretch", "entropy"}.isdisjoint(names) else STRETCH_REACH
     bins = _cut(scores, None, None, None, tau, rtol, kind)
     bins = bins._replace(reach=bins.reach + reach)
     slots = bins.room * bins.nodes
