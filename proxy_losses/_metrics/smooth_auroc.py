@@ -124,7 +124,9 @@ def _evaluate(
     size = all_reduce(negative.sum(-1, keepdim=True), "sum", name)
     some = some & (size > 0)
     cleaned, _ = num.clean_lists(scores, valid, some, name)
-    width = num.lift_tau(tau, some.double(), some, name)  # unrounded
+    width = num.lift_tau(tau, some.double(), name)  # unrounded
+    if isinstance(width, Tensor):  # the sums see all lists
+        width = torch.where(some, width, 1.0)
     units = width[..., 0] if isinstance(width, Tensor) else width
     count, defined = size[..., 0].clamp(min=1), some[..., 0]
     if smooth:

@@ -114,7 +114,9 @@ def _evaluate(
     weight, some = num.positive_weight(pos, given, scores.dtype, name)
     some = some & all_reduce(negative.any(-1, keepdim=True), "max", name)
     cleaned, broken = num.clean_lists(scores, valid, some, name)
-    width = num.lift_tau(tau, scores, some, name)
+    width = num.lift_tau(tau, scores, name)
+    if isinstance(width, Tensor):  # the sums see all lists
+        width = torch.where(some, width, 1.0)
     rank, _ = _first_rank(cleaned, negative, weight, some, width, name)
     value = torch.where(some, rank.reciprocal().to(scores.dtype) + broken, 0.0)[..., 0]
     found = Found(value, some[..., 0], {})
