@@ -19,6 +19,7 @@ POS_NUMERATORS = ("pool", "live")
 BUDGET_BASES = ("fpr", "population")
 DISTRIBUTED = ("gather", "shard")
 TEMPERATURE_UNITS = ("score", "spread")
+THRESHOLD_GRADS = ("implicit", "none")
 MAX_WEIGHT = 2.0**100  # so that the sum of a pool of weights is finite in float32
 TEMPERATURES = (1e-20, 1e20)  # float32 holds their products with any spread that is not 0
 

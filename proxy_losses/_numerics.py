@@ -149,11 +149,11 @@ def lift_tau(tau: float | Tensor, like: Tensor, name: str = "") -> float | Tenso
     return tau[..., None] if tau.dim() else tau
 
 
-def largest(values: Tensor) -> Tensor:
-    """[..., 1]: the largest over the last axis, 0 of no values; no gradient."""
+def largest(values: Tensor, least: float = 0.0) -> Tensor:
+    """[..., 1]: the largest over the last axis, `least` of no values; no gradient."""
     values = values.detach()
     if not size_known(values.shape[-1]) or not values.shape[-1]:
-        values = torch.nn.functional.pad(values, (0, 1))
+        values = torch.nn.functional.pad(values, (0, 1), value=least)
     return values.amax(-1, keepdim=True)
 
 
@@ -206,7 +206,7 @@ def step_means(
 
     Args:
         scores: [..., M]; rows without weight may hold anything.
-        knots: [..., K], without gradient; NaN poisons a list that counts.
+        knots: [..., K]; NaN poisons a list that counts.
         width: a number, or [] or [..., 1].
         weight: [..., M], of `positive_weight`.
         some: [..., 1] bool, lists that count; others give 0 with zero gradient, whatever they hold.
@@ -274,19 +274,75 @@ class _StepMeans(torch.autograd.Function):
         scores, knots, weight, some, steps, total = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again
 
-            def plain(s: Tensor) -> Tensor:
-                return _plain_means(s, knots, ctx.width, weight, some, "")
+            def plain(s: Tensor, at: Tensor) -> Tensor:
+                return _plain_means(s, at, ctx.width, weight, some, "")
 
-            back: Tensor = torch.func.vjp(plain, scores)[1](grad)[0]
-            return back, None, None, None, None
+            return *torch.func.vjp(plain, scores, knots)[1](grad), None, None, None
         # Lists that do not count may have no width; in others that are broken the steps are NaN.
         count = steps.shape[-2]
         scale = (grad[..., None] / (total * ctx.width)).nan_to_num(0.0, 0.0, 0.0)[..., None]
         each = torch.ops.aten.sigmoid_backward(scale, steps)  # [..., K, M]
         back = each.squeeze(-2) if count == 1 else trapezoid(each.mT)
-        if weight.dtype != torch.bool:
-            back = back * weight
-        return back.sum_to_size(scores.shape), None, None, None, None
+        even, push = weight.dtype == torch.bool, None
+        back = back if even else back * weight
+        if ctx.needs_input_grad[1]:
+            pulls = (each if even else each * weight[..., None, :]).sum(-1)
+            shares = trapezoid(torch.eye(count, dtype=pulls.dtype, device=pulls.device))
+            push = -(pulls * shares).sum_to_size(knots.shape)
+        return back.sum_to_size(scores.shape), push, None, None, None
+
+
+# -- thresholds that follow the scores
+
+
+def with_implicit_grad(
+    thresholds: Tensor, scores: Tensor, among: Tensor | None, width: float | Tensor, some: Tensor,
+    name: str = "",
+) -> Tensor:  # fmt: skip
+    """Thresholds as they are, to the bit, with the gradient of soft quantiles.
+
+    A soft quantile holds ``sum_j sigmoid((s_j - theta) / width)`` over the rows that set it, so
+    ``d theta / d s_j`` is the slope of the step of row j over the sum of all slopes (implicit
+    function theorem; Kumar et al., "Implicit Rate-Constrained Optimization", ICML 2021). These
+    weights sum to one; they are constants of further derivatives.
+
+    Args:
+        thresholds: [..., K], without gradient.
+        scores: [..., M].
+        among: [..., M] bool, rows that set the thresholds; None for all.
+        width: of the soft steps: a number, or [] or [..., 1]; a constant here.
+        some: [..., 1] bool, lists that count; others get no gradient, whatever they hold.
+        name: of the group of processes that hold the lists, "" for this one.
+
+    Returns:
+        [..., K].
+    """
+    if not name and plainly_eager() and not _is_derived(scores):
+        return thresholds
+    counted = (some if among is None else among & some)[..., None, :]
+    rows = torch.where(counted, scores[..., None, :], 0.0)
+    if isinstance(width, Tensor):
+        width = width.detach()[..., None] if width.dim() else width.detach()
+    far = ((rows.detach() - thresholds.detach()[..., None]) / width).abs()
+    # Logarithms: slopes themselves vanish where no row is near.
+    slopes = (2.0 * torch.nn.functional.logsigmoid(far) - far).clamp(min=torch.finfo(far.dtype).min)
+    slopes = torch.where(counted, slopes, -math.inf)
+    if name:
+        top = largest_over_group(name, largest(slopes, -math.inf))[0].nan_to_num(neginf=0.0)
+        each = (slopes - top.to(slopes.dtype)).exp()
+        total = all_reduce(each.sum(-1, keepdim=True, dtype=torch.float64), "sum", name)
+        share = torch.where(counted, (each / total).to(each.dtype), 0.0)
+        moved = all_reduce_with_grad((share * rows).sum(-1, dtype=torch.float64), name)
+        moved = moved.to(scores.dtype)
+    else:
+        moved = (torch.where(counted, slopes.softmax(-1), 0.0) * rows).sum(-1)
+    return thresholds + (moved - moved.detach())
+
+
+def _is_derived(x: Tensor) -> bool:
+    """Whether a derivative may be asked of it, in plain eager code."""
+    forward = torch.autograd.forward_ad._current_level >= 0
+    return forward or (torch.is_grad_enabled() and x.requires_grad)
 
 
 # -- quantiles

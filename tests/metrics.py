@@ -52,10 +52,26 @@ def exact_recall(scores: np.ndarray, pos: np.ndarray) -> float:
     return float(((scores > theta) + 0.5 * (scores == theta))[pos].mean())
 
 
-def frozen_recall(scores: Tensor, pos: Tensor, weight: Tensor) -> Callable[[Tensor], Tensor]:
+Threshold = Callable[[Tensor], Tensor]  # [..., 1] of scores [..., M]
+
+
+def still(theta: Tensor, scores: Tensor, among: Tensor, tau: float | Tensor) -> Threshold:
+    """A threshold that is a constant."""
+    return lambda s: theta
+
+
+def moving(theta: Tensor, scores: Tensor, among: Tensor, tau: float | Tensor) -> Threshold:
+    """A threshold with the slopes of its rows, over their sum, as constant first derivatives."""
+    steps = torch.sigmoid((scores - theta) / tau)
+    slopes = torch.where(among, steps * (1 - steps), 0.0)
+    share = slopes / slopes.sum(-1, keepdim=True)
+    return lambda s: theta + (share * (s - scores)).sum(-1, keepdim=True)
+
+
+def frozen_recall(threshold, scores: Tensor, pos: Tensor, weight: Tensor) -> Threshold:
     theta = torch.quantile(scores, 1 - QUANTILE, dim=-1, keepdim=True, interpolation="higher")
-    w = torch.where(pos, weight, 0.0)
-    return lambda s: (w * torch.sigmoid((s - theta) / TAU)).sum(-1) / w.sum(-1)
+    at, w = threshold(theta, scores, torch.ones_like(pos), TAU), torch.where(pos, weight, 0.0)
+    return lambda s: (w * torch.sigmoid((s - at(s)) / TAU)).sum(-1) / w.sum(-1)
 
 
 def at_levels(scores: Tensor, among: Tensor, levels: list[float]) -> Tensor:
@@ -64,13 +80,14 @@ def at_levels(scores: Tensor, among: Tensor, levels: list[float]) -> Tensor:
     return torch.nanquantile(ranked, scores.new_tensor(levels), dim=-1, interpolation="higher")
 
 
-def frozen_trapezoid(scores: Tensor, pos: Tensor, weight: Tensor) -> Callable[[Tensor], Tensor]:
+def frozen_trapezoid(threshold, scores: Tensor, pos: Tensor, weight: Tensor) -> Threshold:
     low, high = at_levels(scores, ~pos, [0.25, 0.75])
     knots = at_levels(scores, ~pos, [0.875, 0.625, 0.375])
     temperature, w = TAU * (high - low)[..., None], torch.where(pos, weight, 0.0)
+    each = [threshold(t[..., None], scores, ~pos, temperature) for t in knots]
 
     def value(s: Tensor) -> Tensor:
-        above = torch.sigmoid((s - knots[..., None]) / temperature)
+        above = torch.stack([torch.sigmoid((s - at(s)) / temperature) for at in each])
         area = torch.trapezoid(above, dim=0) / (len(knots) - 1)
         return (w * area).sum(-1) / w.sum(-1)
 
@@ -113,13 +130,21 @@ def exact_pairwise(scores: np.ndarray, pos: np.ndarray) -> float:
 
 MORE: dict[str, dict[str, Any]] = {
     "smooth_ap": {"exact": lambda s, p: average_precision_score(p, s)},
-    "recall_at_quantile": {"exact": exact_recall, "frozen": frozen_recall},
-    "partial_auc": {"exact": exact_trapezoid, "frozen": frozen_trapezoid},
+    **{
+        f"{name}_{how}": {"exact": exact, "frozen": functools.partial(frozen, threshold)}
+        for how, threshold in {"implicit": moving, "none": still}.items()
+        for name, exact, frozen in (
+            ("recall_at_quantile", exact_recall, frozen_recall),
+            ("partial_auc", exact_trapezoid, frozen_trapezoid),
+        )
+    },
     "partial_auc_pairwise": {"exact": exact_pairwise, "frozen": frozen_pairwise},
 }
 # What these forms are written for; dyadic, so that levels and knots are exact in any order.
-assert EXAMPLES["recall_at_quantile"].settings == {"quantile": QUANTILE}
-assert EXAMPLES["partial_auc"].settings == {"alpha": 0.125, "beta": 0.625, "n_knots": 3}
+for _how in ("implicit", "none"):
+    _recall, _pauc = (EXAMPLES[f"{n}_{_how}"] for n in ("recall_at_quantile", "partial_auc"))
+    assert _recall.settings == {"quantile": QUANTILE, "threshold_grad": _how}
+    assert _pauc.settings.items() >= {"alpha": 0.125, "beta": 0.625, "n_knots": 3}.items()
 assert EXAMPLES["partial_auc_pairwise"].settings["beta"] == 0.5
 
 
@@ -127,6 +152,7 @@ def as_tested(name: str, example: Example) -> Metric:
     record, settings = example.metric, example.settings
     known = inspect.signature(record.defined).parameters
     options = {k: x for k, x in settings.items() if k in known}
+    formula = {k: x for k, x in settings.items() if k != "threshold_grad"}  # no value knows it
 
     def counts(scores, pos, valid, weight) -> Tensor:
         first = (scores, pos) if "scores" in known else (pos,)
@@ -135,7 +161,7 @@ def as_tested(name: str, example: Example) -> Metric:
     return Metric(
         name,
         functools.partial(record.function, **settings),
-        functools.partial(getattr(reference, record.name), **settings),
+        functools.partial(getattr(reference, record.name), **formula),
         counts,
         record.needs_negative,
         record.own_spread,

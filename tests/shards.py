@@ -88,8 +88,15 @@ def recall(pool: Pool, method: str, group: Any) -> Tensor:
                                 sample_weight=pool.weight)  # fmt: skip
 
 
+def trapezoid(pool: Pool, method: str, group: Any) -> Tensor:
+    return P.partial_auc(pool.scores, pool.pos, pool.tau, beta=0.4, n_knots=3, group=group,
+                         interpolation="linear", valid_mask=pool.valid,
+                         sample_weight=pool.weight)  # fmt: skip
+
+
 LOCAL = {"sums": sums, "ranks": ranks}  # values at the rows of each rank
-SHARED = {"precision": precision, "smooth_ap": smooth_ap, "recall": recall}  # alike on all ranks
+SHARED = {"precision": precision, "smooth_ap": smooth_ap, "recall": recall,
+          "trapezoid": trapezoid}  # alike on all ranks
 ASKED: dict[str, Callable[[Pool, str, Any], Tensor]] = {**LOCAL, **SHARED}
 
 

@@ -420,7 +420,7 @@ class RankingLoss(PublishedNames, BatchLoss):
 def _arguments(metric: Metric) -> Arguments:
     """Arguments of the constructor, in the published order."""
     unit = "that spread" if metric.own_spread else "the logits"
-    own = [o._replace(name=o.attribute) for o in metric.options]
+    own = [o.of_module for o in metric.options if not o.keyword]
     positional = [
         Option("num_classes", REQUIRED, "int",
                "C; 1 for binary, with targets in {0, 1}."),
@@ -453,7 +453,8 @@ def _arguments(metric: Metric) -> Arguments:
                "where each keeps its rows and a queue of its own, only sums travel, and the loss "
                "is the same exact one of the whole pool (see the README)."),
     ]  # fmt: skip
-    return positional, ours[metric.own_spread :]
+    named = [o.of_module for o in metric.options if o.keyword]
+    return positional, [*named, *ours[metric.own_spread :]]
 
 
 def _document(metric: Metric) -> str:
