@@ -1,4 +1,4 @@
-"""Arithmetic shared by all metrics: precision, masked means, quantiles by selection and spread."""
+"""Arithmetic shared by all metrics: precision, masked means, soft steps, quantiles and spread."""
 
 from __future__ import annotations
 
@@ -118,18 +118,21 @@ def largest_over_group(name: str, *flags: Tensor) -> tuple[Tensor, ...]:
     return all_reduce(wide.nan_to_num(nan=math.inf), "max", name).unbind()
 
 
-def clean_lists(scores: Tensor, valid_mask: Tensor | None, name: str = "") -> tuple[Tensor, Tensor]:
-    """Scores with 0 in rows that do not count, and what poisons lists; no gradient.
+def clean_lists(
+    scores: Tensor, valid_mask: Tensor | None, some: Tensor, name: str = ""
+) -> tuple[Tensor, Tensor]:
+    """Scores with 0 in rows and in lists that do not count, and what poisons those that do.
 
     Args:
         scores: [..., M].
         valid_mask: [..., M] bool or None for all.
+        some: [..., 1] bool, lists that count.
         name: of the group of processes that hold the lists, "" for this one.
 
     Returns:
-        ([..., M]; [..., 1], NaN where a score that counts is not finite, else 0).
+        ([..., M]; [..., 1], NaN where a list that counts has a score that is not finite, else 0).
     """
-    cleaned = clean(scores.detach(), valid_mask)
+    cleaned = torch.where(some if valid_mask is None else valid_mask & some, scores, 0.0)
     broken = poison(cleaned)
     if name:
         broken = torch.where(largest_over_group(name, broken)[0] > 0, math.nan, broken)
@@ -199,13 +202,14 @@ def mean_of(values: Tensor, weight: Tensor, name: str = "") -> Tensor:
 
 
 def step_means(
-    scores: Tensor, knots: Tensor, width: float | Tensor, weight: Tensor, some: Tensor,
-    name: str = "",
+    scores: Tensor, cleaned: Tensor, knots: Tensor, width: float | Tensor, weight: Tensor,
+    some: Tensor, name: str = "",
 ) -> Tensor:  # fmt: skip
     """Mean over rows of the soft steps above knots, ``sigmoid((s_i - knot) / width)``.
 
     Args:
         scores: [..., M]; rows without weight may hold anything.
+        cleaned: the same by `clean_lists`.
         knots: [..., K]; NaN poisons a list that counts.
         width: a number, or [] or [..., 1].
         weight: [..., M], of `positive_weight`.
@@ -218,7 +222,7 @@ def step_means(
     fixed = not (weight.requires_grad or (isinstance(width, Tensor) and width.requires_grad))
     # On the CPU passes are cheap and a backward in Python is not.
     if name or scores.is_cpu or not (fixed and plainly_eager()):
-        return _plain_means(scores, knots, width, weight, some, name)
+        return _plain_means(cleaned, knots, width, weight, some, name)
     out: Tensor = _StepMeans.apply(scores, knots, width, weight, some)  # type: ignore[no-untyped-call]
     return out
 
@@ -237,10 +241,11 @@ def trapezoid(heights: Tensor) -> Tensor:
 def _plain_means(
     scores: Tensor, knots: Tensor, width: float | Tensor, weight: Tensor, some: Tensor, name: str
 ) -> Tensor:
-    even = weight.dtype == torch.bool
-    counted = (weight if even else weight != 0) & some  # a NaN shows
-    scores, knots = torch.where(counted, scores, 0.0), torch.where(some, knots, 0.0)
-    weight = counted.to(scores.dtype) if even else torch.where(counted, weight, 0.0)
+    knots = torch.where(some, knots, 0.0)
+    if weight.dtype == torch.bool:
+        weight = (weight & some).to(scores.dtype)
+    else:
+        weight = torch.where(some, weight, 0.0)
     if isinstance(width, Tensor):
         width = torch.where(some, width.to(scores.dtype), 1.0)
     if knots.shape[-1] == 1:
@@ -275,7 +280,9 @@ class _StepMeans(torch.autograd.Function):
         if torch.is_grad_enabled():  # to be differentiated again
 
             def plain(s: Tensor, at: Tensor) -> Tensor:
-                return _plain_means(s, at, ctx.width, weight, some, "")
+                counted = (weight != 0) & some  # where a NaN shows
+                cleaned = torch.where(counted, s, 0.0)
+                return _plain_means(cleaned, at, ctx.width, weight, some, "")
 
             return *torch.func.vjp(plain, scores, knots)[1](grad), None, None, None
         # Lists that do not count may have no width; in others that are broken the steps are NaN.
@@ -296,7 +303,7 @@ class _StepMeans(torch.autograd.Function):
 
 
 def with_implicit_grad(
-    thresholds: Tensor, scores: Tensor, among: Tensor | None, width: float | Tensor, some: Tensor,
+    thresholds: Tensor, cleaned: Tensor, among: Tensor | None, width: float | Tensor, some: Tensor,
     name: str = "",
 ) -> Tensor:  # fmt: skip
     """Thresholds as they are, to the bit, with the gradient of soft quantiles.
@@ -308,7 +315,7 @@ def with_implicit_grad(
 
     Args:
         thresholds: [..., K], without gradient.
-        scores: [..., M].
+        cleaned: scores [..., M] by `clean_lists`.
         among: [..., M] bool, rows that set the thresholds; None for all.
         width: of the soft steps: a number, or [] or [..., 1]; a constant here.
         some: [..., 1] bool, lists that count; others get no gradient, whatever they hold.
@@ -317,10 +324,10 @@ def with_implicit_grad(
     Returns:
         [..., K].
     """
-    if not name and plainly_eager() and not _is_derived(scores):
+    if not name and plainly_eager() and not _is_derived(cleaned):
         return thresholds
     counted = (some if among is None else among & some)[..., None, :]
-    rows = torch.where(counted, scores[..., None, :], 0.0)
+    rows = cleaned[..., None, :]
     if isinstance(width, Tensor):
         width = width.detach()[..., None] if width.dim() else width.detach()
     far = ((rows.detach() - thresholds.detach()[..., None]) / width).abs()
@@ -333,7 +340,7 @@ def with_implicit_grad(
         total = all_reduce(each.sum(-1, keepdim=True, dtype=torch.float64), "sum", name)
         share = torch.where(counted, (each / total).to(each.dtype), 0.0)
         moved = all_reduce_with_grad((share * rows).sum(-1, dtype=torch.float64), name)
-        moved = moved.to(scores.dtype)
+        moved = moved.to(cleaned.dtype)
     else:
         moved = (torch.where(counted, slopes.softmax(-1), 0.0) * rows).sum(-1)
     return thresholds + (moved - moved.detach())
@@ -404,13 +411,13 @@ def quantiles(
         return sharded_quantiles(s, levels, interpolation, valid_mask, name, exact=exact)
     if m == 0:
         return s.new_zeros((*s.shape[:-1], len(levels)))
-    if valid_mask is not None and s.shape != valid_mask.shape:
-        s, valid_mask = torch.broadcast_tensors(s, valid_mask)
     if not s.is_cpu and _better_sorted(levels, m):
         return sorted_quantiles(s, levels, interpolation, valid_mask, exact=exact)
     last: int | Tensor = m - 1
     if valid_mask is not None:
         last = valid_mask.sum(-1, keepdim=True) - 1
+        if s.shape != valid_mask.shape:
+            s, valid_mask = torch.broadcast_tensors(s, valid_mask)
     upper = [k for k, level in enumerate(levels) if level >= 0.5]
     order = upper + [k for k, level in enumerate(levels) if level < 0.5]
     ranks = _ranks([levels[k] for k in order], last, s, rank_dtype(m, s.dtype, exact))
@@ -449,7 +456,7 @@ def sorted_quantiles(
         # What does not count comes last, so a rank from below is a place.
         last = valid_mask.sum(-1, keepdim=True, dtype=dtype) - 1
         filled = torch.where(valid_mask, s, math.inf)
-    ordered = filled.sort(-1).values
+    ordered = filled.sort(-1).values  # in the shape of scores and mask together
     below, above, mix = positions(_ranks(levels, last, s, dtype), interpolation)
     value = _at_rank(ordered, below, None)
     if mix is None:

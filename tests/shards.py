@@ -95,8 +95,12 @@ def trapezoid(pool: Pool, method: str, group: Any) -> Tensor:
 
 
 LOCAL = {"sums": sums, "ranks": ranks}  # values at the rows of each rank
-SHARED = {"precision": precision, "smooth_ap": smooth_ap, "recall": recall,
-          "trapezoid": trapezoid}  # alike on all ranks
+SHARED = {
+    "precision": precision,
+    "smooth_ap": smooth_ap,
+    "recall": recall,
+    "trapezoid": trapezoid,
+}  # alike on all ranks
 ASKED: dict[str, Callable[[Pool, str, Any], Tensor]] = {**LOCAL, **SHARED}
 
 

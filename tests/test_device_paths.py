@@ -11,7 +11,7 @@ import torch
 import proxy_losses as P
 from proxy_losses import _numerics as num
 from proxy_losses._checks import INTERPOLATIONS
-from proxy_losses._lists import Batch
+from proxy_losses._lists import Batch, _scattered
 from proxy_losses.nn import _late
 from proxy_losses.nn._queue import ONES, MemoryQueue
 
@@ -36,6 +36,16 @@ def test_sorted_quantiles(interpolation, dtype):
             want = num.quantiles(s, levels, interpolation, mask, exact=exact)
             got = num.sorted_quantiles(s, levels, interpolation, mask, exact=exact)
             assert torch.equal(got, want), (levels, m, exact)
+
+
+@pytest.mark.parametrize("shapes", [((3, 9), (9,)), ((9,), (3, 9)), ((2, 1, 9), (1, 3, 9))])
+def test_sorted_quantiles_of_lists_that_share_a_mask_or_scores(shapes):
+    s, valid = torch.randn(shapes[0]), torch.rand(shapes[1]) < 0.7
+    valid[..., 0] = True
+    for interpolation in INTERPOLATIONS:
+        want = num.quantiles(s, (0.9, 0.2), interpolation, valid)
+        got = num.sorted_quantiles(s, (0.9, 0.2), interpolation, valid, exact=False)
+        assert torch.equal(got, want)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +97,8 @@ def test_step_means_with_their_gradient_written_out(knots, width, weighted):
         return num._StepMeans.apply(s, at, width, weight, some)
 
     def plain(s):
-        return num._plain_means(s, at, width, weight, some, "")
+        cleaned, _ = num.clean_lists(s, weight > 0, some)
+        return num._plain_means(cleaned, at, width, weight, some, "")
 
     torch.testing.assert_close(out(scores), plain(scores), rtol=1e-14, atol=1e-15)
     assert (out(scores)[2:] == 0).all()
@@ -105,9 +116,13 @@ def test_step_means_of_lists_that_do_not_count_or_are_broken(weighted):
     scores[2], at[2], at[1, 0] = math.nan, math.nan, math.nan
     width = torch.tensor([[0.3], [0.3], [math.nan], [0.0]], dtype=torch.float64)
     scores[0, ~(weight[0] > 0)] = math.inf  # in rows without weight
-    for function in (num._StepMeans.apply, lambda *x: num._plain_means(*x, "")):
+    for written_out in (True, False):
         s = scores.clone().requires_grad_()
-        out = function(s, at, width, weight, some)
+        if written_out:
+            out = num._StepMeans.apply(s, at, width, weight, some)
+        else:
+            cleaned, _ = num.clean_lists(s, weight > 0, some)
+            out = num._plain_means(cleaned, at, width, weight, some, "")
         (gradient,) = torch.autograd.grad(out.sum(), s)
         assert out.isnan().tolist() == [False, True, False, False]
         assert (out[2:] == 0).all()
@@ -121,10 +136,11 @@ def test_which_way_a_gradient_asks_for(monkeypatch):
     scores, at, weight, some = steps(2, True)
     monkeypatch.setattr(num, "_StepMeans", None)  # what needs more than the scores' is plain
     for width in (0.3, torch.tensor(0.3, requires_grad=True)):
-        num.step_means(scores, at, width, weight.requires_grad_(), some).sum().backward()
+        weight.requires_grad_()
+        num.step_means(scores, scores, at, width, weight, some).sum().backward()
     meta = torch.empty(4, 9, device="meta")
     with pytest.raises(AttributeError):
-        num.step_means(meta, meta[:, :2], 0.3, meta > 0, meta[:, :1] > 0)
+        num.step_means(meta, meta, meta[:, :2], 0.3, meta > 0, meta[:, :1] > 0)
 
 
 def test_one_number_of_the_host():
@@ -218,9 +234,17 @@ def test_a_capped_pool_of_fixed_shape(monkeypatch):
     assert twin._draws == 6
 
 
-def test_draws_look_random_and_are_a_permutation():
-    from proxy_losses._lists import _scattered
+@pytest.mark.filterwarnings("ignore:.*max_pool_size")
+def test_a_capped_pool_in_compiled_code():
+    module, twin = (P.SmoothAPLoss(3, queue_size=16, max_pool_size=7) for _ in "ab")
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for _ in range(4):
+        rows = torch.randn(10, 3), torch.randint(3, (10,))
+        torch.testing.assert_close(compiled(*rows), twin(*rows))
+    assert module._draws == twin._draws == 4
 
+
+def test_draws_look_random_and_are_a_permutation():
     x = _scattered(torch.arange(1 << 16))
     assert x.unique().numel() == 1 << 16
     assert x.min() >= 0

@@ -242,8 +242,8 @@ CALLS = {**RANKING, **MODULES}
 OTHERS = {
     "QueryLists", "QueueState", "RetrievalLists", "Schedule", "ScheduleState", "SoftRanks",
     "__version__", "all_gather_no_grad", "all_gather_with_grad", "blend_weight", "in_blend",
-    "in_warmup", "init_queue", "init_schedule", "reset_queue", "start_epoch", "start_step",
-    "state_temp", "state_weight", "temp_at",
+    "in_warmup", "init_queue", "init_schedule", "reset_queue", "set_debug", "start_epoch",
+    "start_step", "state_temp", "state_weight", "temp_at",
 }  # fmt: skip
 
 

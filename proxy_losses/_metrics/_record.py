@@ -59,9 +59,10 @@ class Option(NamedTuple):
 
 THRESHOLD_GRAD = Option(
     "threshold_grad", "implicit", "str",
-    '"implicit": the threshold moves with the scores that set it, so what pulls positives up pushes '
-    'them down, and the gradient sums to zero over the rows; "none": the threshold is a constant '
-    "of the gradient, and only positives get one. The value is the same.",
+    '"implicit": the threshold moves with the scores that set it, so what pulls positives up '
+    "pushes these down, and the gradient sums to zero over the rows; "
+    '"none": the threshold is a constant of the gradient, and only positives get one. The value is '
+    "the same.",
     choices=THRESHOLD_GRADS, keyword=True,
 )  # fmt: skip
 

@@ -227,7 +227,7 @@ def _evaluate(
     if name:
         some_negative = all_reduce(some_negative, "max", name)
     usable = some_positive & some_negative
-    cleaned, broken = num.clean_lists(scores, valid, name)
+    cleaned, broken = num.clean_lists(scores, valid, usable, name)
     levels, iqr = _levels(settings), settings["tau_scale"] == "iqr"
     found = num.quantiles(
         scores, [*levels, 0.75, 0.25] if iqr else levels, settings["interpolation"], among, name,
@@ -240,20 +240,19 @@ def _evaluate(
     scale = upper - lower + broken
     degenerate = usable & (scale <= num.spread_floor(upper, lower, scores.dtype))
     counts = usable ^ degenerate
-    temperature = num.lift_tau(tau, scores, name) * scale
+    temperature = num.lift_tau(tau, scores, name) * torch.where(counts, scale, 1.0)
     if settings["surrogate"] == "trapezoid":
         knots = found[..., : len(levels)]
         if settings["threshold_grad"] == "implicit":
             if settings["pos_numerator"] == "live" and live is not None:
                 among = among & live  # stored rows would take the push that balances the pull
-            knots = num.with_implicit_grad(knots, scores, among, temperature, counts, name)
-        mean = num.step_means(scores, knots, temperature, weight, counts, name)
-        each = num.trapezoid(_above_knots(cleaned, knots, temperature).mT) if stats else mean
+            knots = num.with_implicit_grad(knots, cleaned, among, temperature, counts, name)
+        mean = num.step_means(scores, cleaned, knots, temperature, weight, counts, name)
+        each = mean
+        if stats:
+            each = num.trapezoid(_above_knots(cleaned.detach(), knots, temperature).mT)
     else:
-        # The sums look at lists that do not count too.
-        counted = usable if valid is None else valid & usable
-        cleaned = torch.where(counted, scores, 0.0)
-        temperature = torch.where(counts, temperature, 1.0)
+        temperature = torch.where(counts, temperature, 1.0)  # the sums see all lists
         band = negative & (scores >= last) & (scores <= first)
         size = all_reduce(band.sum(-1, keepdim=True), "sum", name)
         pairs = Lists(cleaned, pos, pos | band, None if given is None else weight)
@@ -366,8 +365,8 @@ PARTIAL_AUC = Metric(
     shown="beta",
     note=(
         "Every class has its own band and temperature, read off its iid negatives. Give the "
-        'trapezoid threshold_grad="implicit" in new code. The default is "none", as published: only '
-        "positives get a gradient then, nothing holds the other scores down, logits run away, and "
+        'trapezoid threshold_grad="implicit" in new code. The default is "none", as published: '
+        "only positives get a gradient then, nothing holds the others down, logits run away, and "
         "without a share of cross-entropy (final_main_weight=0.75 of `LossWarmupWrapper`, or less) "
         "the loss does worse than cross-entropy alone."
     ),

@@ -164,18 +164,18 @@ def _evaluate(
     if valid is not None:
         pos = pos & valid
     weight, some = num.positive_weight(pos, given, scores.dtype, name)
-    cleaned, broken = num.clean_lists(scores, valid, name)
+    cleaned, broken = num.clean_lists(scores, valid, some, name)
     levels = (1.0 - settings["quantile"],)
     theta = num.quantiles(scores, levels, settings["interpolation"], valid, name)
     width = num.lift_tau(tau, scores, name)
     if settings["threshold_grad"] == "implicit":
-        theta = num.with_implicit_grad(theta, scores, valid, width, some, name)
+        theta = num.with_implicit_grad(theta, cleaned, valid, width, some, name)
     theta = theta + broken
-    mean = num.step_means(scores, theta, width, weight, some, name)
+    mean = num.step_means(scores, cleaned, theta, width, weight, some, name)
     found = Found(mean, some[..., 0], {})
     if not stats:
         return found
-    above = torch.sigmoid((cleaned - theta) / width)
+    above = torch.sigmoid((cleaned.detach() - theta) / width)
     return found._replace(stats=num.rank_stats(above * (1.0 - above), pos, width, some, name))
 
 
