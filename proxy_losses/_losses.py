@@ -20,7 +20,7 @@ from ._checks import (
     check_tau,
 )
 from ._lists import Batch, Pool, every_list, make_pool, padding_rows, some_valid
-from ._metrics import PARTIAL_AUC, RECALL, SMOOTH_AP
+from ._metrics import PARTIAL_AUC, PRECISION_AT_K, RECALL, RECALL_AT_K, SMOOTH_AP
 from ._metrics._record import (
     Found,
     Metric,
@@ -338,3 +338,5 @@ def _document(metric: Metric) -> str:
 smooth_ap_loss = loss_function(SMOOTH_AP)
 recall_at_quantile_loss = loss_function(RECALL)
 partial_auc_loss = loss_function(PARTIAL_AUC)
+precision_at_k_loss = loss_function(PRECISION_AT_K)
+recall_at_k_loss = loss_function(RECALL_AT_K)

@@ -293,9 +293,10 @@ class _StepMeans(torch.autograd.Function):
         even, push = weight.dtype == torch.bool, None
         back = back if even else back * weight
         if ctx.needs_input_grad[1]:
-            pulls = (each if even else each * weight[..., None, :]).sum(-1)
-            shares = trapezoid(torch.eye(count, dtype=pulls.dtype, device=pulls.device))
-            push = -(pulls * shares).sum_to_size(knots.shape)
+            push = -(each if even else each * weight[..., None, :]).sum(-1)
+            if count > 1:
+                push = push * trapezoid(torch.eye(count, dtype=push.dtype, device=push.device))
+            push = push.sum_to_size(knots.shape)
         return back.sum_to_size(scores.shape), push, None, None, None
 
 
@@ -444,6 +445,41 @@ def quantiles(
     return out
 
 
+def between_places(
+    scores: Tensor, places: Sequence[int], valid_mask: Tensor | None = None, name: str = ""
+) -> tuple[Tensor, Tensor]:
+    """Halfway between the scores at places k and k + 1 from the top, of the rows that count.
+
+    Args, but for places, K numbers >= 1: as in `quantiles`.
+
+    Returns:
+        ([..., K], without gradient, 0 where there is no place k + 1; [..., K] bool, where there is
+        one).
+    """
+    s, m = scores.detach(), scores.shape[-1]
+    if valid_mask is not None:
+        s, valid_mask = torch.broadcast_tensors(s, valid_mask)
+        count = valid_mask.sum(-1, keepdim=True)
+    else:
+        count = torch.full((*s.shape[:-1], 1), m, dtype=torch.int64, device=s.device)
+    count = all_reduce(count, "sum", name)
+    enough = torch.cat([count > k for k in places], -1)
+    if name or not size_known(m):
+        each = [(count - p).double() for k in places for p in (k, k + 1)]
+        levels = (torch.cat(each, -1) / (count - 1).clamp(min=1)).clamp(0.0, 1.0)
+        pairs = sharded_quantiles(s, levels, "nearest", valid_mask, name, exact=True)
+        upper, lower = pairs.unflatten(-1, (-1, 2)).unbind(-1)
+    else:
+        filled = s if valid_mask is None else torch.where(valid_mask, s, -math.inf)
+        top = filled.topk(min(max(places) + 1, m), -1).values
+        last = top.shape[-1]
+        if last <= max(places):  # whatever it holds
+            top = torch.nn.functional.pad(top, (0, max(places) + 1 - last))
+        upper = torch.cat([top[..., k - 1 : k] for k in places], -1)
+        lower = torch.cat([top[..., k : k + 1] for k in places], -1)
+    return torch.where(enough, 0.5 * upper + 0.5 * lower, 0.0), enough
+
+
 def sorted_quantiles(
     s: Tensor, levels: Sequence[float], interpolation: str, valid_mask: Tensor | None, *,
     exact: bool,
@@ -501,7 +537,7 @@ def _at_rank(ordered: Tensor, rank: Tensor, last: int | Tensor | None) -> Tensor
 
 def sharded_quantiles(
     scores: Tensor,
-    levels: Sequence[float],
+    levels: Sequence[float] | Tensor,
     interpolation: str,
     valid_mask: Tensor | None,
     name: str,
@@ -509,6 +545,8 @@ def sharded_quantiles(
     exact: bool = False,
 ) -> Tensor:
     """`quantiles` over the rows of all processes, without gathering scores.
+
+    Levels may be those of each list, [..., K] float64.
 
     Floats are ordered like integers of their bits. Digit by digit from the top, every rank counts
     its rows per value of the digit, the counts are summed, and each wanted rank descends into the
@@ -520,7 +558,11 @@ def sharded_quantiles(
     lists, m = s.shape[:-1], s.shape[-1]
     flat = lists.numel()
     valid = None if valid_mask is None else valid_mask.reshape(flat, m)
-    wanted = torch.stack([torch.full((), x, dtype=torch.float64, device=s.device) for x in levels])
+    if isinstance(levels, Tensor):
+        wanted = levels.reshape(flat, -1)
+    else:
+        each = [torch.full((), x, dtype=torch.float64, device=s.device) for x in levels]
+        wanted = torch.stack(each)
     out: Tensor = torch.ops.proxy_losses.sharded_quantiles(
         s.reshape(flat, m), valid, wanted, interpolation, exact, name
     )
@@ -563,12 +605,12 @@ def radix_quantiles(
     exact: bool,
     group: str,
 ) -> Tensor:
-    """[L, K] of scores [L, M], valid [L, M] and levels [K]."""
+    """[L, K] of scores [L, M], valid [L, M] and levels [K] or [L, K]."""
     lists, rows = scores.shape
     info = torch.iinfo(torch.int32 if scores.dtype == torch.float32 else torch.int64)
     levels = levels.to(scores.device)
     among = 1 if interpolation in ("lower", "higher", "nearest") else 2
-    (shift, bits), *others = digits(lists * levels.numel() * among, info.bits)
+    (shift, bits), *others = digits(lists * levels.shape[-1] * among, info.bits)
     half = 1 << (bits - 1)  # the first digit is signed
     own = scores.new_zeros((lists << bits) + 1, dtype=torch.int64)
     own[-1] = rows
@@ -634,7 +676,7 @@ def _candidates(
 
 register(
     "sharded_quantiles", radix_quantiles,
-    lambda scores, valid, levels, *how: scores.new_empty(scores.shape[0], levels.shape[0]),
+    lambda scores, valid, levels, *how: scores.new_empty(scores.shape[0], levels.shape[-1]),
 )  # fmt: skip
 
 

@@ -35,6 +35,7 @@ class Metric(NamedTuple):
     tau_of_spread: bool  # tau multiplies a spread of the scores
     exact: Callable[..., float] | None = None  # (scores, pos): the metric it becomes as tau -> 0
     perfect: float = 1.0  # value as tau -> 0 when all positives lead
+    most: float = 1.0  # above which it never is
     # (scores, pos, weight) -> value of any scores in plain torch, at TAU, with what is a constant
     # of the gradient taken from the given scores; None where there is no such thing
     frozen: Callable[..., Callable[[Tensor], Tensor]] | None = None
@@ -128,7 +129,38 @@ def exact_pairwise(scores: np.ndarray, pos: np.ndarray) -> float:
     return float(least + (2 * standard - 1) * (max_fpr - least)) / max_fpr
 
 
+def exact_at(scores: np.ndarray, pos: np.ndarray, *, ks: tuple[int, ...], over: str) -> float:
+    """Positives among the first k."""
+    first, number = pos[np.argsort(-scores)], int(pos.sum())
+    each = {"k": lambda k: k, "positives": lambda k: number, "min": lambda k: min(k, number)}[over]
+    return float(np.mean([first[:k].sum() / each(k) for k in ks]))
+
+
+def frozen_at(scores, pos, weight, *, ks: tuple[int, ...], over: str) -> Threshold:
+    w, number = torch.where(pos, weight, 0.0), pos.sum(-1)
+    ordered, every = scores.sort(descending=True).values, torch.ones_like(pos)
+    middles = {k: (ordered[..., k - 1 : k] + ordered[..., k : k + 1]) / 2 for k in ks}
+    at = {k: moving(t, scores, every, TAU) for k, t in middles.items()}
+    of = {"k": lambda k: k, "positives": lambda k: number, "min": lambda k: number.clamp(max=k)}
+
+    def value(s: Tensor) -> Tensor:
+        means = {k: (w * torch.sigmoid((s - at[k](s)) / TAU)).sum(-1) / w.sum(-1) for k in ks}
+        return torch.stack([means[k] * number / of[over](k) for k in ks]).mean(0)
+
+    return value
+
+
+def of_places(ks: tuple[int, ...], over: str) -> dict[str, Any]:
+    forms = {"exact": exact_at, "frozen": frozen_at}
+    return {what: functools.partial(form, ks=ks, over=over) for what, form in forms.items()}
+
+
 MORE: dict[str, dict[str, Any]] = {
+    # Four positives lead in the test of what is perfect.
+    "precision_at_k": {**of_places((3,), "k"), "most": math.inf},
+    "recall_at_k": {**of_places((3,), "positives"), "perfect": 0.75},
+    "precision_at_k_min": {**of_places((2, 7), "min"), "most": math.inf},
+    "recall_at_k_min": {**of_places((2, 7), "min"), "most": math.inf},
     "smooth_ap": {"exact": lambda s, p: average_precision_score(p, s)},
     **{
         f"{name}_{how}": {"exact": exact, "frozen": functools.partial(frozen, threshold)}

@@ -44,6 +44,31 @@ def recall_at_quantile(
     return total / sum(w.values())
 
 
+def recall_at_k(scores, pos, tau, valid=None, weight=None, k=10, normalize="positives") -> float:
+    rows = [j for j in range(len(scores)) if valid is None or valid[j]]
+    positives = [j for j in rows if pos[j]]
+    w = {j: 1.0 if weight is None else float(weight[j]) for j in positives}
+    if not positives or sum(w.values()) == 0:
+        return 0.0
+    ordered = sorted((scores[j] for j in rows), reverse=True)
+    each = []
+    for place in [k] if isinstance(k, int) else k:
+        value = 1.0
+        if place < len(rows):
+            theta = (ordered[place - 1] + ordered[place]) / 2
+            total = sum(w[i] * sigmoid((scores[i] - theta) / tau) for i in positives)
+            value = total / sum(w.values())
+        if normalize != "positives":
+            over = place if normalize == "k" else min(place, len(positives))
+            value *= len(positives) / over
+        each.append(value)
+    return sum(each) / len(each)
+
+
+def precision_at_k(scores, pos, tau, valid=None, weight=None, k=10, normalize="k") -> float:
+    return recall_at_k(scores, pos, tau, valid, weight, k, normalize)
+
+
 def held_threshold(scores: Sequence[float], tau: float, total: float) -> float:
     """The threshold above which the soft steps of the scores sum to this total, by bisection."""
     low, high = min(scores) - 1e3 * tau, max(scores) + 1e3 * tau

@@ -1,13 +1,14 @@
 """The metrics: one file each, and the roll of those that have a loss."""
 
 from ._record import Example, Found, Metric, Option, examples, over_lists, table_row
+from .at_k import PRECISION_AT_K, RECALL_AT_K
 from .partial_auc import PARTIAL_AUC
 from .recall import RECALL
 from .smooth_ap import SMOOTH_AP
 
 __all__ = [
-    "METRICS", "PARTIAL_AUC", "RECALL", "SMOOTH_AP", "Example", "Found", "Metric", "Option",
-    "examples", "over_lists", "table_row",
+    "METRICS", "PARTIAL_AUC", "PRECISION_AT_K", "RECALL", "RECALL_AT_K", "SMOOTH_AP", "Example",
+    "Found", "Metric", "Option", "examples", "over_lists", "table_row",
 ]  # fmt: skip
 
-METRICS = (SMOOTH_AP, RECALL, PARTIAL_AUC)  # a new metric joins here
+METRICS = (SMOOTH_AP, RECALL, PARTIAL_AUC, PRECISION_AT_K, RECALL_AT_K)  # a new metric joins here

@@ -3,14 +3,23 @@
 from ._late import set_debug
 from ._pointwise import SigmoidFocalLoss, SoftmaxFocalLoss
 from ._queue import MemoryQueue
-from ._ranking import PAUCAtBudgetLoss, RankingLoss, RecallAtQuantileLoss, SmoothAPLoss
+from ._ranking import (
+    PAUCAtBudgetLoss,
+    PrecisionAtKLoss,
+    RankingLoss,
+    RecallAtKLoss,
+    RecallAtQuantileLoss,
+    SmoothAPLoss,
+)
 from ._wrapper import LossWarmupWrapper
 
 __all__ = [
     "LossWarmupWrapper",
     "MemoryQueue",
     "PAUCAtBudgetLoss",
+    "PrecisionAtKLoss",
     "RankingLoss",
+    "RecallAtKLoss",
     "RecallAtQuantileLoss",
     "SigmoidFocalLoss",
     "SmoothAPLoss",

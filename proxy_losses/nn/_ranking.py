@@ -26,7 +26,7 @@ from .._checks import (
 )
 from .._lists import NOTHING, Batch, Known, Pool
 from .._losses import REQUIRED, Arguments, Options
-from .._metrics import PARTIAL_AUC, RECALL, SMOOTH_AP
+from .._metrics import PARTIAL_AUC, PRECISION_AT_K, RECALL, RECALL_AT_K, SMOOTH_AP
 from .._metrics._record import Found, Metric, Option, Settings, check_settings, reads_of
 from ..distributed import default_group, group_name
 from . import _late
@@ -509,3 +509,9 @@ class RecallAtQuantileLoss(RankingLoss, metric=RECALL): ...
 
 
 class PAUCAtBudgetLoss(RankingLoss, metric=PARTIAL_AUC): ...
+
+
+class PrecisionAtKLoss(RankingLoss, metric=PRECISION_AT_K): ...
+
+
+class RecallAtKLoss(RankingLoss, metric=RECALL_AT_K): ...
