@@ -180,11 +180,15 @@ for _how in ("implicit", "none"):
 assert EXAMPLES["partial_auc_pairwise"].settings["beta"] == 0.5
 
 
+def of_value(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a value depends on."""
+    return {k: x for k, x in settings.items() if k != "threshold_grad"}
+
+
 def as_tested(name: str, example: Example) -> Metric:
     record, settings = example.metric, example.settings
     known = inspect.signature(record.defined).parameters
     options = {k: x for k, x in settings.items() if k in known}
-    formula = {k: x for k, x in settings.items() if k != "threshold_grad"}  # no value knows it
 
     def counts(scores, pos, valid, weight) -> Tensor:
         first = (scores, pos) if "scores" in known else (pos,)
@@ -193,7 +197,7 @@ def as_tested(name: str, example: Example) -> Metric:
     return Metric(
         name,
         functools.partial(record.function, **settings),
-        functools.partial(getattr(reference, record.name), **formula),
+        functools.partial(getattr(reference, record.name), **of_value(settings)),
         counts,
         record.needs_negative,
         record.own_spread,

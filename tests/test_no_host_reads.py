@@ -245,6 +245,9 @@ OPTIONS = [
     {"max_pool_size": 7},
     {"query_shape": (3, 4)},
     {"surrogate": "pairwise"},
+    {"threshold_grad": "implicit"},
+    {"threshold_grad": "none"},
+    {"k": (3, 500)},
 ]
 
 
