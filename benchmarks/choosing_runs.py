@@ -239,10 +239,11 @@ def _ranking(setting: Setting) -> Callable[..., Any]:
     unit = "spread" if setting.unit == "spread" else "score"
     if setting.loss == "ap":
         return partial(P.smooth_ap_loss, tau_unit=unit)
+    still = {"threshold_grad": "none"}  # as in the committed runs
     if setting.loss == "recall":
-        return partial(P.recall_at_quantile_loss, quantile=QUANTILE, tau_unit=unit)
+        return partial(P.recall_at_quantile_loss, quantile=QUANTILE, tau_unit=unit, **still)
     # its temperature always is in units of a spread
-    return partial(P.partial_auc_loss, beta=QUANTILE, surrogate=setting.loss)
+    return partial(P.partial_auc_loss, beta=QUANTILE, surrogate=setting.loss, **still)
 
 
 def recall_at_top(scores: Tensor, y: Tensor) -> Tensor:

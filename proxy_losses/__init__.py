@@ -18,11 +18,14 @@ from typing import Any
 from ._lists import QueryLists, RetrievalLists, query_lists, retrieval_lists
 from ._losses import (
     partial_auc_loss,
+    precision_at_k_loss,
+    recall_at_k_loss,
     recall_at_quantile_loss,
     smooth_ap_loss,
     smooth_auroc_loss,
     smooth_mrr_loss,
 )
+from ._metrics.at_k import precision_at_k, recall_at_k
 from ._metrics.focal import sigmoid_focal, softmax_focal
 from ._metrics.partial_auc import partial_auc, partial_auc_defined
 from ._metrics.recall import recall_at_quantile, recall_defined, recall_saturation
@@ -52,6 +55,8 @@ from .nn import (
     LossWarmupWrapper,
     MRRLoss,
     PAUCAtBudgetLoss,
+    PrecisionAtKLoss,
+    RecallAtKLoss,
     RecallAtQuantileLoss,
     SigmoidFocalLoss,
     SmoothAPLoss,
@@ -72,7 +77,9 @@ __all__ = [
     "QueryLists",
     "LossWarmupWrapper",
     "PAUCAtBudgetLoss",
+    "PrecisionAtKLoss",
     "QueueState",
+    "RecallAtKLoss",
     "RecallAtQuantileLoss",
     "RetrievalLists",
     "Schedule",
@@ -94,7 +101,11 @@ __all__ = [
     "partial_auc",
     "partial_auc_defined",
     "partial_auc_loss",
+    "precision_at_k",
+    "precision_at_k_loss",
     "queue_rows",
+    "recall_at_k",
+    "recall_at_k_loss",
     "recall_at_quantile",
     "recall_at_quantile_loss",
     "recall_defined",

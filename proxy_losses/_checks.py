@@ -20,6 +20,7 @@ POS_NUMERATORS = ("pool", "live")
 BUDGET_BASES = ("fpr", "population")
 DISTRIBUTED = ("gather", "shard")
 TEMPERATURE_UNITS = ("score", "spread")
+THRESHOLD_GRADS = ("implicit", "none")
 MAX_WEIGHT = 2.0**100  # so that the sum of a pool of weights is finite in float32
 TEMPERATURES = (1e-20, 1e20)  # float32 holds their products with any spread that is not 0
 
@@ -180,6 +181,15 @@ def check_flag(name: str, x: object, *, optional: bool = False) -> None:
     """Raise `TypeError` unless x is True, False, an integer in their place or, optionally, None."""
     if not isinstance(x, Integral) and not (optional and x is None):
         fail_type(name, "True or False", x)
+
+
+def check_places(name: str, k: Any) -> None:
+    """Raise unless k is an integer >= 1 or a sequence of such."""
+    many = k if isinstance(k, Sequence) and not isinstance(k, str) else [k]
+    if not many:
+        raise ValueError(f"{name} must be an integer >= 1 or a sequence of such, got {k!r}")
+    for each in many:
+        check_int(name, each, 1)
 
 
 def check_quantile(quantile: float) -> None:

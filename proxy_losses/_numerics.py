@@ -210,7 +210,7 @@ def step_means(
     Args:
         scores: [..., M]; rows without weight may hold anything.
         cleaned: the same by `clean_lists`.
-        knots: [..., K], without gradient; NaN poisons a list that counts.
+        knots: [..., K]; NaN poisons a list that counts.
         width: a number, or [] or [..., 1].
         weight: [..., M], of `positive_weight`.
         some: [..., 1] bool, lists that count; others give 0 with zero gradient, whatever they hold.
@@ -279,21 +279,78 @@ class _StepMeans(torch.autograd.Function):
         scores, knots, weight, some, steps, total = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again
 
-            def plain(s: Tensor) -> Tensor:
+            def plain(s: Tensor, at: Tensor) -> Tensor:
                 counted = (weight != 0) & some  # where a NaN shows
                 cleaned = torch.where(counted, s, 0.0)
-                return _plain_means(cleaned, knots, ctx.width, weight, some, "")
+                return _plain_means(cleaned, at, ctx.width, weight, some, "")
 
-            back: Tensor = torch.func.vjp(plain, scores)[1](grad)[0]
-            return back, None, None, None, None
+            return *torch.func.vjp(plain, scores, knots)[1](grad), None, None, None
         # Lists that do not count may have no width; in others that are broken the steps are NaN.
         count = steps.shape[-2]
         scale = (grad[..., None] / (total * ctx.width)).nan_to_num(0.0, 0.0, 0.0)[..., None]
         each = torch.ops.aten.sigmoid_backward(scale, steps)  # [..., K, M]
         back = each.squeeze(-2) if count == 1 else trapezoid(each.mT)
-        if weight.dtype != torch.bool:
-            back = back * weight
-        return back.sum_to_size(scores.shape), None, None, None, None
+        even, push = weight.dtype == torch.bool, None
+        back = back if even else back * weight
+        if ctx.needs_input_grad[1]:
+            push = -(each if even else each * weight[..., None, :]).sum(-1)
+            if count > 1:
+                push = push * trapezoid(torch.eye(count, dtype=push.dtype, device=push.device))
+            push = push.sum_to_size(knots.shape)
+        return back.sum_to_size(scores.shape), push, None, None, None
+
+
+# -- thresholds that follow the scores
+
+
+def with_implicit_grad(
+    thresholds: Tensor, cleaned: Tensor, among: Tensor | None, width: float | Tensor, some: Tensor,
+    name: str = "",
+) -> Tensor:  # fmt: skip
+    """Thresholds as they are, to the bit, with the gradient of soft quantiles.
+
+    A soft quantile holds ``sum_j sigmoid((s_j - theta) / width)`` over the rows that set it, so
+    ``d theta / d s_j`` is the slope of the step of row j over the sum of all slopes (implicit
+    function theorem; Kumar et al., "Implicit Rate-Constrained Optimization", ICML 2021). These
+    weights sum to one; they are constants of further derivatives.
+
+    Args:
+        thresholds: [..., K], without gradient.
+        cleaned: scores [..., M] by `clean_lists`.
+        among: [..., M] bool, rows that set the thresholds; None for all.
+        width: of the soft steps: a number, or [] or [..., 1]; a constant here.
+        some: [..., 1] bool, lists that count; others get no gradient, whatever they hold.
+        name: of the group of processes that hold the lists, "" for this one.
+
+    Returns:
+        [..., K].
+    """
+    if not name and plainly_eager() and not _is_derived(cleaned):
+        return thresholds
+    counted = (some if among is None else among & some)[..., None, :]
+    rows = cleaned[..., None, :]
+    if isinstance(width, Tensor):
+        width = width.detach()[..., None] if width.dim() else width.detach()
+    far = ((rows.detach() - thresholds.detach()[..., None]) / width).abs()
+    # Logarithms: slopes themselves vanish where no row is near.
+    slopes = (2.0 * torch.nn.functional.logsigmoid(far) - far).clamp(min=torch.finfo(far.dtype).min)
+    slopes = torch.where(counted, slopes, -math.inf)
+    if name:
+        top = largest_over_group(name, largest(slopes, -math.inf))[0].nan_to_num(neginf=0.0)
+        each = (slopes - top.to(slopes.dtype)).exp()
+        total = all_reduce(each.sum(-1, keepdim=True, dtype=torch.float64), "sum", name)
+        share = torch.where(counted, (each / total).to(each.dtype), 0.0)
+        moved = all_reduce_with_grad((share * rows).sum(-1, dtype=torch.float64), name)
+        moved = moved.to(cleaned.dtype)
+    else:
+        moved = (torch.where(counted, slopes.softmax(-1), 0.0) * rows).sum(-1)
+    return thresholds + (moved - moved.detach())
+
+
+def _is_derived(x: Tensor) -> bool:
+    """Whether a derivative may be asked of it, in plain eager code."""
+    forward = torch.autograd.forward_ad._current_level >= 0
+    return forward or (torch.is_grad_enabled() and x.requires_grad)
 
 
 # -- quantiles
@@ -388,6 +445,41 @@ def quantiles(
     return out
 
 
+def between_places(
+    scores: Tensor, places: Sequence[int], valid_mask: Tensor | None = None, name: str = ""
+) -> tuple[Tensor, Tensor]:
+    """Halfway between the scores at places k and k + 1 from the top, of the rows that count.
+
+    Args, but for places, K numbers >= 1: as in `quantiles`.
+
+    Returns:
+        ([..., K], without gradient, 0 where there is no place k + 1; [..., K] bool, where there is
+        one).
+    """
+    s, m = scores.detach(), scores.shape[-1]
+    if valid_mask is not None:
+        s, valid_mask = torch.broadcast_tensors(s, valid_mask)
+        count = valid_mask.sum(-1, keepdim=True)
+    else:
+        count = torch.full((*s.shape[:-1], 1), m, dtype=torch.int64, device=s.device)
+    count = all_reduce(count, "sum", name)
+    enough = torch.cat([count > k for k in places], -1)
+    if name or not size_known(m):
+        each = [(count - p).double() for k in places for p in (k, k + 1)]
+        levels = (torch.cat(each, -1) / (count - 1).clamp(min=1)).clamp(0.0, 1.0)
+        pairs = sharded_quantiles(s, levels, "nearest", valid_mask, name, exact=True)
+        upper, lower = pairs.unflatten(-1, (-1, 2)).unbind(-1)
+    else:
+        filled = s if valid_mask is None else torch.where(valid_mask, s, -math.inf)
+        top = filled.topk(min(max(places) + 1, m), -1).values
+        last = top.shape[-1]
+        if last <= max(places):  # whatever it holds
+            top = torch.nn.functional.pad(top, (0, max(places) + 1 - last))
+        upper = torch.cat([top[..., k - 1 : k] for k in places], -1)
+        lower = torch.cat([top[..., k : k + 1] for k in places], -1)
+    return torch.where(enough, 0.5 * upper + 0.5 * lower, 0.0), enough
+
+
 def sorted_quantiles(
     s: Tensor, levels: Sequence[float], interpolation: str, valid_mask: Tensor | None, *,
     exact: bool,
@@ -445,7 +537,7 @@ def _at_rank(ordered: Tensor, rank: Tensor, last: int | Tensor | None) -> Tensor
 
 def sharded_quantiles(
     scores: Tensor,
-    levels: Sequence[float],
+    levels: Sequence[float] | Tensor,
     interpolation: str,
     valid_mask: Tensor | None,
     name: str,
@@ -453,6 +545,8 @@ def sharded_quantiles(
     exact: bool = False,
 ) -> Tensor:
     """`quantiles` over the rows of all processes, without gathering scores.
+
+    Levels may be those of each list, [..., K] float64.
 
     Floats are ordered like integers of their bits. Digit by digit from the top, every rank counts
     its rows per value of the digit, the counts are summed, and each wanted rank descends into the
@@ -464,7 +558,11 @@ def sharded_quantiles(
     lists, m = s.shape[:-1], s.shape[-1]
     flat = lists.numel()
     valid = None if valid_mask is None else valid_mask.reshape(flat, m)
-    wanted = torch.stack([torch.full((), x, dtype=torch.float64, device=s.device) for x in levels])
+    if isinstance(levels, Tensor):
+        wanted = levels.reshape(flat, -1)
+    else:
+        each = [torch.full((), x, dtype=torch.float64, device=s.device) for x in levels]
+        wanted = torch.stack(each)
     out: Tensor = torch.ops.proxy_losses.sharded_quantiles(
         s.reshape(flat, m), valid, wanted, interpolation, exact, name
     )
@@ -507,12 +605,12 @@ def radix_quantiles(
     exact: bool,
     group: str,
 ) -> Tensor:
-    """[L, K] of scores [L, M], valid [L, M] and levels [K]."""
+    """[L, K] of scores [L, M], valid [L, M] and levels [K] or [L, K]."""
     lists, rows = scores.shape
     info = torch.iinfo(torch.int32 if scores.dtype == torch.float32 else torch.int64)
     levels = levels.to(scores.device)
     among = 1 if interpolation in ("lower", "higher", "nearest") else 2
-    (shift, bits), *others = digits(lists * levels.numel() * among, info.bits)
+    (shift, bits), *others = digits(lists * levels.shape[-1] * among, info.bits)
     half = 1 << (bits - 1)  # the first digit is signed
     own = scores.new_zeros((lists << bits) + 1, dtype=torch.int64)
     own[-1] = rows
@@ -578,7 +676,7 @@ def _candidates(
 
 register(
     "sharded_quantiles", radix_quantiles,
-    lambda scores, valid, levels, *how: scores.new_empty(scores.shape[0], levels.shape[0]),
+    lambda scores, valid, levels, *how: scores.new_empty(scores.shape[0], levels.shape[-1]),
 )  # fmt: skip
 
 

@@ -17,7 +17,9 @@ from proxy_losses._queue import NO_QUERY
 PAD, QUANTILE = -100, 0.3
 COMMON = {"num_classes": 1, "queue_size": 8, "temperature": 0.25}
 # "linear": quartiles of two negatives already differ, so batches may be small.
-SETTINGS = {"partial_auc": {"beta": 0.5, "interpolation": "linear"}}  # others: the first example
+SETTINGS = {  # others: the first example
+    "partial_auc": {"beta": 0.5, "interpolation": "linear", "threshold_grad": "implicit"}
+}
 
 
 def maker(metric: Metric) -> Callable[..., Any]:

@@ -36,6 +36,7 @@ class Metric(NamedTuple):
     exact: Callable[..., float] | None = None  # (scores, pos): the metric it becomes as tau -> 0
     perfect: float = 1.0  # value as tau -> 0 when all positives lead
     least: float = 0.0  # below which it never is
+    most: float = 1.0  # above which it never is
     # (scores, pos, weight) -> value of any scores in plain torch, at TAU, with what is a constant
     # of the gradient taken from the given scores; None where there is no such thing
     frozen: Callable[..., Callable[[Tensor], Tensor]] | None = None
@@ -53,10 +54,26 @@ def exact_recall(scores: np.ndarray, pos: np.ndarray) -> float:
     return float(((scores > theta) + 0.5 * (scores == theta))[pos].mean())
 
 
-def frozen_recall(scores: Tensor, pos: Tensor, weight: Tensor) -> Callable[[Tensor], Tensor]:
+Threshold = Callable[[Tensor], Tensor]  # [..., 1] of scores [..., M]
+
+
+def still(theta: Tensor, scores: Tensor, among: Tensor, tau: float | Tensor) -> Threshold:
+    """A threshold that is a constant."""
+    return lambda s: theta
+
+
+def moving(theta: Tensor, scores: Tensor, among: Tensor, tau: float | Tensor) -> Threshold:
+    """A threshold with the slopes of its rows, over their sum, as constant first derivatives."""
+    steps = torch.sigmoid((scores - theta) / tau)
+    slopes = torch.where(among, steps * (1 - steps), 0.0)
+    share = slopes / slopes.sum(-1, keepdim=True)
+    return lambda s: theta + (share * (s - scores)).sum(-1, keepdim=True)
+
+
+def frozen_recall(threshold, scores: Tensor, pos: Tensor, weight: Tensor) -> Threshold:
     theta = torch.quantile(scores, 1 - QUANTILE, dim=-1, keepdim=True, interpolation="higher")
-    w = torch.where(pos, weight, 0.0)
-    return lambda s: (w * torch.sigmoid((s - theta) / TAU)).sum(-1) / w.sum(-1)
+    at, w = threshold(theta, scores, torch.ones_like(pos), TAU), torch.where(pos, weight, 0.0)
+    return lambda s: (w * torch.sigmoid((s - at(s)) / TAU)).sum(-1) / w.sum(-1)
 
 
 def at_levels(scores: Tensor, among: Tensor, levels: list[float]) -> Tensor:
@@ -65,13 +82,14 @@ def at_levels(scores: Tensor, among: Tensor, levels: list[float]) -> Tensor:
     return torch.nanquantile(ranked, scores.new_tensor(levels), dim=-1, interpolation="higher")
 
 
-def frozen_trapezoid(scores: Tensor, pos: Tensor, weight: Tensor) -> Callable[[Tensor], Tensor]:
+def frozen_trapezoid(threshold, scores: Tensor, pos: Tensor, weight: Tensor) -> Threshold:
     low, high = at_levels(scores, ~pos, [0.25, 0.75])
     knots = at_levels(scores, ~pos, [0.875, 0.625, 0.375])
     temperature, w = TAU * (high - low)[..., None], torch.where(pos, weight, 0.0)
+    each = [threshold(t[..., None], scores, ~pos, temperature) for t in knots]
 
     def value(s: Tensor) -> Tensor:
-        above = torch.sigmoid((s - knots[..., None]) / temperature)
+        above = torch.stack([torch.sigmoid((s - at(s)) / temperature) for at in each])
         area = torch.trapezoid(above, dim=0) / (len(knots) - 1)
         return (w * area).sum(-1) / w.sum(-1)
 
@@ -112,19 +130,63 @@ def exact_pairwise(scores: np.ndarray, pos: np.ndarray) -> float:
     return float(least + (2 * standard - 1) * (max_fpr - least)) / max_fpr
 
 
+def exact_at(scores: np.ndarray, pos: np.ndarray, *, ks: tuple[int, ...], over: str) -> float:
+    """Positives among the first k."""
+    first, number = pos[np.argsort(-scores)], int(pos.sum())
+    each = {"k": lambda k: k, "positives": lambda k: number, "min": lambda k: min(k, number)}[over]
+    return float(np.mean([first[:k].sum() / each(k) for k in ks]))
+
+
+def frozen_at(scores, pos, weight, *, ks: tuple[int, ...], over: str) -> Threshold:
+    w, number = torch.where(pos, weight, 0.0), pos.sum(-1)
+    ordered, every = scores.sort(descending=True).values, torch.ones_like(pos)
+    middles = {k: (ordered[..., k - 1 : k] + ordered[..., k : k + 1]) / 2 for k in ks}
+    at = {k: moving(t, scores, every, TAU) for k, t in middles.items()}
+    of = {"k": lambda k: k, "positives": lambda k: number, "min": lambda k: number.clamp(max=k)}
+
+    def value(s: Tensor) -> Tensor:
+        means = {k: (w * torch.sigmoid((s - at[k](s)) / TAU)).sum(-1) / w.sum(-1) for k in ks}
+        return torch.stack([means[k] * number / of[over](k) for k in ks]).mean(0)
+
+    return value
+
+
+def of_places(ks: tuple[int, ...], over: str) -> dict[str, Any]:
+    forms = {"exact": exact_at, "frozen": frozen_at}
+    return {what: functools.partial(form, ks=ks, over=over) for what, form in forms.items()}
+
+
 MORE: dict[str, dict[str, Any]] = {
+    # Four positives lead in the test of what is perfect.
+    "precision_at_k": {**of_places((3,), "k"), "most": math.inf},
+    "recall_at_k": {**of_places((3,), "positives"), "perfect": 0.75},
+    "precision_at_k_min": {**of_places((2, 7), "min"), "most": math.inf},
+    "recall_at_k_min": {**of_places((2, 7), "min"), "most": math.inf},
     "smooth_ap": {"exact": lambda s, p: average_precision_score(p, s)},
     "smooth_auroc": {"exact": lambda s, p: roc_auc_score(p, s)},
     "smooth_auroc_logistic": {"least": -math.inf},
     "smooth_mrr": {"exact": lambda s, p: 1.0 / (1 + (s[~p] > s[p].max()).sum())},
-    "recall_at_quantile": {"exact": exact_recall, "frozen": frozen_recall},
-    "partial_auc": {"exact": exact_trapezoid, "frozen": frozen_trapezoid},
+    **{
+        f"{name}_{how}": {"exact": exact, "frozen": functools.partial(frozen, threshold)}
+        for how, threshold in {"implicit": moving, "none": still}.items()
+        for name, exact, frozen in (
+            ("recall_at_quantile", exact_recall, frozen_recall),
+            ("partial_auc", exact_trapezoid, frozen_trapezoid),
+        )
+    },
     "partial_auc_pairwise": {"exact": exact_pairwise, "frozen": frozen_pairwise},
 }
 # What these forms are written for; dyadic, so that levels and knots are exact in any order.
-assert EXAMPLES["recall_at_quantile"].settings == {"quantile": QUANTILE}
-assert EXAMPLES["partial_auc"].settings == {"alpha": 0.125, "beta": 0.625, "n_knots": 3}
+for _how in ("implicit", "none"):
+    _recall, _pauc = (EXAMPLES[f"{n}_{_how}"] for n in ("recall_at_quantile", "partial_auc"))
+    assert _recall.settings == {"quantile": QUANTILE, "threshold_grad": _how}
+    assert _pauc.settings.items() >= {"alpha": 0.125, "beta": 0.625, "n_knots": 3}.items()
 assert EXAMPLES["partial_auc_pairwise"].settings["beta"] == 0.5
+
+
+def of_value(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a value depends on."""
+    return {k: x for k, x in settings.items() if k != "threshold_grad"}
 
 
 def as_tested(name: str, example: Example) -> Metric:
@@ -139,7 +201,7 @@ def as_tested(name: str, example: Example) -> Metric:
     return Metric(
         name,
         functools.partial(record.function, **settings),
-        functools.partial(getattr(reference, record.name), **settings),
+        functools.partial(getattr(reference, record.name), **of_value(settings)),
         counts,
         record.needs_negative,
         record.own_spread,

@@ -80,6 +80,57 @@ def recall_at_quantile(
     return total / sum(w.values())
 
 
+def recall_at_k(scores, pos, tau, valid=None, weight=None, k=10, normalize="positives") -> float:
+    rows = [j for j in range(len(scores)) if valid is None or valid[j]]
+    positives = [j for j in rows if pos[j]]
+    w = {j: 1.0 if weight is None else float(weight[j]) for j in positives}
+    if not positives or sum(w.values()) == 0:
+        return 0.0
+    ordered = sorted((scores[j] for j in rows), reverse=True)
+    each = []
+    for place in [k] if isinstance(k, int) else k:
+        value = 1.0
+        if place < len(rows):
+            theta = (ordered[place - 1] + ordered[place]) / 2
+            total = sum(w[i] * sigmoid((scores[i] - theta) / tau) for i in positives)
+            value = total / sum(w.values())
+        if normalize != "positives":
+            over = place if normalize == "k" else min(place, len(positives))
+            value *= len(positives) / over
+        each.append(value)
+    return sum(each) / len(each)
+
+
+def precision_at_k(scores, pos, tau, valid=None, weight=None, k=10, normalize="k") -> float:
+    return recall_at_k(scores, pos, tau, valid, weight, k, normalize)
+
+
+def held_threshold(scores: Sequence[float], tau: float, total: float) -> float:
+    """The threshold above which the soft steps of the scores sum to this total, by bisection."""
+    low, high = min(scores) - 1e3 * tau, max(scores) + 1e3 * tau
+    for _ in range(200):
+        middle = (low + high) / 2
+        if math.fsum(sigmoid((s - middle) / tau) for s in scores) > total:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
+def held_recall(scores, pos, tau, theta, start, among, weight=None) -> float:
+    """Mean over positives of the soft step above a threshold.
+
+    It is theta where the scores are those of the start, and holds its sum of steps over the rows
+    among as they move.
+    """
+    total = math.fsum(sigmoid((start[j] - theta) / tau) for j in among)
+    at = held_threshold([scores[j] for j in among], tau, total)
+    positives = [i for i in range(len(scores)) if pos[i]]
+    w = [1.0 if weight is None else float(weight[i]) for i in positives]
+    steps = (sigmoid((scores[i] - at) / tau) for i in positives)
+    return math.fsum(a * x for a, x in zip(w, steps, strict=True)) / sum(w)
+
+
 def quantile(values: Sequence[float], level: float, interpolation: str) -> float:
     """As defined by torch: the order statistic at rank level * (n - 1), counted from 0."""
     ordered = sorted(values)

@@ -108,10 +108,21 @@ def recall(pool: Pool, method: str, group: Any) -> Tensor:
                                 sample_weight=pool.weight)  # fmt: skip
 
 
+def trapezoid(pool: Pool, method: str, group: Any) -> Tensor:
+    return P.partial_auc(pool.scores, pool.pos, pool.tau, beta=0.4, n_knots=3, group=group,
+                         interpolation="linear", valid_mask=pool.valid,
+                         sample_weight=pool.weight)  # fmt: skip
+
+
+def at_k(pool: Pool, method: str, group: Any) -> Tensor:
+    return P.recall_at_k(pool.scores, pool.pos, pool.tau, k=(3, 10), group=group, normalize="min",
+                         valid_mask=pool.valid, sample_weight=pool.weight)  # fmt: skip
+
+
 LOCAL = {"sums": sums, "ranks": ranks, "softplus": softplus}  # values at the rows of each rank
 SHARED = {  # alike on all ranks
-    "precision": precision, "smooth_ap": smooth_ap, "recall": recall, "mrr": mrr,
-    "auroc": auroc("sigmoid"), "logistic": auroc("logistic"),
+    "precision": precision, "smooth_ap": smooth_ap, "recall": recall, "trapezoid": trapezoid,
+    "at_k": at_k, "mrr": mrr, "auroc": auroc("sigmoid"), "logistic": auroc("logistic"),
 }  # fmt: skip
 ASKED: dict[str, Callable[[Pool, str, Any], Tensor]] = {**LOCAL, **SHARED}
 
@@ -209,8 +220,12 @@ def train(cuts: Sequence[int], rank: int | None, group: Any, *, compiled: bool =
     def loss_of(scores: Tensor, tau: Tensor) -> Tensor:
         extra = {"valid_mask": pool.valid[0], "group": group}
         ap = P.smooth_ap(scores, pool.pos[0], tau, sample_weight=pool.weight[0], **extra)
-        top = P.recall_at_quantile(scores, pool.pos[0], tau, quantile=0.2, **extra)
-        return 2.0 - ap - top
+        # A threshold that moves with the scores leaves no gradient to a bias.
+        top = P.recall_at_quantile(
+            scores, pool.pos[0], tau, quantile=0.2, threshold_grad="none", **extra
+        )
+        first = P.recall_at_k(scores, pool.pos[0], tau, k=5, **extra)
+        return 3.0 - ap - top - first
 
     loss = (torch.compile(loss_of, fullgraph=True) if compiled else loss_of)(*model(x))
     loss.backward()

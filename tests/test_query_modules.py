@@ -170,7 +170,7 @@ class Pair(Sequence):
     "pair",
     [(4, 8), [4, 8], torch.Size((4, 8)), torch.tensor([4, 8]), np.array([4, 8]),
      (np.int64(4), np.int32(8)), Pair(4, 8)],
-    ids=repr,
+    ids=lambda pair: type(pair).__name__,
 )  # fmt: skip
 def test_any_pair_is_a_shape(pair):
     module = P.SmoothAPLoss(1, queue_size=8, query_shape=pair)

@@ -96,7 +96,7 @@ def test_signatures_are_explicit(metric):
     }
     for o in metric.options:
         assert keywords[o.name].default == o.default
-        assert inspect.signature(cls).parameters[o.attribute].default == o.default
+        assert inspect.signature(cls).parameters[o.attribute].default == o.of_module.default
         assert f"    {o.name}: " in loss.__doc__
         assert f"    {o.attribute}: " in cls.__doc__
     for name in keywords:

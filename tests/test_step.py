@@ -10,13 +10,13 @@ import torch
 import proxy_losses as P
 
 from . import reference
-from .metrics import EXAMPLES, lists
+from .metrics import EXAMPLES, lists, of_value
 
 TIGHT = {"rtol": 1e-12, "atol": 1e-14}
 LOSSES = {  # name -> (loss function, reference of a list, settings)
     name: (
         getattr(P, f"{example.metric.name}_loss"),
-        functools.partial(getattr(reference, example.metric.name), **example.settings),
+        functools.partial(getattr(reference, example.metric.name), **of_value(example.settings)),
         example.settings,
     )
     for name, example in EXAMPLES.items()

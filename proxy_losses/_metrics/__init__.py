@@ -1,6 +1,7 @@
 """The metrics: one file each, and the roll of those that have a loss."""
 
 from ._record import Example, Found, Metric, Option, examples, over_lists, table_row
+from .at_k import PRECISION_AT_K, RECALL_AT_K
 from .partial_auc import PARTIAL_AUC
 from .recall import RECALL
 from .smooth_ap import SMOOTH_AP
@@ -8,8 +9,9 @@ from .smooth_auroc import AUROC
 from .smooth_mrr import MRR
 
 __all__ = [
-    "AUROC", "METRICS", "MRR", "PARTIAL_AUC", "RECALL", "SMOOTH_AP", "Example", "Found", "Metric",
-    "Option", "examples", "over_lists", "table_row",
+    "AUROC", "METRICS", "MRR", "PARTIAL_AUC", "PRECISION_AT_K", "RECALL", "RECALL_AT_K",
+    "SMOOTH_AP", "Example", "Found", "Metric", "Option", "examples", "over_lists", "table_row",
 ]  # fmt: skip
 
-METRICS = (SMOOTH_AP, RECALL, PARTIAL_AUC, AUROC, MRR)  # a new metric joins here
+# A new metric joins here.
+METRICS = (SMOOTH_AP, RECALL, PARTIAL_AUC, PRECISION_AT_K, RECALL_AT_K, AUROC, MRR)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from .. import _numerics as num
-from .._checks import check_choice
+from .._checks import THRESHOLD_GRADS, check_choice
 from .._ranks import How, Lists, default_rtol
 
 Settings = Mapping[str, Any]  # option name -> value
@@ -41,11 +41,30 @@ class Option(NamedTuple):
     published: str = ""  # its name in the published constructor, where that differs
     late: bool = False  # published constructors have it after gather_distributed
     choices: tuple[str, ...] = ()  # all that it may be
+    keyword: bool = False  # constructors take it by keyword alone
+    kept: Any = ...  # its default in the published constructor, where that differs
 
     @property
     def attribute(self) -> str:
         """Its name as an argument and attribute of the module."""
         return self.published or self.name
+
+    @property
+    def of_module(self) -> Option:
+        """The option as the constructor has it."""
+        return self._replace(
+            name=self.attribute, default=self.default if self.kept is ... else self.kept
+        )
+
+
+THRESHOLD_GRAD = Option(
+    "threshold_grad", "implicit", "str",
+    '"implicit": the threshold moves with the scores that set it, so what pulls positives up '
+    "pushes these down, and the gradient sums to zero over the rows; "
+    '"none": the threshold is a constant of the gradient, and only positives get one. The value is '
+    "the same.",
+    choices=THRESHOLD_GRADS, keyword=True,
+)  # fmt: skip
 
 
 class Metric(NamedTuple):

@@ -21,7 +21,7 @@ from .._checks import (
 )
 from .._ranks import How, Lists, pairs_won, sigmoid_sums
 from ..distributed import all_reduce, group_name
-from ._record import Found, Metric, Option, Settings, check_settings
+from ._record import THRESHOLD_GRAD, Found, Metric, Option, Settings, check_settings
 
 if TYPE_CHECKING:
     from ..distributed import ProcessGroup
@@ -40,6 +40,7 @@ def partial_auc(
     pos_numerator: str = "pool",
     budget_basis: str = "fpr",
     interpolation: str = "higher",
+    threshold_grad: str = "implicit",
     iid_mask: Tensor | None = None,
     live_mask: Tensor | None = None,
     valid_mask: Tensor | None = None,
@@ -50,11 +51,13 @@ def partial_auc(
     r"""Smooth partial AUC over the false-positive rates [alpha, beta], in [0, 1]; larger is better.
 
     The reference is the iid negatives; ``t(f)`` is their (1 - f) quantile and ``T`` is tau times
-    their spread, both constants of the gradient.
+    their spread, a constant of the gradient.
 
     - trapezoid: the mean over n_knots false-positive rates f_k, evenly spaced over the band with
-      the ends counted half, of ``mean over positives i of sigmoid((s_i - t(f_k)) / T)``. Only
-      positives get a gradient.
+      the ends counted half, of ``mean over positives i of sigmoid((s_i - t(f_k)) / T)``. In the
+      gradient each t(f_k) moves with the reference scores around it, as if it held
+      ``sum_j sigmoid((s_j - t) / T)`` over the reference: ``d t / d s_j`` is the slope of step j
+      over the sum of slopes.
     - pairwise: the mean over positives i and negatives j with ``t(beta) <= s_j <= t(alpha)`` of
       ``sigmoid((s_i - s_j) / T)``. Both get a gradient; near-linear in M.
 
@@ -80,6 +83,11 @@ def partial_auc(
         budget_basis: the reference: "fpr" for the iid negatives, "population" for all iid rows,
             which makes beta a share of alerts.
         interpolation: as in `torch.quantile`.
+        threshold_grad: of the trapezoid: "implicit" for the gradient above, with "live" over the
+            reference rows of live_mask alone, so that pull and push balance there; "none" for
+            thresholds that are constants of the gradient: then only positives get one, nothing
+            holds the other scores down, and training needs a share of cross-entropy. The value is
+            the same.
         iid_mask: [..., M] bool, rows drawn as they come, which may set the band; None means all.
         live_mask: [..., M] bool, rows of the present batch; None means all.
         valid_mask: [..., M] bool, rows that count; None means all.
@@ -92,7 +100,8 @@ def partial_auc(
         [...] in the dtype of scores (float32 for half input). 0 with zero gradient for a list
         without a positive in the numerator (of weight > 0), without iid negatives, with an empty
         band (pairwise), or whose reference scores do not spread; `partial_auc_defined` tells
-        which. A non-finite valid score gives NaN, and so does a tensor tau that is not > 0.
+        which. A non-finite valid score gives NaN, and so does a tensor tau that is not > 0. A
+        second derivative takes the slopes of the thresholds as constants.
 
     Raises:
         TypeError: wrong dtypes.
@@ -106,12 +115,13 @@ def partial_auc(
         tensor(0.5000)
 
     Reference: McClish, "Analyzing a Portion of the ROC Curve", Medical Decision Making 1989; as a
-    training objective Narasimhan and Agarwal, ICML 2013.
+    training objective Narasimhan and Agarwal, ICML 2013; the gradient of the thresholds: Kumar et
+    al., "Implicit Rate-Constrained Optimization of Non-decomposable Objectives", ICML 2021.
     """
     lists = Lists(scores, pos_mask, valid_mask, sample_weight, iid_mask, live_mask)
     settings = _settings(
         alpha, beta, surrogate, n_knots=n_knots, tau_scale=tau_scale, pos_numerator=pos_numerator,
-        budget_basis=budget_basis, interpolation=interpolation,
+        budget_basis=budget_basis, interpolation=interpolation, threshold_grad=threshold_grad,
     )  # fmt: skip
     return _checked(lists, tau, settings, How(rtol, group=group)).value
 
@@ -168,7 +178,7 @@ def partial_auc_defined(
     masks = valid_mask, sample_weight, iid_mask, live_mask
     settings = _settings(
         alpha, beta, surrogate, n_knots=2, tau_scale=tau_scale, pos_numerator=pos_numerator,
-        budget_basis=budget_basis, interpolation=interpolation,
+        budget_basis=budget_basis, interpolation=interpolation, threshold_grad="none",
     )  # fmt: skip
     return _checked(Lists(scores.detach(), pos_mask, *masks), 1.0, settings, How()).defined
 
@@ -233,6 +243,10 @@ def _evaluate(
     temperature = num.lift_tau(tau, scores, name) * torch.where(counts, scale, 1.0)
     if settings["surrogate"] == "trapezoid":
         knots = found[..., : len(levels)]
+        if settings["threshold_grad"] == "implicit":
+            if settings["pos_numerator"] == "live" and live is not None:
+                among = among & live  # stored rows would take the push that balances the pull
+            knots = num.with_implicit_grad(knots, cleaned, among, temperature, counts, name)
         mean = num.step_means(scores, cleaned, knots, temperature, weight, counts, name)
         each = mean
         if stats:
@@ -301,7 +315,7 @@ PARTIAL_AUC = Metric(
         ),
         Option(
             "surrogate", "trapezoid", "str",
-            '"trapezoid" (gradient to positives) or "pairwise" (and to the band\'s negatives).',
+            '"trapezoid" (thresholds at a few rates) or "pairwise" (every negative of the band).',
             choices=SURROGATES,
         ),
         Option("n_knots", 2, "int", "false-positive rates of the trapezoid, >= 2."),
@@ -324,21 +338,25 @@ PARTIAL_AUC = Metric(
             "interpolation", "higher", "str", "as in `torch.quantile`.",
             published="quantile_interpolation", late=True, choices=INTERPOLATIONS,
         ),
+        THRESHOLD_GRAD._replace(kept="none", text=f"of the trapezoid. {THRESHOLD_GRAD.text}"),
     ),
     check=lambda s: check_band(s["alpha"], s["beta"], s["n_knots"]),
     reads=lambda settings: ("iid", "live") if settings["pos_numerator"] == "live" else ("iid",),
     temperature=0.1,
     own_spread=True,
     examples=(
-        {"alpha": 0.125, "beta": 0.625, "n_knots": 3},
+        {"alpha": 0.125, "beta": 0.625, "n_knots": 3, "threshold_grad": "implicit"},
+        {"alpha": 0.125, "beta": 0.625, "n_knots": 3, "threshold_grad": "none"},
         {"alpha": 0.0, "beta": 0.5, "surrogate": "pairwise"},
     ),
     table="partial AUC up to a false-positive budget",
     shown="beta",
     note=(
-        "Every class has its own band and temperature, read off its iid negatives. With the "
-        "trapezoid only positives get a gradient, so nothing holds the other scores down: train "
-        "with a share of cross-entropy, as with final_main_weight=0.75 of `LossWarmupWrapper`."
+        "Every class has its own band and temperature, read off its iid negatives. Give the "
+        'trapezoid threshold_grad="implicit" in new code. The default is "none", as published: '
+        "only positives get a gradient then, nothing holds the others down, logits run away, and "
+        "without a share of cross-entropy (final_main_weight=0.75 of `LossWarmupWrapper`, or less) "
+        "the loss does worse than cross-entropy alone."
     ),
     diagnostics=(
         "t_alpha and t_beta, the ends of the band; tau_eff, the temperature in units of the "

@@ -11,7 +11,15 @@ from .. import _numerics as num
 from .._checks import INTERPOLATIONS, check_lists, check_quantile, check_tau
 from .._ranks import How, Lists
 from ..distributed import group_name
-from ._record import Found, Metric, Option, Settings, check_settings, over_lists
+from ._record import (
+    THRESHOLD_GRAD,
+    Found,
+    Metric,
+    Option,
+    Settings,
+    check_settings,
+    over_lists,
+)
 
 if TYPE_CHECKING:
     from ..distributed import ProcessGroup
@@ -40,14 +48,17 @@ def recall_defined(
 
 def recall_at_quantile(
     scores: Tensor, pos_mask: Tensor, tau: float | Tensor, *, quantile: float = 0.005,
-    interpolation: str = "higher", valid_mask: Tensor | None = None,
-    sample_weight: Tensor | None = None, group: ProcessGroup | None = None,
+    interpolation: str = "higher", threshold_grad: str = "implicit",
+    valid_mask: Tensor | None = None, sample_weight: Tensor | None = None,
+    group: ProcessGroup | None = None,
 ) -> Tensor:  # fmt: skip
     r"""Smooth recall among the top fraction `quantile` of the scores, in [0, 1]; larger is better.
 
-    ``theta`` is the (1 - quantile) quantile of all valid scores, a constant of the gradient;
-    ``recall = mean over positives i of sigmoid((s_i - theta) / tau)``. Only positives get a
-    gradient.
+    ``theta`` is the (1 - quantile) quantile of all valid scores, and
+    ``recall = mean over positives i of sigmoid((s_i - theta) / tau)``. In the gradient theta moves
+    with the scores around it, as if it held ``sum_j sigmoid((s_j - theta) / tau)`` over the valid
+    rows: ``d theta / d s_j`` is the slope of step j over the sum of slopes. So whatever pulls
+    positives up pushes the rows at the threshold down, and shifting all scores changes nothing.
 
     Args:
         scores: [..., M] floating; lists on the last axis, leading axes are a batch. Half
@@ -60,6 +71,9 @@ def recall_at_quantile(
         interpolation: "linear", "lower", "higher", "midpoint" or "nearest", as in
             `torch.quantile`, whose value this equals wherever that function works; there is no
             limit on M here.
+        threshold_grad: "implicit" for the gradient above; "none" for a theta that is a constant of
+            the gradient: then only positives get one, nothing holds the other scores down, and
+            training needs a share of cross-entropy. The value is the same.
         valid_mask: [..., M] bool, rows that count; None means all.
         sample_weight: [..., M] floating >= 0, weights of the mean over positives; the threshold
             is never weighted.
@@ -69,12 +83,12 @@ def recall_at_quantile(
         [...] in the dtype of scores (float32 for half input). A list without positives, or with
         zero weight on all of them, gives 0 with zero gradient (`recall_defined` tells which); one
         without negatives counts. A non-finite valid score gives NaN, and so does a tensor tau that
-        is not > 0.
+        is not > 0. A second derivative takes the slopes as constants.
 
     Raises:
         TypeError: wrong dtypes.
-        ValueError: shapes that do not fit, tau, quantile or interpolation out of range, a group
-            without this process.
+        ValueError: shapes that do not fit, tau, quantile, interpolation or threshold_grad out of
+            range, a group without this process.
 
     Example:
         >>> scores = torch.arange(100.0)
@@ -85,10 +99,11 @@ def recall_at_quantile(
         The row on the threshold counts half.
 
     Reference: the surrogate of Boyd et al., "Accuracy at the Top", NeurIPS 2012, with a sigmoid in
-    place of the hinge.
+    place of the hinge; the gradient of the threshold: Kumar et al., "Implicit Rate-Constrained
+    Optimization of Non-decomposable Objectives", ICML 2021.
     """
     lists = Lists(scores, pos_mask, valid_mask, sample_weight)
-    return _checked(lists, tau, quantile, interpolation, group).value
+    return _checked(lists, tau, quantile, interpolation, group, threshold_grad).value
 
 
 def recall_saturation(
@@ -130,9 +145,11 @@ def recall_saturation(
 
 def _checked(
     lists: Lists, tau: float | Tensor, quantile: float, interpolation: str,
-    group: ProcessGroup | None, *, stats: bool = False,
+    group: ProcessGroup | None, threshold_grad: str = "none", *, stats: bool = False,
 ) -> Found:  # fmt: skip
-    settings = {"quantile": quantile, "interpolation": interpolation}
+    settings = {
+        "quantile": quantile, "interpolation": interpolation, "threshold_grad": threshold_grad
+    }  # fmt: skip
     check_settings(RECALL, settings)
     check_tau(tau, check_lists(*lists[:4])[:-1])
     return over_lists(RECALL, lists, tau, settings, How(group=group), stats=stats)
@@ -149,8 +166,11 @@ def _evaluate(
     weight, some = num.positive_weight(pos, given, scores.dtype, name)
     cleaned, broken = num.clean_lists(scores, valid, some, name)
     levels = (1.0 - settings["quantile"],)
-    theta = num.quantiles(scores, levels, settings["interpolation"], valid, name) + broken
+    theta = num.quantiles(scores, levels, settings["interpolation"], valid, name)
     width = num.lift_tau(tau, scores, name)
+    if settings["threshold_grad"] == "implicit":
+        theta = num.with_implicit_grad(theta, cleaned, valid, width, some, name)
+    theta = theta + broken
     mean = num.step_means(scores, cleaned, theta, width, weight, some, name)
     found = Found(mean, some[..., 0], {})
     if not stats:
@@ -176,17 +196,23 @@ RECALL = Metric(
             "interpolation", "higher", "str", "as in `torch.quantile`.",
             published="quantile_interpolation", late=True, choices=INTERPOLATIONS,
         ),
+        THRESHOLD_GRAD._replace(kept="none"),
     ),
     check=lambda settings: check_quantile(settings["quantile"]),
     needs_negative=False,
-    examples=({"quantile": 0.3},),
+    examples=(
+        {"quantile": 0.3, "threshold_grad": "implicit"},
+        {"quantile": 0.3, "threshold_grad": "none"},
+    ),
     checks_ids=True,
     table="recall in the top fraction",
     shown="quantile",
     counts="have positives",
     note=(
-        "Only positives get a gradient, so nothing holds the other scores down: train with a share "
-        "of cross-entropy, as with final_main_weight=0.75 of `LossWarmupWrapper`."
+        'Give it threshold_grad="implicit" in new code. The default is "none", as published: only '
+        "positives get a gradient then, nothing holds the other scores down, logits run away, and "
+        "without a share of cross-entropy (final_main_weight=0.75 of `LossWarmupWrapper`, or less) "
+        "the loss does worse than cross-entropy alone."
     ),
     diagnostics=(
         "saturation, the share of positives whose rank has numerically no gradient "

@@ -27,7 +27,7 @@ from .._checks import (
 )
 from .._lists import NOTHING, Batch, Known, Pool
 from .._losses import REQUIRED, Arguments, Options
-from .._metrics import AUROC, MRR, PARTIAL_AUC, RECALL, SMOOTH_AP
+from .._metrics import AUROC, MRR, PARTIAL_AUC, PRECISION_AT_K, RECALL, RECALL_AT_K, SMOOTH_AP
 from .._metrics._record import Found, Metric, Option, Settings, check_settings, reads_of
 from .._numerics import lift
 from .._old_names import takes_old_names
@@ -594,7 +594,7 @@ class RankingLoss(PublishedNames, BatchLoss):
 def _arguments(metric: Metric) -> Arguments:
     """Arguments of the constructor, in the published order."""
     unit = "that spread" if metric.own_spread else "the logits"
-    own = [o._replace(name=o.attribute) for o in metric.options]
+    own = [o.of_module for o in metric.options if not o.keyword]
     positional = [
         Option("num_classes", REQUIRED, "int",
                "C; 1 for binary, with targets in {0, 1}."),
@@ -630,7 +630,8 @@ def _arguments(metric: Metric) -> Arguments:
                "where each keeps its rows and a queue of its own, only sums travel, and the loss "
                "is the same exact one of the whole pool (see the README)."),
     ]  # fmt: skip
-    return positional, ours[metric.own_spread :]
+    named = [o.of_module for o in metric.options if o.keyword]
+    return positional, [*named, *ours[metric.own_spread :]]
 
 
 def _document(metric: Metric) -> str:
@@ -685,6 +686,12 @@ class RecallAtQuantileLoss(RankingLoss, metric=RECALL): ...
 
 
 class PAUCAtBudgetLoss(RankingLoss, metric=PARTIAL_AUC): ...
+
+
+class PrecisionAtKLoss(RankingLoss, metric=PRECISION_AT_K): ...
+
+
+class RecallAtKLoss(RankingLoss, metric=RECALL_AT_K): ...
 
 
 class AUROCLoss(RankingLoss, metric=AUROC): ...
