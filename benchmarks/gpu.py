@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from . import harness, report
-from .figures import BLUE, GREY, ORANGE, milliseconds, new_figure, tidy
+from .figures import BLUE, GREEN, GREY, ORANGE, milliseconds, new_figure, tidy
 from .harness import OURS, Case, Fn, Skip, Suite
 from .losses import KINDS, batches
 from .ranks import LISTS, SORT
@@ -262,9 +262,9 @@ def draw(written: Report, path: Path) -> None:
                     found.setdefault(name, []).append(
                         (case["sizes"]["rows"], 1e3 * entry["median_s"])
                     )
-    colours = {OURS: BLUE, SIX_LINES: ORANGE, SORT: GREY}
+    colours = {OURS: BLUE, SIX_LINES: ORANGE, SORT: GREY, PEER: GREEN}
     for name, points in found.items():
-        ax.plot(*zip(*points, strict=True), marker="o", color=colours.get(name), label=name)
+        ax.plot(*zip(*points, strict=True), marker="o", color=colours[name], label=name)
     ax.set_xscale("log")
     ax.set_yscale("log")
     milliseconds(ax)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import proxy_losses
-from benchmarks import harness, losses, rank_figures, ranks, reads, report, smooth_ap
+from benchmarks import gpu, harness, losses, rank_figures, ranks, reads, report, smooth_ap
 from benchmarks.harness import Case, Skip
 from benchmarks.report import Goal
 
@@ -213,3 +213,19 @@ def test_reads_of_every_function_and_module(tmp_path, capsys):
     for parts in found.values():
         assert all(n > 0 for kinds in parts.values() for n in kinds.values())
     assert "soft_ranks, 16,000 rows: backward" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmark_runs_without_one(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(harness, "MIN_SAMPLE_S", 1e-6)
+    out = tmp_path / "gpu.json"
+    assert gpu.main(["--quick", "--device", "cpu", "--out", str(out)]) == 0
+    cases = json.loads(out.read_text())["cases"]
+    kinds = {case["name"].partition(",")[0] for case in cases}
+    assert {"eager", "replay", "SmoothAPLoss", "RecallAtQuantileLoss", "PAUCAtBudgetLoss"} <= kinds
+    assert all(case["goal"] for case in cases)
+    assert out.with_suffix(".png").stat().st_size > 5000
+    if not torch.cuda.is_available():
+        with pytest.raises(SystemExit, match="no GPU here"):
+            gpu.main(["--quick"])
+    capsys.readouterr()
