@@ -66,6 +66,9 @@ def test_quick_run(tmp_path, capsys):
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
+STILL = {"threshold_grad": "none"}
+
+
 def alone(world, arm, data, seed):
     """Scores of the rows learnt from, of one model trained in a plain loop."""
     x, y = (part[seed] for part in data.learnt)
@@ -93,8 +96,8 @@ def alone(world, arm, data, seed):
                 tau = tau * choosing_runs.DECAY ** (0.5 - done)
             ranking, options = {
                 "ap": (P.smooth_ap_loss, {"tau_unit": unit}),
-                "recall": (P.recall_at_quantile_loss, {"tau_unit": unit}),
-            }.get(arm.loss, (P.partial_auc_loss, {"surrogate": arm.loss}))
+                "recall": (P.recall_at_quantile_loss, {"tau_unit": unit, **STILL}),
+            }.get(arm.loss, (P.partial_auc_loss, {"surrogate": arm.loss, **STILL}))
             ranked, queue = ranking(scores[:, None], pos.long(), queue, tau, **options)
             weight = P.blend_weight(step, schedule).float()
             if weight > 0:

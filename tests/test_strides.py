@@ -130,6 +130,12 @@ RANKING: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     "partial_auc pairwise": lambda s, p, v, w, iid, live, t: P.partial_auc(
         s, p, t, beta=0.4, surrogate="pairwise", valid_mask=v, sample_weight=w, iid_mask=iid,
     ),
+    "precision_at_k": lambda s, p, v, w, iid, live, t: P.precision_at_k(
+        s, p, t, k=(2, 9), valid_mask=v, sample_weight=w
+    ),
+    "recall_at_k": lambda s, p, v, w, iid, live, t: P.recall_at_k(
+        s, p, t, k=5, valid_mask=v, sample_weight=w
+    ),
     "soft_ranks": lambda s, p, v, w, iid, live, t: P.soft_ranks(s, p, t, valid_mask=v),
     "soft_ranks dense": lambda s, p, v, w, iid, live, t: P.soft_ranks(
         s, p & iid, t, method="dense"
@@ -232,11 +238,15 @@ MODULES: dict[str, Callable] = {
     "PAUCAtBudgetLoss": loss_call(P.PAUCAtBudgetLoss, beta=0.4),
     "AUROCLoss": loss_call(P.AUROCLoss, surrogate="logistic"),
     "MRRLoss": loss_call(P.MRRLoss),
+    "PrecisionAtKLoss": loss_call(P.PrecisionAtKLoss, k=5),
+    "RecallAtKLoss": loss_call(P.RecallAtKLoss, k=5),
     "smooth_ap_loss": function_call(P.smooth_ap_loss),
     "smooth_auroc_loss": function_call(P.smooth_auroc_loss),
     "smooth_mrr_loss": function_call(P.smooth_mrr_loss),
     "recall_at_quantile_loss": function_call(P.recall_at_quantile_loss, quantile=0.2),
     "partial_auc_loss": function_call(P.partial_auc_loss, beta=0.4),
+    "precision_at_k_loss": function_call(P.precision_at_k_loss, k=5),
+    "recall_at_k_loss": function_call(P.recall_at_k_loss, k=5),
     "SigmoidFocalLoss": lambda s, p, v, w, iid, live, t: P.SigmoidFocalLoss()(
         s.mT, p.mT.to(s.dtype), sample_weight=w.mT.detach()
     ),
