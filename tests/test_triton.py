@@ -78,7 +78,7 @@ SHAPES = ("normal", "ties", "clump", "outliers", "shifted", "constant")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("method", ["dense", "grid"])
-@pytest.mark.parametrize(("lists", "rows"), [(1, 3), (2, 41), (1, 130)])
+@pytest.mark.parametrize(("lists", "rows"), [(1, 3), (2, 25), (1, 130)])
 def test_means_are_those_of_brute_force(
     method: str, shape: str, dtype: torch.dtype, lists: int, rows: int
 ) -> None:
