@@ -13,7 +13,7 @@ import torch
 import proxy_losses as P
 from proxy_losses import _lists
 
-from .makers import FUNCTIONS, PAD, every_loss, pauc, warned
+from .makers import FUNCTIONS, PAD, every_loss, pauc, same_rows, warned
 from .test_query_loss import SHAPE, queries
 
 every_shape = pytest.mark.parametrize("shape", [None, SHAPE])
@@ -36,7 +36,7 @@ def test_is_the_functional_form_with_a_memory(make, shape):
         loss = module(*rows, **extras)
         want, queue = FUNCTIONS[make](*rows, queue, 0.25, query_shape=shape, **extras)
         assert torch.equal(loss, want)
-        assert all(map(torch.equal, module._queue.state, queue))
+        assert same_rows(module, queue)
 
 
 @every_loss

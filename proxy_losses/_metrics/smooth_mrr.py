@@ -116,7 +116,7 @@ def _evaluate(
     cleaned, broken = num.clean_lists(scores, valid, some, name)
     width = num.lift_tau(tau, scores, name)
     if isinstance(width, Tensor):  # the sums see all lists
-        width = torch.where(some, width, 1.0)
+        width = torch.where(some, width, 1.0).to(scores.dtype)
     rank, _ = _first_rank(cleaned, negative, weight, some, width, name)
     value = torch.where(some, rank.reciprocal().to(scores.dtype) + broken, 0.0)[..., 0]
     found = Found(value, some[..., 0], {})

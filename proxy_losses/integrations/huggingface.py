@@ -139,7 +139,7 @@ class LossScheduleCallback(TrainerCallback):
     The Trainer saves model, optimizer and generators. This callback adds the state of the loss,
     ``loss_state.pt``, to each checkpoint (one file for each process if the queues differ), and
     reads it when `train(resume_from_checkpoint=...)` resumes. A `train()` that starts at step 0 is
-    a run of its own, such as the next trial of `hyperparameter_search`: it starts with empty queues
+    a run of its own, such as the next trial of a search: it starts with empty queues
     and the schedule's first step, whatever the loss went through before.
 
     main_weight, temperature and phase (0 warmup, 1 blend, 2 main) join what the Trainer logs, and

@@ -58,7 +58,7 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
     There is no ``class_weight``: the metric says what a rare positive is worth. `sample_weight` is
     how many rows each stands for. The order of the rows does not matter.
 
-    Sparse matrices and arrays are taken as they are, such as `OneHotEncoder` makes, and fitted as
+    Sparse matrices and arrays are taken as they are, such as OneHotEncoder makes, and fitted as
     the dense table would be, in some three times their memory. A table of which less than a quarter
     is filled is computed with as a sparse one, however it came.
 
