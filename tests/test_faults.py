@@ -23,6 +23,8 @@ import proxy_losses as P
 from . import exact
 from .exact import array
 
+pytestmark = pytest.mark.slow
+
 FLOATS = [torch.float32, torch.float64]
 SIZES = [100, 1_000, 20_000]  # pairs one by one; tiles; near-linear
 DENSE_OR_GRID = pytest.mark.parametrize("method", ["dense", "grid"])

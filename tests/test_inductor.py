@@ -17,6 +17,8 @@ from .compiling import compile_fresh
 from .makers import PAD
 from .metrics import METRICS, TAU, TIGHT, lists
 
+pytestmark = pytest.mark.slow
+
 BAND = {"beta": 0.5, "quantile_interpolation": "linear"}
 NAMES = [m.name for m in METRICS]
 # Both are float32 sums of a few dozen terms in [0, 1], in some order: 1e-6, and 3e-6 for gradients.

@@ -19,6 +19,8 @@ import proxy_losses as P
 
 from .compiling import compile_fresh
 
+pytestmark = pytest.mark.slow
+
 RTOL = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 
