@@ -158,8 +158,9 @@ def join(
             before = queue.label_mask.to(logits.device)
             labelled = before.new_ones(n, num_classes) if labelled is None else labelled
             labelled = torch.cat([labelled, before])
-    if labelled is not None:
-        valid = labelled.T if valid is None else valid & labelled.T
+    if labelled is not None:  # in the layout of the scores, lest sums add up in another order
+        told = labelled.T.contiguous()
+        valid = told if valid is None else valid & told
     if query_ids is not None:
         placed = query_ids != NO_QUERY
         valid = placed if valid is None else valid & placed

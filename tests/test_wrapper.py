@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from unittest import mock
 
 import pytest
 import torch
@@ -290,3 +291,12 @@ def test_strict_raises_until_the_schedule_is_driven(unit):
     resumed = wrap(smooth(), **{f"warmup_{unit}": 1}, strict=True)
     resumed.load_state_dict(wrapper.state_dict())
     assert resumed(x, y) == wrapper(x, y)
+
+
+def test_a_mock_is_a_loss():
+    """It has every attribute that it is asked for, so none may be followed."""
+    warmup = mock.MagicMock(return_value=torch.ones(()))
+    wrapper = P.LossWarmupWrapper(warmup, P.SmoothAPLoss(1), warmup_steps=1)
+    wrapper.on_train_batch_start(0)
+    assert wrapper(torch.zeros(2, 1), torch.tensor([0, 1])) == 1.0
+    warmup.assert_called_once()

@@ -71,14 +71,15 @@ def _first(out: Any) -> Any:
 
 def _bare(loss: Callable[..., Any]) -> Callable[..., Any]:
     """What `torch.compile` or a parallel wrapper was put around, which hides its signature."""
-    while True:
-        for name in ("_orig_mod", "_torchdynamo_orig_callable", "module"):
-            inner = getattr(loss, name, None)
-            if callable(inner) and (name != "module" or isinstance(loss, PARALLEL)):
-                loss = inner
-                break
+    inner: Any = loss
+    while inner is not None:
+        loss = inner
+        own = getattr(loss, "__dict__", {})  # a mock has whatever else it is asked for
+        if isinstance(loss, PARALLEL):
+            inner = loss.module
         else:
-            return loss
+            inner = own.get("_modules", {}).get("_orig_mod", own.get("_torchdynamo_orig_callable"))
+    return loss
 
 
 def takes(loss: Callable[..., Any], name: str, *, by_name: bool = False) -> bool:
