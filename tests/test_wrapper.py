@@ -300,3 +300,17 @@ def test_a_mock_is_a_loss():
     wrapper.on_train_batch_start(0)
     assert wrapper(torch.zeros(2, 1), torch.tensor([0, 1])) == 1.0
     warmup.assert_called_once()
+
+
+def test_the_published_extra_state_is_told_and_not_saved():
+    wrapper = P.LossWarmupWrapper(nn.CrossEntropyLoss(), smooth(num_classes=3), warmup_epochs=1)
+    wrapper.on_train_epoch_start(2)
+    wrapper.on_train_batch_start(7)
+    want = {
+        "clock": "epoch", "epoch": 2, "global_step": 7, "switch_step": 7, "batch_hook_seen": True,
+        "temperature": wrapper.current_temperature,
+    }  # fmt: skip
+    for each in (wrapper, copy.deepcopy(wrapper), pickle.loads(pickle.dumps(wrapper))):
+        assert each.get_extra_state() == want
+        assert each.get_extra_state.__self__ is each
+        assert not [key for key in each.state_dict() if key.endswith("_extra_state")]

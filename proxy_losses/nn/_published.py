@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -76,6 +76,9 @@ class PublishedNames:
         return recall, bool(recall_defined(is_pos, None, sample_weight))
 
 
+EPOCH_HOOK, BATCH_HOOK = 1, 2  # bits of the hooks that were called
+
+
 class PublishedSchedule:
     """Names kept on the wrapper; new code uses its properties."""
 
@@ -85,6 +88,26 @@ class PublishedSchedule:
 
     _sched: Schedule
     _clock: Clock
+    _hooks: int
+
+    @property
+    def _batch_hook_seen(self) -> bool:
+        return bool(self._hooks & BATCH_HOOK)
+
+    def _offer_extra_state(self) -> None:
+        """Give this instance a `get_extra_state`; a class that had one would save a dict by it."""
+        self.get_extra_state = self._extra_state
+
+    def _extra_state(self) -> dict[str, Any]:
+        switch = int(self._state.switch_step)
+        return {
+            "clock": self._clock,
+            "epoch": self._epoch,
+            "global_step": self._global_step,
+            "switch_step": switch if switch >= 0 else None,
+            "batch_hook_seen": self._batch_hook_seen,
+            "temperature": self.current_temperature,  # type: ignore[attr-defined]
+        }
 
     @property
     def _epoch(self) -> int:

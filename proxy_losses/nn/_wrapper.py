@@ -23,13 +23,12 @@ from .._checks import (
 from .._old_names import takes_old_names
 from .._schedule import Clock, Schedule, ScheduleState
 from ._batch import readable
-from ._published import PublishedSchedule
+from ._published import BATCH_HOOK, EPOCH_HOOK, PublishedSchedule
 from ._queue import problems_of, refuse
 from ._ranking import RankingLoss
 from ._state import StateModule, guard
 
 PARALLEL = DataParallel, DistributedDataParallel
-_EPOCH_HOOK, _BATCH_HOOK = 1, 2  # bits of `Progress.hooks`
 _FACTORS, _BITS = (3, 5, 7, 11, 13), 0x14057B7EF767814F  # of the seal
 
 AVERAGED = (
@@ -186,6 +185,7 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
             )
         if gather_distributed is not None and hasattr(main_loss, "gather_distributed"):
             main_loss.gather_distributed = gather_distributed
+        self._offer_extra_state()
         self._progress: Tensor
         self.add_state("_progress", (len(Progress._fields),), torch.int64)
         self._left: tuple[weakref.ref[Tensor] | None, int] = (None, 0)
@@ -342,7 +342,7 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
         main, state = _schedule.start_epoch(
             self._state, _number(epoch), self._sched, clock=self._clock
         )
-        self._move(state, _EPOCH_HOOK)
+        self._move(state, EPOCH_HOOK)
         if self.reset_queue_each_epoch and main:
             self._reset_queue()
 
@@ -353,7 +353,7 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
         switch, state = _schedule.start_step(
             self._state, _number(global_step), self._sched, clock=self._clock
         )
-        self._move(state, _BATCH_HOOK)
+        self._move(state, BATCH_HOOK)
         if switch:
             self._reset_queue()
         self._set_temperature()
@@ -433,7 +433,13 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has a buffer of its own."""
-        return {**self.__dict__, "_left": (None, 0), "_blend_weight": None}
+        state = {**self.__dict__, "_left": (None, 0), "_blend_weight": None}
+        del state["get_extra_state"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._offer_extra_state()
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
@@ -465,7 +471,7 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
         now, switch = self._seen, state.get("switch_step", self._seen.switch_step)
         hooks = now.hooks
         if "batch_hook_seen" in state:  # a run may resume within an epoch
-            hooks = (_EPOCH_HOOK | _BATCH_HOOK) if state["batch_hook_seen"] else 0
+            hooks = (EPOCH_HOOK | BATCH_HOOK) if state["batch_hook_seen"] else 0
         numbers = (
             int(state.get("epoch", now.epoch)),
             int(state.get("global_step", now.step)),
@@ -480,8 +486,8 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
     def _check_driven(self) -> None:
         by_epoch = self._clock == "epoch" and (self.warmup_epochs or self.blend_epochs)
         hooks = {
-            "on_train_epoch_start(epoch)": self._hooks & _EPOCH_HOOK or not by_epoch,
-            "on_train_batch_start(global_step)": self._hooks & _BATCH_HOOK,
+            "on_train_epoch_start(epoch)": self._hooks & EPOCH_HOOK or not by_epoch,
+            "on_train_batch_start(global_step)": self._hooks & BATCH_HOOK,
         }
         missing = " and ".join(name for name, seen in hooks.items() if not seen)
         if missing:
@@ -507,15 +513,15 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
     def _warn_standing(self) -> None:
         """Say once that nothing moves the clock of the warmup or the blend."""
         if self._clock == "epoch":
-            hook, seen = "on_train_epoch_start(epoch)", bool(self._hooks & _EPOCH_HOOK)
+            hook, seen = "on_train_epoch_start(epoch)", bool(self._hooks & EPOCH_HOOK)
             needed = self.warmup_epochs + self.blend_epochs > 0
         else:
             hook = "on_train_batch_start(global_step)"
-            seen = bool(self._hooks & _BATCH_HOOK) or self._no_batch_hook_warned
+            seen = bool(self._hooks & BATCH_HOOK) or self._no_batch_hook_warned
             needed = bool(self.warmup_steps or self.blend_steps)
         if seen or not needed or not torch.is_grad_enabled():
             return
-        if not (self._hooks & _BATCH_HOOK or self._called_before):  # a first call may be a trial
+        if not (self._hooks & BATCH_HOOK or self._called_before):  # a first call may be a trial
             self._called_before = True
             return
         self._standing_warned = True
@@ -528,7 +534,7 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
     def _warn_undriven(self) -> None:
         if not self._standing_warned and not torch.compiler.is_compiling():
             self._warn_standing()
-        seen = self._hooks & _BATCH_HOOK or self._no_batch_hook_warned
+        seen = self._hooks & BATCH_HOOK or self._no_batch_hook_warned
         if self._weight == 0 or seen or not self._has_temperature:
             return
         self._no_batch_hook_warned = True
