@@ -93,7 +93,10 @@ def test_integer_steps_settle():
     [
         "smooth_ap",
         "partial_auc_pairwise",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("recall_at_quantile", "partial_auc")),
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("recall_at_quantile_implicit", "partial_auc_implicit")
+        ),
     ],
 )
 def test_backward_of_a_compiled_loss(name):

@@ -36,9 +36,6 @@ METRICS = {
     "recall": functools.partial(P.recall_at_quantile, quantile=0.2),
     "trapezoid": functools.partial(P.partial_auc, beta=0.3),
     "pairwise": functools.partial(P.partial_auc, **PAIRWISE),
-    "auroc": P.smooth_auroc,
-    "logistic": functools.partial(P.smooth_auroc, surrogate="logistic"),
-    "mrr": P.smooth_mrr,
 }
 every_metric = pytest.mark.parametrize("name", METRICS)
 

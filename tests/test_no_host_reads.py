@@ -257,7 +257,7 @@ def takes(make, options) -> bool:
 
 
 @pytest.mark.parametrize("classes", [1, 10])
-@pytest.mark.parametrize("capacity", [0, 4, 8])
+@pytest.mark.parametrize("capacity", [0, 4])
 @pytest.mark.parametrize(
     ("make", "options"),
     [(m, o) for m in MAKERS for o in OPTIONS if takes(m, o)],

@@ -14,13 +14,13 @@ pytest.importorskip("triton")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", [80, 90])
-def test_every_kernel_compiles(capability: int, tmp_path: Path) -> None:
+def test_every_kernel_compiles(tmp_path: Path) -> None:
+    """For the oldest cards that they run on."""
     from proxy_losses._ranks.triton import kernels
 
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     env |= {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1"}
-    program = [sys.executable, "-m", "tests.compile_kernels", str(capability)]
+    program = [sys.executable, "-m", "tests.compile_kernels", "80"]
     found = subprocess.run(
         program, env=env, cwd=Path(__file__).parent.parent, capture_output=True, text=True
     )

@@ -81,6 +81,7 @@ def compiled(device: str) -> Outcome:
     """Compiled modules against eager ones, over steps with a changing temperature."""
     worst = 0.0
     for make in LOSSES.values():
+        torch.compiler.reset()  # modules of one class share a limit of compilations
         eager, twin = make(queue_size=96).to(device), make(queue_size=96).to(device)
         fn: Callable[..., Tensor] = torch.compile(twin, fullgraph=True)
         for step in range(4):
