@@ -51,10 +51,8 @@ def done(step: Step, device: str) -> Step:
     return run
 
 
-def replay(step: Step, device: str) -> Fn | Skip:
-    """The step as a CUDA graph."""
-    if device == "cpu":
-        return Skip("absent", "no CUDA")
+def captured(step: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """A graph of the step, after warm-up on another stream, and what it writes to."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -64,6 +62,14 @@ def replay(step: Step, device: str) -> Fn | Skip:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out = step()
+    return graph, out
+
+
+def replay(step: Step, device: str) -> Fn | Skip:
+    """The step as a CUDA graph."""
+    if device == "cpu":
+        return Skip("absent", "no CUDA")
+    graph, out = captured(step)
 
     def run() -> tuple[Tensor, ...]:
         for _ in range(REPLAYS):

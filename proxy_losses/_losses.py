@@ -69,11 +69,6 @@ class LossFunction(Protocol):
     ) -> tuple[Tensor, QueueState | None]: ...  # fmt: skip
 
 
-def check_options(options: Options, *, unit_name: str = "tau_unit") -> None:
-    """Raise unless the options are in range."""
-    check_choice(unit_name, options.tau_unit, TEMPERATURE_UNITS)
-
-
 # -- the metric of every class
 
 
@@ -226,7 +221,7 @@ def loss_function(metric: Metric) -> LossFunction:
         check_choice("reduction", reduction, REDUCTIONS)
         shape = as_list_shape("query_shape", query_shape)
         options = Options(False, shape, more.get("tau_unit", "score"))
-        check_options(options)
+        check_choice("tau_unit", options.tau_unit, TEMPERATURE_UNITS)
         settings = {name: more.get(name, default) for name, default in defaults.items()}
         check_settings(metric, settings)
         check_int("ignore_index", ignore_index)

@@ -14,6 +14,7 @@ from ._effects import LIBRARY, register
 from .distributed import all_reduce, all_reduce_with_grad, average_grad, reduce_now
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T", float, Tensor, "float | Tensor")
 
 EXACT_FLOAT32 = 1 << 24  # float32 counts exactly up to here; torch.quantile refuses longer lists
 SHORT_ROWS, LONG_TAIL = 4096, 0.125  # of lists that a device sorts whole, see `_better_sorted`
@@ -107,6 +108,14 @@ def clean(scores: Tensor, valid_mask: Tensor | None) -> Tensor:
     return scores if valid_mask is None else torch.where(valid_mask, scores, 0.0)
 
 
+def sides(pos: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Positives and negatives [..., M] among the rows that count."""
+    if valid is None:
+        return pos, ~pos
+    pos = pos & valid
+    return pos, valid ^ pos
+
+
 def poison(scores: Tensor) -> Tensor:
     """[..., 1]: 0 where all scores [..., M] of the list are finite, NaN elsewhere; no gradient."""
     return (scores.detach() * 0.0).sum(-1, keepdim=True)
@@ -150,6 +159,11 @@ def lift_tau(tau: float | Tensor, like: Tensor, name: str = "") -> float | Tenso
         tau = beside(tau, like, like.dtype)
     tau = torch.nn.functional.threshold(average_grad(tau, name), 0.0, math.nan)
     return tau[..., None] if tau.dim() else tau
+
+
+def in_all_lists(tau: T, some: Tensor) -> T:
+    """A tau for sums that see all lists, also those that do not count: 1 there."""
+    return torch.where(some, tau, 1.0) if isinstance(tau, Tensor) else tau
 
 
 def largest(values: Tensor, least: float = 0.0) -> Tensor:

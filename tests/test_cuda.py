@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ if not torch.cuda.is_available():
     pytest.skip("needs a GPU", allow_module_level=True)
 
 import proxy_losses as P
+from benchmarks.gpu import captured
 from proxy_losses._ranks import PRECISION, How, Lists, rank_mean
 from proxy_losses.doctor.__main__ import main as doctor
 
@@ -25,7 +26,6 @@ SCHEDULE = P.Schedule(
     warmup_steps=2, blend_steps=2, temp_start=0.5, temp_end=0.1, temp_decay_steps=4
 )
 examples = pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES.keys())
-Made = Callable[..., Any]
 
 
 def module(example: Any, classes: int = 1, **more: Any) -> Any:
@@ -49,20 +49,6 @@ def no_host_read() -> Iterator[None]:
         yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
-
-
-def captured(step: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
-    """A graph of the step, after warm-up on another stream, and what it writes to."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = step()
-    return graph, out
 
 
 @examples

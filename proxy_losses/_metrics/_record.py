@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from .. import _numerics as num
-from .._checks import THRESHOLD_GRADS, check_choice
+from .._checks import THRESHOLD_GRADS, check_choice, check_lists, check_rtol, check_tau
 from .._ranks import How, Lists, default_rtol
 
 Settings = Mapping[str, Any]  # option name -> value
@@ -115,10 +115,9 @@ def check_settings(metric: Metric, settings: Settings, *, published: bool = Fals
 
 def has_both(pos_mask: Tensor, valid_mask: Tensor | None, sample_weight: Tensor | None) -> Tensor:
     """[...] bool, lists with some positive (of weight > 0) and some negative."""
-    pos = pos_mask if valid_mask is None else pos_mask & valid_mask
+    pos, negative = num.sides(pos_mask, valid_mask)
     if sample_weight is not None:
         pos = pos & (sample_weight > 0)
-    negative = ~pos_mask if valid_mask is None else valid_mask & ~pos_mask
     return pos.any(-1) & negative.any(-1)
 
 
@@ -131,6 +130,17 @@ def over_lists(
         how = how._replace(rtol=default_rtol(lists.scores.dtype))
     evaluate = num.full_precision(metric.evaluate)
     return evaluate(lists, tau, settings, how, stats=stats)
+
+
+def of_arguments(
+    metric: Metric, lists: Lists, tau: float | Tensor, settings: Settings, how: How, *,
+    stats: bool = False,
+) -> Found:  # fmt: skip
+    """`over_lists` of what a caller of the metric's function gives: all of it is checked first."""
+    check_settings(metric, settings)
+    check_rtol(how.rtol)
+    check_tau(tau, check_lists(*lists[:4])[:-1])
+    return over_lists(metric, lists, tau, settings, how, stats=stats)
 
 
 def table_row(metric: Metric) -> str:

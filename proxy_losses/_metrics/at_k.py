@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from .. import _numerics as num
-from .._checks import check_lists, check_places, check_tau
+from .._checks import check_places
 from .._ranks import How, Lists
 from ..distributed import all_reduce, group_name
-from ._record import THRESHOLD_GRAD, Found, Metric, Option, Settings, check_settings, over_lists
+from ._record import THRESHOLD_GRAD, Found, Metric, Option, Settings, of_arguments
 from .recall import recall_defined
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def precision_at_k(
     """
     lists = Lists(scores, pos_mask, valid_mask, sample_weight)
     settings = {"k": k, "normalize": normalize, "threshold_grad": threshold_grad}
-    return _checked(PRECISION_AT_K, lists, tau, settings, group)
+    return of_arguments(PRECISION_AT_K, lists, tau, settings, How(group=group)).value
 
 
 def recall_at_k(
@@ -117,16 +117,7 @@ def recall_at_k(
     """
     lists = Lists(scores, pos_mask, valid_mask, sample_weight)
     settings = {"k": k, "normalize": normalize, "threshold_grad": threshold_grad}
-    return _checked(RECALL_AT_K, lists, tau, settings, group)
-
-
-def _checked(
-    metric: Metric, lists: Lists, tau: float | Tensor, settings: Settings,
-    group: ProcessGroup | None,
-) -> Tensor:  # fmt: skip
-    check_settings(metric, settings)
-    check_tau(tau, check_lists(*lists[:4])[:-1])
-    return over_lists(metric, lists, tau, settings, How(group=group)).value
+    return of_arguments(RECALL_AT_K, lists, tau, settings, How(group=group)).value
 
 
 def _evaluate(

@@ -211,11 +211,7 @@ def _evaluate(
     """The formula, over checked lists in full precision."""
     scores, pos, valid, given, iid, live = lists
     name = group_name(how.group)
-    if valid is None:
-        negative = ~pos
-    else:
-        pos = pos & valid
-        negative = valid ^ pos
+    pos, negative = num.sides(pos, valid)
     reference = negative if iid is None else negative & iid
     some_negative = reference.any(-1, keepdim=True)
     among = reference
@@ -252,7 +248,7 @@ def _evaluate(
         if stats:
             each = num.trapezoid(_above_knots(cleaned.detach(), knots, temperature).mT)
     else:
-        temperature = torch.where(counts, temperature, 1.0)  # the sums see all lists
+        temperature = num.in_all_lists(temperature, counts)
         band = negative & (scores >= last) & (scores <= first)
         size = all_reduce(band.sum(-1, keepdim=True), "sum", name)
         pairs = Lists(cleaned, pos, pos | band, None if given is None else weight)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _numerics as num
-from .._checks import INTERPOLATIONS, check_lists, check_quantile, check_tau
+from .._checks import INTERPOLATIONS, check_quantile
 from .._ranks import How, Lists
 from ..distributed import group_name
 from ._record import (
@@ -17,8 +17,7 @@ from ._record import (
     Metric,
     Option,
     Settings,
-    check_settings,
-    over_lists,
+    of_arguments,
 )
 
 if TYPE_CHECKING:
@@ -150,9 +149,7 @@ def _checked(
     settings = {
         "quantile": quantile, "interpolation": interpolation, "threshold_grad": threshold_grad
     }  # fmt: skip
-    check_settings(RECALL, settings)
-    check_tau(tau, check_lists(*lists[:4])[:-1])
-    return over_lists(RECALL, lists, tau, settings, How(group=group), stats=stats)
+    return of_arguments(RECALL, lists, tau, settings, How(group=group), stats=stats)
 
 
 def _evaluate(

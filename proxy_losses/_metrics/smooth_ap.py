@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from .. import _numerics as num
-from .._checks import check_lists, check_rtol
+from .._checks import check_lists
 from .._ranks import PRECISION, How, Lists, rank_mean, rank_slopes
 from ..distributed import group_name
-from ._record import Found, Metric, Settings, has_both, over_lists
+from ._record import Found, Metric, Settings, has_both, of_arguments
 
 if TYPE_CHECKING:
     from ..distributed import ProcessGroup
@@ -92,10 +92,8 @@ def smooth_ap(
     Reference: Brown et al., "Smooth-AP: Smoothing the Path Towards Large-Scale Image Retrieval",
     ECCV 2020, arXiv:2007.12163.
     """
-    check_lists(scores, pos_mask, valid_mask, sample_weight)
-    check_rtol(rtol)
     lists = Lists(scores, pos_mask, valid_mask, sample_weight)
-    return over_lists(SMOOTH_AP, lists, tau, {}, How(rtol, group=group)).value
+    return of_arguments(SMOOTH_AP, lists, tau, {}, How(rtol, group=group)).value
 
 
 def smooth_ap_saturation(

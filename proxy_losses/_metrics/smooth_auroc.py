@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from .. import _numerics as num
-from .._checks import check_lists, check_rtol, check_tau
 from .._ranks import How, Lists, pairs_won, rank_slopes, sigmoid_sums, softplus_sums
 from ..distributed import all_reduce, group_name
-from ._record import Found, Metric, Option, Settings, check_settings, has_both, over_lists
+from ._record import Found, Metric, Option, Settings, has_both, of_arguments
 
 if TYPE_CHECKING:
     from ..distributed import ProcessGroup
@@ -105,11 +104,9 @@ def smooth_auroc(
     Wilcoxon-Mann-Whitney Statistic", ICML 2003; Gao and Zhou, "On the Consistency of AUC Pairwise
     Optimization", IJCAI 2015.
     """
-    check_settings(AUROC, settings := {"surrogate": surrogate})
-    check_rtol(rtol)
-    check_tau(tau, check_lists(scores, pos_mask, valid_mask, sample_weight)[:-1])
     lists = Lists(scores, pos_mask, valid_mask, sample_weight)
-    return over_lists(AUROC, lists, tau, settings, How(rtol, group=group)).value
+    how = How(rtol, group=group)
+    return of_arguments(AUROC, lists, tau, {"surrogate": surrogate}, how).value
 
 
 def _evaluate(
@@ -118,15 +115,12 @@ def _evaluate(
     """The formula, over checked lists in full precision."""
     scores, pos, valid, given = lists[:4]
     name, smooth = group_name(how.group), settings["surrogate"] == "sigmoid"
-    negative = ~pos if valid is None else valid & ~pos
-    pos = pos if valid is None else pos & valid
+    pos, negative = num.sides(pos, valid)
     weight, some = num.positive_weight(pos, given, scores.dtype, name)
     size = all_reduce(negative.sum(-1, keepdim=True), "sum", name)
     some = some & (size > 0)
     cleaned, _ = num.clean_lists(scores, valid, some, name)
-    width = num.lift_tau(tau, some.double(), name)  # unrounded
-    if isinstance(width, Tensor):  # the sums see all lists
-        width = torch.where(some, width, 1.0)
+    width = num.in_all_lists(num.lift_tau(tau, some.double(), name), some)  # unrounded
     units = width[..., 0] if isinstance(width, Tensor) else width
     count, defined = size[..., 0].clamp(min=1), some[..., 0]
     if smooth:

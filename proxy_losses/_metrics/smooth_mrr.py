@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from .. import _numerics as num
-from .._checks import check_lists, check_tau
 from .._ranks import How, Lists
 from ..distributed import all_reduce, all_reduce_with_grad, group_name
-from ._record import Found, Metric, Settings, has_both, over_lists
+from ._record import Found, Metric, Settings, has_both, of_arguments
 
 if TYPE_CHECKING:
     from ..distributed import ProcessGroup
@@ -98,9 +97,8 @@ def smooth_mrr(
     Shi et al., "CLiMF: Learning to Maximize Reciprocal Rank with Collaborative Less-is-More
     Filtering", RecSys 2012; the draw Plackett, "The Analysis of Permutations", Appl. Stat. 1975.
     """
-    check_tau(tau, check_lists(scores, pos_mask, valid_mask, sample_weight)[:-1])
     lists = Lists(scores, pos_mask, valid_mask, sample_weight)
-    return over_lists(MRR, lists, tau, {}, How(group=group)).value
+    return of_arguments(MRR, lists, tau, {}, How(group=group)).value
 
 
 def _evaluate(
@@ -109,14 +107,13 @@ def _evaluate(
     """The formula, over checked lists in full precision."""
     scores, pos, valid, given = lists[:4]
     name = group_name(how.group)
-    negative = ~pos if valid is None else valid & ~pos
-    pos = pos if valid is None else pos & valid
+    pos, negative = num.sides(pos, valid)
     weight, some = num.positive_weight(pos, given, scores.dtype, name)
     some = some & all_reduce(negative.any(-1, keepdim=True), "max", name)
     cleaned, broken = num.clean_lists(scores, valid, some, name)
-    width = num.lift_tau(tau, scores, name)
-    if isinstance(width, Tensor):  # the sums see all lists
-        width = torch.where(some, width, 1.0).to(scores.dtype)
+    width = num.in_all_lists(num.lift_tau(tau, scores, name), some)
+    if isinstance(width, Tensor):  # a single number promotes once it has a list's shape
+        width = width.to(scores.dtype)
     rank, _ = _first_rank(cleaned, negative, weight, some, width, name)
     value = torch.where(some, rank.reciprocal().to(scores.dtype) + broken, 0.0)[..., 0]
     found = Found(value, some[..., 0], {})

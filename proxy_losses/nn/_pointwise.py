@@ -48,8 +48,7 @@ class PointwiseLoss(BatchLoss):
         if not now:
             self._ask(inputs, asked, judge)
         elif asked:
-            each = torch.stack([x.double() for x in asked.values()]).tolist()
-            judge(dict(zip(asked, each, strict=True)), "")
+            judge({name: x.item() for name, x in asked.items()}, "")
 
     def _judge(self, said: Mapping[str, float], at: str, *, num_classes: int) -> None:
         if "least id" in said:

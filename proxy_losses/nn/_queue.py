@@ -370,7 +370,7 @@ class MemoryQueue(StateModule):
     def _complete(self, saved: dict[str, Any], prefix: str) -> None:
         """Give what was saved the buffers of this queue, no more and no fewer."""
 
-        def give(name: str, value: float | Tensor, dtype: torch.dtype | None = None) -> None:
+        def give(name: str, value: float | Tensor) -> None:
             """Unless it was saved."""
             if prefix + name in saved or name not in self._buffers:
                 return
@@ -383,11 +383,7 @@ class MemoryQueue(StateModule):
         if ptr is not None:  # their empty slots hold ignore_index, so the queue may count as filled
             saved[prefix + "_q_enqueued"] = ptr.reshape(()) + logits.shape[0]
         for name in ("_q_query_ids", "_q_label_mask"):  # no room until a batch brought some
-            if (
-                name in self._buffers
-                and prefix + name in saved
-                and not saved[prefix + name].numel()
-            ):
+            if prefix + name in saved and not saved[prefix + name].numel():
                 del saved[prefix + name]
         labels = _saved_kind(saved, prefix)
         targets = saved.get(prefix + _IDS)

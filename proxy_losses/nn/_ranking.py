@@ -15,6 +15,7 @@ from .. import _numerics as num
 from .._checks import (
     DISTRIBUTED,
     REDUCTIONS,
+    TEMPERATURE_UNITS,
     as_list_shape,
     as_number,
     check_batch,
@@ -98,8 +99,7 @@ class RankingLoss(PublishedNames, BatchLoss):
             raise ValueError("max_pool_size needs distributed='gather', got 'shard'")
         given = {"temperature_unit": "score", **given}
         given["query_shape"] = as_list_shape("query_shape", given["query_shape"])
-        options = Options(False, given["query_shape"], given["temperature_unit"])
-        _losses.check_options(options, unit_name="temperature_unit")
+        check_choice("temperature_unit", given["temperature_unit"], TEMPERATURE_UNITS)
         for o in metric.options:  # a plain number, whatever kind was given
             if isinstance(o.default, float):
                 given[o.attribute] = float(given[o.attribute])
