@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-import gc
+import functools
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_model, save_model
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_model_state_dict, set_model_state_dict
 
 import proxy_losses as P
@@ -32,11 +33,17 @@ def filled(net: Net) -> Net:
     return net
 
 
+@functools.cache
+def gone() -> list[Tensor]:
+    """States of modules that were trained."""
+    nets = [trained(kind, wrapped) for kind in KINDS for wrapped in (True, False)]
+    return [x for net in nets for x in net.state_dict().values()]
+
+
 def garbage() -> None:
-    """Memory that the next `empty` gets: states of modules that are gone."""
-    gone = [trained(kind, wrapped) for kind in KINDS for wrapped in (True, False)]
-    del gone
-    gc.collect()
+    """Memory that the next `empty` gets: it held such states."""
+    copies = [x.clone() for x in gone()]
+    del copies
 
 
 # -- built on meta
