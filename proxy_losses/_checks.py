@@ -273,6 +273,16 @@ def check_query_ids(query_ids: Tensor | None, n: int) -> None:
         fail_type("query_ids", "integer query ids", query_ids)
 
 
+def check_row_ids(name: str, row_ids: Tensor | None, n: int) -> None:
+    """Raise unless row_ids is None or [N] integer ids of rows."""
+    if row_ids is None:
+        return
+    if not isinstance(row_ids, Tensor) or not _is_integer(row_ids):
+        fail_type(name, "integer ids of rows", row_ids)
+    if row_ids.shape != (n,):
+        raise ValueError(f"{name} must be one id for each row: [{n}], got {list(row_ids.shape)}")
+
+
 def check_label_mask(label_mask: Tensor | None, shape: torch.Size, like: str = "logits") -> None:
     """Raise unless label_mask is None or bool of this shape, that of the logits."""
     if label_mask is None:

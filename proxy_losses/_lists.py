@@ -371,7 +371,7 @@ def retrieval_lists(
     that is always first; ``ref_embeddings=embeddings, ref_labels=labels`` gives that.
     """
     check_choice("similarity", similarity, SIMILARITIES)
-    _check_retrieval(embeddings, labels, ref_embeddings, ref_labels)
+    check_retrieval(embeddings, labels, ref_embeddings, ref_labels)
     lists: RetrievalLists = _similarities(
         embeddings, labels, ref_embeddings, ref_labels, similarity
     )
@@ -383,19 +383,27 @@ def _similarities(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None, ref_labels: Tensor | None,
     similarity: str,
 ) -> RetrievalLists:  # fmt: skip
-    queries = _unit_rows(embeddings) if similarity == "cosine" else embeddings
+    queries = directions(embeddings, similarity)
     if ref_embeddings is None or ref_labels is None:
         refs, ref_labels = queries, labels
         valid = ~torch.eye(queries.shape[-2], dtype=torch.bool, device=queries.device)
     else:
-        refs = ref_embeddings.to(queries.dtype)
-        refs = _unit_rows(refs) if similarity == "cosine" else refs
+        refs = directions(ref_embeddings.to(queries.dtype), similarity)
         valid = torch.ones((), dtype=torch.bool, device=queries.device)
-    if labels.dtype == torch.bool:  # how many labels they share
-        pos = labels.to(queries.dtype) @ ref_labels.to(queries.dtype).mT > 0
-    else:
-        pos = labels[..., :, None] == ref_labels[..., None, :]
+    pos = share_label(labels, ref_labels, queries.dtype)
     return RetrievalLists(*torch.broadcast_tensors(queries @ refs.mT, pos, valid))
+
+
+def share_label(labels: Tensor, ref_labels: Tensor, dtype: torch.dtype) -> Tensor:
+    """[..., Q, M] bool; multi-labels are counted in the dtype."""
+    if labels.dtype == torch.bool:
+        return labels.to(dtype) @ ref_labels.to(dtype).mT > 0
+    return labels[..., :, None] == ref_labels[..., None, :]
+
+
+def directions(x: Tensor, similarity: str) -> Tensor:
+    """Rows [..., D] whose products are the similarities."""
+    return _unit_rows(x) if similarity == "cosine" else x
 
 
 def _unit_rows(x: Tensor) -> Tensor:
@@ -408,18 +416,14 @@ def _unit_rows(x: Tensor) -> Tensor:
     return x / torch.where(zero, 1.0, (x * x).sum(-1, keepdim=True)).sqrt()
 
 
-def _check_retrieval(
+def check_retrieval(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None, ref_labels: Tensor | None
 ) -> None:
     """Check queries, embeddings [..., Q, D] and their labels, and references likewise or None."""
-    leading = [_check_labelled("", embeddings, labels)]
+    leading = [check_labelled("", embeddings, labels)]
     if ref_embeddings is not None and ref_labels is not None:
-        leading.append(_check_labelled("ref_", ref_embeddings, ref_labels))
-        if ref_embeddings.shape[-1] != embeddings.shape[-1]:
-            raise ValueError(
-                "ref_embeddings must have the width of embeddings: "
-                f"expected [..., {embeddings.shape[-1]}], got {list(ref_embeddings.shape)}"
-            )
+        leading.append(check_labelled("ref_", ref_embeddings, ref_labels))
+        check_width(embeddings, ref_embeddings)
         if (ref_labels.dtype == torch.bool) != (labels.dtype == torch.bool):
             fail_type("ref_labels", f"of the kind of labels, {labels.dtype}", ref_labels)
         if labels.dtype == torch.bool and ref_labels.shape[-1] != labels.shape[-1]:
@@ -439,12 +443,26 @@ def _check_retrieval(
         ) from None
 
 
-def _check_labelled(prefix: str, embeddings: Tensor, labels: Tensor) -> torch.Size:
+def check_embeddings(name: str, x: Tensor) -> None:
+    """Raise unless x is [..., rows, D] floating."""
+    check_floating(name, x)
+    if x.dim() < 2 or x.shape[-1] == 0:
+        raise ValueError(f"{name} must be [..., rows, D] with D >= 1, got {list(x.shape)}")
+
+
+def check_width(embeddings: Tensor, ref_embeddings: Tensor) -> None:
+    """Raise `ValueError` unless references are as wide as queries."""
+    if ref_embeddings.shape[-1] != embeddings.shape[-1]:
+        raise ValueError(
+            "ref_embeddings must have the width of embeddings: "
+            f"expected [..., {embeddings.shape[-1]}], got {list(ref_embeddings.shape)}"
+        )
+
+
+def check_labelled(prefix: str, embeddings: Tensor, labels: Tensor) -> torch.Size:
     """Check rows [..., N, D] and their labels, [..., N] integers or [..., N, L] bool; [...]."""
     name = f"{prefix}embeddings"
-    check_floating(name, embeddings)
-    if embeddings.dim() < 2 or embeddings.shape[-1] == 0:
-        raise ValueError(f"{name} must be [..., rows, D] with D >= 1, got {list(embeddings.shape)}")
+    check_embeddings(name, embeddings)
     what = "integers [..., rows] or bool [..., rows, L]"
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
         fail_type(f"{prefix}labels", what, labels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, SupportsIndex, TypeAlias
 
 import torch
 from torch import Tensor
@@ -178,18 +178,27 @@ def enqueue(
     )
 
 
-def next_slots(queue: QueueState, n: int) -> tuple[int, Tensor]:
+class Ring(Protocol):
+    """A state with a row for each slot in its first field."""
+
+    def __getitem__(self, field: SupportsIndex, /) -> Tensor: ...
+
+    @property
+    def enqueued(self) -> Tensor: ...
+
+
+def next_slots(queue: Ring, n: int) -> tuple[int, Tensor]:
     """Of n rows how many to drop, and the slots of the others."""
-    capacity = queue.logits.shape[0]
+    capacity = queue[0].shape[0]
     if n >= capacity:  # only the last rows survive; they start a new turn at slot 0
         return n - capacity, torch.arange(capacity, device=queue.enqueued.device)
     slots = torch.arange(n, device=queue.enqueued.device)
     return 0, (queue.enqueued + slots) % capacity
 
 
-def counter_after(queue: QueueState, n: int) -> Tensor:
+def counter_after(queue: Ring, n: int) -> Tensor:
     """The counter after n rows in the slots of `next_slots`."""
-    capacity = queue.logits.shape[0]
+    capacity = queue[0].shape[0]
     if n < capacity:
         return queue.enqueued + n
     last = queue.enqueued + n + capacity - 1
@@ -199,7 +208,7 @@ def counter_after(queue: QueueState, n: int) -> Tensor:
 Put: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]  # a field and its new rows, None for 1
 
 
-def into_slots(queue: QueueState, n: int, where: Tensor) -> tuple[Put, Tensor]:
+def into_slots(queue: Ring, n: int, where: Tensor) -> tuple[Put, Tensor]:
     """How to write n rows over the oldest, and the counter after them."""
     drop, slots = next_slots(queue, n)
 
@@ -214,12 +223,12 @@ def into_slots(queue: QueueState, n: int, where: Tensor) -> tuple[Put, Tensor]:
     return put, counter_after(queue, n)
 
 
-def into_all_slots(queue: QueueState, n: int, where: Tensor) -> tuple[Put, Tensor]:
+def into_all_slots(queue: Ring, n: int, where: Tensor) -> tuple[Put, Tensor]:
     """`into_slots` without a branch on the number of rows, which compiled gathers do not know.
 
     Every slot looks up its row, so all slots are written: `into_slots` is cheaper.
     """
-    capacity = queue.logits.shape[0]
+    capacity = queue[0].shape[0]
     end = queue.enqueued + n
     turn = end + (capacity - 1) - (end + capacity - 1) % capacity
     end = torch.where(torch.zeros_like(end) + n >= capacity, turn, end)

@@ -1,5 +1,6 @@
 """Stateful adapters: `torch.nn.Module` shims over the functional core."""
 
+from ._batch import ScheduledLoss
 from ._late import set_debug
 from ._pointwise import SigmoidFocalLoss, SoftmaxFocalLoss
 from ._queue import MemoryQueue
@@ -13,6 +14,7 @@ from ._ranking import (
     RecallAtQuantileLoss,
     SmoothAPLoss,
 )
+from ._retrieval import RetrievalLoss
 from ._wrapper import LossWarmupWrapper
 
 __all__ = [
@@ -25,6 +27,8 @@ __all__ = [
     "RankingLoss",
     "RecallAtKLoss",
     "RecallAtQuantileLoss",
+    "RetrievalLoss",
+    "ScheduledLoss",
     "SigmoidFocalLoss",
     "SmoothAPLoss",
     "SoftmaxFocalLoss",

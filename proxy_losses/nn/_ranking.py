@@ -17,7 +17,6 @@ from .._checks import (
     REDUCTIONS,
     TEMPERATURE_UNITS,
     as_list_shape,
-    as_number,
     check_batch,
     check_choice,
     check_flag,
@@ -34,10 +33,9 @@ from .._numerics import lift
 from .._old_names import takes_old_names
 from ..distributed import default_group, group_name
 from . import _late
-from ._batch import BatchLoss, as_floating, check_class_ids, judge_class_ids, readable
+from ._batch import ScheduledLoss, as_floating, check_class_ids, judge_class_ids, readable
 from ._published import PublishedNames
 from ._queue import (
-    AVERAGED,
     ONES,
     MemoryQueue,
     check_kind,
@@ -45,6 +43,7 @@ from ._queue import (
     queue_problems,
     refuse,
 )
+from ._seal import AVERAGED
 from ._state import guard
 
 if TYPE_CHECKING:
@@ -52,13 +51,9 @@ if TYPE_CHECKING:
 
 LossOutput: TypeAlias = Tensor | tuple[Any, ...]
 STRAY = torch.iinfo(torch.int64).max  # a class id that no class has
-UNFILLED = (
-    "the state of {name} is on the meta device: load_state_dict(..., assign=True), or "
-    "to_empty(device=...) and then load_state_dict, give it a place and values"
-)
 
 
-class RankingLoss(PublishedNames, BatchLoss):
+class RankingLoss(PublishedNames, ScheduledLoss):
     """What the ranking losses share: pooling, queue, reduction, gather.
 
     ``class MyLoss(RankingLoss, metric=MY_METRIC)`` makes a loss from the record of a metric:
@@ -114,11 +109,9 @@ class RankingLoss(PublishedNames, BatchLoss):
         self.distributed: str
         self.temperature_unit: str
         self.multi_label: bool | None
-        self._tau: Tensor
-        self.add_state("_tau", (), torch.float64)
+        self.add_temperature(given["temperature"])
         for name, value in given.items():
             setattr(self, name, value)
-        self._first_temperature = float(as_number("temperature", given["temperature"]))
         size = self.queue_size
         self._queue = (
             MemoryQueue(size, self.num_classes, self.ignore_index, self.multi_label)
@@ -132,51 +125,14 @@ class RankingLoss(PublishedNames, BatchLoss):
         self.fill()
 
     def fill(self) -> None:
-        """The temperature of the constructor, and no draw yet; the queue is a module of its own."""
-        self._tau.fill_(self._first_temperature)
+        """The temperature of the constructor, and no draw yet."""
+        super().fill()
         if self.max_pool_size is not None:
             self._draws.zero_()
 
-    @property
-    def temperature(self) -> float:
-        """Temperature in units of the logits; writable, and saved with the queue.
-
-        It lives in a buffer, on the device of the module: asking for it may wait for the device,
-        training does not. On the meta device, where there are no numbers, it is the constructor's.
-        A checkpoint that has none leaves it as it is.
-        """
-        return self._first_temperature if self._tau.is_meta else float(self._tau)
-
-    @temperature.setter
-    def temperature(self, value: float) -> None:
-        value = as_number("temperature", value)
-        check_temperature("temperature", value)
-        self._tau.fill_(float(value))
-
-    def reset_queue(self) -> None:
-        """Empty the queue."""
-        if self._queue is not None:
-            self._queue.reset()
-
-    def reset(self) -> None:
-        """Start anew: no stored rows, the temperature of the constructor, no warning given yet.
-
-        Settings that were overwritten since stay. For a run of its own with the same loss, as in
-        cross-validation.
-
-        Example:
-            >>> loss_fn = SmoothAPLoss(1, queue_size=8, temperature=0.5)
-            >>> first = loss_fn(torch.tensor([[0.3], [0.1]]), torch.tensor([0, 1]))
-            >>> loss_fn.temperature = 0.1
-            >>> loss_fn.reset()
-            >>> bool(loss_fn(torch.tensor([[0.3], [0.1]]), torch.tensor([0, 1])) == first)
-            True
-        """
-        self.reset_queue()
-        self.fill()
-        self._subsample_warned = self._degenerate_warned = self._zero_weight_warned = False
-        self._unstored_warned = self._no_grad_warned = False
-        self._pending = None
+    def _forget_warnings(self) -> None:
+        super()._forget_warnings()
+        self._subsample_warned = self._degenerate_warned = self._unstored_warned = False
 
     @takes_old_names
     def forward(
@@ -230,8 +186,6 @@ class RankingLoss(PublishedNames, BatchLoss):
             label_mask = label_mask[:, None]
         extras = as_floating(sample_weight), iid_mask, query_ids, label_mask
         check_row_extras(logits.shape, *extras)
-        if self._tau.is_meta and not logits.is_meta:
-            raise RuntimeError(UNFILLED.format(name=type(self).__name__))
         self._begin(logits)
         targets, floats = self._true_targets(targets, given, label_mask)
         local = Batch(logits, targets, *extras, floats)
@@ -267,8 +221,8 @@ class RankingLoss(PublishedNames, BatchLoss):
         keep = self._look(batch, pool, found, known, group, stores=stores)
         self._warn_capped(rows)
         if stores:  # last: nothing can fail any more
-            if not torch.is_grad_enabled() and keep is not False:
-                self._warn_no_grad(batch)
+            if keep is not False and not self.update_queue_in_eval:
+                self._warn_no_grad(batch.logits.shape[0])
             self._store(batch, pool, group, keep)
             if keep is False and self._queue is not None and not self._unstored_warned:
                 sound = self._is_sound(batch)
@@ -488,19 +442,7 @@ class RankingLoss(PublishedNames, BatchLoss):
         name = f"{at}{type(self).__name__}"
         raise ValueError(f"{name}: targets must be {expected}, got {got}; {hint}")
 
-    _unstored_warned = _no_grad_warned = False
-
-    def _warn_no_grad(self, batch: Batch) -> None:
-        """Say once that rows are stored which look like those of a validation."""
-        if torch.compiler.is_compiling() or self._no_grad_warned or self._queue is None:
-            return
-        if batch.logits.shape[0] and not self.update_queue_in_eval:
-            self._no_grad_warned = True
-            warn_user(
-                f"{type(self).__name__}: rows are stored in the queue while gradients are "
-                "disabled, as in a validation whose loss was left in training mode: call "
-                "loss.eval() first, or pass store=False"
-            )
+    _unstored_warned = False
 
     def _unstored(self, sound: Tensor, found: Found) -> Tensor:
         """[] bool: some row that counts keeps the batch from being stored, and no NaN says so."""
