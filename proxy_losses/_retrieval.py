@@ -426,7 +426,7 @@ def retrieval_loss(
         (0.0, 3)
         >>> loss, memory = retrieval_loss(-x, torch.tensor([0, 0, 1]), memory, 0.01)
         >>> round(loss.item(), 2)
-        0.39
+        0.47
 
     Reference: Brown et al., "Smooth-AP: Smoothing the Path Towards Large-Scale Image Retrieval",
     ECCV 2020, arXiv:2007.12163; the memory: Wang et al., "Cross-Batch Memory for Embedding

@@ -361,7 +361,8 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
     def forward(
         self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None,
         iid_mask: Tensor | None = None, query_ids: Tensor | None = None,
-        label_mask: Tensor | None = None, store: bool = True, **kwargs: Any,
+        label_mask: Tensor | None = None, row_ids: Tensor | None = None, store: bool = True,
+        **kwargs: Any,
     ) -> Any:  # fmt: skip
         """Loss of the current phase.
 
@@ -372,6 +373,7 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
             iid_mask: goes to main_loss, in the blend too.
             query_ids: goes to main_loss, in the blend too.
             label_mask: goes to main_loss, and to warmup_loss if it declares the argument.
+            row_ids: goes to main_loss, in the blend too, see `RetrievalLoss`.
             store: False goes to the losses that declare the argument: the queue stays as it is.
             **kwargs: go to main_loss, and only when it is the whole loss (main_weight 1).
 
@@ -392,7 +394,10 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
         elif self.training:  # a sanity check before training is no mistake
             self._warn_undriven()
         weights = {} if sample_weight is None else {"sample_weight": sample_weight}
-        rows = {"iid_mask": iid_mask, "query_ids": query_ids, "label_mask": label_mask}
+        rows = {
+            "iid_mask": iid_mask, "query_ids": query_ids, "label_mask": label_mask,
+            "row_ids": row_ids,
+        }  # fmt: skip
         extras: dict[str, Any] = {
             **weights,
             **{name: x for name, x in rows.items() if x is not None},
