@@ -16,6 +16,7 @@ from torch import Tensor
 import proxy_losses as P
 from proxy_losses._checks import INTERPOLATIONS
 from proxy_losses._metrics import METRICS
+from proxy_losses._retrieval import BY_NAME
 from proxy_losses.nn import _late
 
 from .launches import launches, watched
@@ -211,6 +212,32 @@ def test_queues(n):
 
 
 # -- losses
+
+
+@pytest.mark.parametrize(("name", "labels"), [("ap", 3), *((name, None) for name in BY_NAME)])
+def test_retrieval_losses(name, labels):
+    """The module, alone and with its memory, and the function; in a wrapper's blend too."""
+    known = {"memory_size": 8, "embedding_dim": 4, "num_labels": labels}
+    loss_fn = P.RetrievalLoss(name, **known).to(META)
+    wrapper = P.LossWarmupWrapper(lambda x, y: (x * x).mean(), loss_fn, blend_steps=9,
+                                  warmup_steps=0)  # fmt: skip
+    memory = P.init_memory(8, 4, num_labels=labels, device=META)
+    addresses = [id(buffer) for buffer in loss_fn.buffers()]
+    for n in (6, 9):
+        tags = ids if labels is None else lambda rows: mask(rows, labels)
+        x, refs, more = scores(n, 4), scores(5, 4), {"row_ids": ids(n)}
+        given = {"ref_embeddings": refs, "ref_labels": tags(5), "ref_row_ids": ids(5)}
+        with watched():
+            wrapper.on_train_batch_start(n)
+            for call in (loss_fn, loss_fn.eval(), wrapper.train()):
+                back(call(x, tags(n), **more), x)
+            back(loss_fn(x, tags(n), **more, **given), x, refs)
+            loss, memory = P.retrieval_loss(x, tags(n), memory, floats(), metric=name)
+            back(loss, x)
+            for grades in (mask(n, 5), floats(n, 5)):
+                back(P.RetrievalLoss(name)(x, grades, refs), x, refs)
+            P.reset_memory(memory)
+    assert [id(buffer) for buffer in loss_fn.buffers()] == addresses
 
 
 @every_example

@@ -13,7 +13,7 @@ from .. import _retrieval as r
 from .._checks import check_choice, check_flag, check_int, check_temperature
 from .._lists import SIMILARITIES
 from .._queue import counter_after, next_slots
-from ..distributed import default_group, group_name, rank_and_size
+from ..distributed import default_group, default_rank, group_name
 from . import _late
 from ._batch import ScheduledLoss, readable
 from ._queue import number_problems, refuse
@@ -231,7 +231,7 @@ class RetrievalLoss(ScheduledLoss):
             self._look(call.relevance)
         name = group_name(default_group()) if self._gathers() else ""
         if name:
-            call = self._with_all(call, name)
+            call = self._with_all(call)
         found = r.rank(
             call, memory, r.BY_NAME[self.metric], self.settings, self._tau,
             similarity=self.similarity, ignore_index=self.ignore_index,
@@ -243,14 +243,14 @@ class RetrievalLoss(ScheduledLoss):
             self._store(memory, call.refs)
         return loss
 
-    def _with_all(self, call: r.Call, name: str) -> r.Call:
+    def _with_all(self, call: r.Call) -> r.Call:
         """The queries of this process, and the references of all, if all can be told by labels."""
         queries, refs, relevance = call
         if relevance is not None:
             return call
         if refs is queries:  # places in the whole batch, without asking the others for theirs
             assert refs.home is not None
-            refs = queries = refs._replace(home=refs.home + (rank_and_size(name)[0] << 32))
+            refs = queries = refs._replace(home=refs.home + (default_rank() << 32))
         return call._replace(queries=queries, refs=r.Rows(*self._gather(*refs)))
 
     def _store(self, memory: r.MemoryState, refs: r.Rows) -> None:
