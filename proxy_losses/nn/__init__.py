@@ -6,6 +6,7 @@ from ._queue import MemoryQueue
 from ._ranking import (
     AUROCLoss,
     MRRLoss,
+    NDCGLoss,
     PAUCAtBudgetLoss,
     PrecisionAtKLoss,
     RankingLoss,
@@ -19,6 +20,7 @@ __all__ = [
     "AUROCLoss",
     "LossWarmupWrapper",
     "MRRLoss",
+    "NDCGLoss",
     "MemoryQueue",
     "PAUCAtBudgetLoss",
     "PrecisionAtKLoss",
