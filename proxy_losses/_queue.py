@@ -12,6 +12,7 @@ from ._checks import check_batch, check_bool, check_int, check_row_extras, is_la
 from ._numerics import size_known
 from ._old_names import takes_old_names
 
+_NO_GAINS = torch.ones(0, dtype=torch.float32, device="cpu")  # of states saved before there were
 NO_QUERY = torch.iinfo(torch.int64).min  # query id of rows stored without one
 
 
@@ -37,9 +38,7 @@ class QueueState(NamedTuple):
     ignore_index: Tensor  # [] int64, class id of rows that do not count
     query_ids: Tensor  # [capacity] int64 query ids, or [0] until a batch brings some
     label_mask: Tensor  # [capacity, C] bool, known labels; or [0, C] until a batch brings a mask
-    # [capacity, C] float32, gains of the positives; or [0] until a batch brings some. States of
-    # before have none.
-    gains: Tensor = torch.ones(0, dtype=torch.float32, device="cpu")
+    gains: Tensor = _NO_GAINS  # [capacity, C] float32, of the positives; or [0] until some come
 
 
 def init_queue(

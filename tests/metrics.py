@@ -37,6 +37,7 @@ class Metric(NamedTuple):
     graded: bool  # its second argument are gains
     exact: Callable[..., float] | None = None  # (scores, pos): the metric it becomes as tau -> 0
     perfect: float = 1.0  # value as tau -> 0 when all positives lead
+    worst: float = 0.1  # above its value as tau -> 0 when 4 positives come last among 40 rows
     least: float = 0.0  # below which it never is
     most: float = 1.0  # above which it never is
     # (scores, pos, weight) -> value of any scores in plain torch, at TAU, with what is a constant
@@ -157,7 +158,7 @@ def frozen_ndcg(scores: Tensor, pos: Tensor, weight: Tensor, *, k: int) -> Thres
     ordered, gain = scores.sort(descending=True).values, torch.where(pos, weight, 0.0)
     middle = (ordered[..., k - 1 : k] + ordered[..., k : k + 1]) / 2
     at, best = moving(middle, scores, torch.ones_like(pos), TAU), gain.topk(k).values
-    ideal = (best / (torch.arange(k) + 2.0).log2()).sum(-1)
+    ideal = (best / (torch.arange(k) + 2.0).double().log2()).sum(-1)
 
     def value(s: Tensor) -> Tensor:
         rank = 0.5 + torch.sigmoid((s[..., None, :] - s[..., :, None]) / TAU).sum(-1)
@@ -180,7 +181,7 @@ MORE: dict[str, dict[str, Any]] = {
     "smooth_ap": {"exact": lambda s, p: average_precision_score(p, s)},
     "smooth_auroc": {"exact": lambda s, p: roc_auc_score(p, s)},
     "smooth_auroc_logistic": {"least": -math.inf},
-    "smooth_ndcg": {"exact": lambda s, p: ndcg_score([p], [s])},
+    "smooth_ndcg": {"exact": lambda s, p: ndcg_score([p], [s]), "worst": 0.3},
     "smooth_ndcg_k=3": {
         "exact": lambda s, p: ndcg_score([p], [s], k=3), "most": math.inf,
         "frozen": functools.partial(frozen_ndcg, k=3),

@@ -209,7 +209,7 @@ def _evaluate(
     lists: Lists, tau: float | Tensor, settings: Settings, how: How, *, stats: bool
 ) -> Found:
     """The formula, over checked lists in full precision."""
-    scores, pos, valid, given, iid, live = lists
+    scores, pos, valid, given, iid, live, _ = lists
     name = group_name(how.group)
     pos, negative = num.sides(pos, valid)
     reference = negative if iid is None else negative & iid

@@ -45,7 +45,8 @@ def smooth_ndcg_defined(
         >>> smooth_ndcg_defined(torch.tensor([[2, 0, 1], [0, 0, 0], [1, 1, 1]]))
         tensor([ True, False, False])
     """
-    lists = Lists(gains, gains != 0, valid_mask, sample_weight, gains=gains)
+    pos = gains != 0  # a NaN is one, and shows
+    lists = Lists(gains, pos, valid_mask, sample_weight, gains=gains)
     return _relative(lists, torch.float32, "")[1][..., 0]
 
 
