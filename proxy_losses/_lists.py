@@ -84,9 +84,7 @@ def valid_rows(targets: Tensor, ignore_index: int) -> Tensor | None:
     return None if is_labels(targets) else wide(targets) != ignore_index
 
 
-def from_grades(
-    logits: Tensor, targets: Tensor, ignore_index: int
-) -> tuple[Tensor, Tensor | None]:
+def from_grades(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor | None]:
     """Class ids or labels that say which rows have a gain, and `Batch.gains`.
 
     For a metric that reads gains: targets [N] for one class and [N, C] for several are relevance
@@ -98,8 +96,8 @@ def from_grades(
     if classes == 1 and targets.shape == (n,) and targets.dtype != torch.bool:
         grades = targets if targets.is_floating_point() else targets.to(torch.int64)
         padding = grades == ignore_index
-        pos = (grades != 0) & ~padding  # a NaN is one, and shows
-        ids = torch.where(pos, 2 if ignore_index == 1 else 1, 0)
+        pos = (grades != 0) > padding  # a NaN is one, and shows
+        ids = pos * (2 if ignore_index == 1 else 1)
         targets, grades = torch.where(padding, ignore_index, ids), grades[:, None]
         pos = pos[:, None]
     elif classes > 1 and targets.shape == (n, classes) and targets.dtype != torch.bool:

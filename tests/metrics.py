@@ -183,7 +183,8 @@ MORE: dict[str, dict[str, Any]] = {
     "smooth_auroc_logistic": {"least": -math.inf},
     "smooth_ndcg": {"exact": lambda s, p: ndcg_score([p], [s]), "worst": 0.3},
     "smooth_ndcg_k=3": {
-        "exact": lambda s, p: ndcg_score([p], [s], k=3), "most": math.inf,
+        "exact": lambda s, p: ndcg_score([p], [s], k=3),
+        "most": math.inf,
         "frozen": functools.partial(frozen_ndcg, k=3),
     },
     "smooth_mrr": {"exact": lambda s, p: 1.0 / (1 + (s[~p] > s[p].max()).sum())},

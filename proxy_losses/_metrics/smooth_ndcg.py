@@ -129,10 +129,9 @@ def _evaluate(
         weight = gain * step
     mean, _ = rank_mean(Lists(scores, pos, valid, weight), tau, DISCOUNT, how)
     total = all_reduce_with_grad(weight.sum(-1, dtype=torch.float64), name)
-    defined = some[..., 0]
-    share = (total / torch.where(defined, ideal, 1.0)).to(mean.dtype)
-    value = torch.where(defined, mean * share, 0.0)
-    found = Found(value, defined.expand(value.shape), {})
+    # The largest gain is 1 in lists that count, the mean 0 in others.
+    value = mean * (total / ideal.clamp(min=1.0)).to(mean.dtype)
+    found = Found(value, some[..., 0].expand(value.shape), {})
     if not stats:
         return found
     slopes = rank_slopes(num.clean(scores, valid), pos, tau, valid_mask=valid, group=how.group)
@@ -154,18 +153,20 @@ def _relative(lists: Lists, dtype: torch.dtype, name: str) -> tuple[Tensor, Tens
     """
     _, pos, valid, weight, *_, gains = lists
     pos = pos if valid is None else pos & valid
-    gain = pos.to(dtype)
-    if gains is not None:
+    if gains is None:
+        gain = pos.to(dtype)
+    else:
         wide = gains.to(torch.promote_types(gains.dtype, dtype))
-        gain = torch.where(pos, torch.where(wide >= 0, wide, math.nan), 0.0)
+        sound = torch.nn.functional.threshold(wide, -torch.finfo(wide.dtype).tiny, math.nan)
+        gain = torch.where(pos, sound, 0.0)
     if weight is not None:
         gain = gain * num.positive_weight(pos, weight, gain.dtype, name)[0]
     top = num.largest(gain)
     least = num.largest(-gain if valid is None else torch.where(valid, -gain, -math.inf), -math.inf)
     if name:
         top, least = (x.to(gain.dtype) for x in num.largest_over_group(name, top, least))
-    some = ~(top <= 0) & ~(-least >= top)  # a NaN shows
-    return torch.where(some, gain / torch.where(some, top, 1.0), 0.0).to(dtype), some
+    some = ~(-least >= top)  # a NaN shows; the least is infinite where no row counts
+    return (gain / torch.where(some, top, math.inf)).to(dtype), some
 
 
 def _first(lists: Lists, tau: float | Tensor, k: int, some: Tensor, name: str) -> Tensor:
@@ -193,14 +194,14 @@ def _ideal(gain: Tensor, k: int | None, name: str) -> Tensor:
         place: Tensor = torch.ops.proxy_losses.sharded_places(
             gain.detach().reshape(lists.numel(), rows), name
         )
-        ordered, place = gain, place.reshape(gain.shape)
+        ordered, place = gain, place.reshape(gain.shape).double()
     else:
         if k is not None and num.size_known(rows):
             ordered = gain.topk(min(k, rows), -1).values
         else:
             ordered = gain.sort(-1, descending=True).values
-        place = torch.arange(1, ordered.shape[-1] + 1, device=gain.device)
-    discount = math.log(2.0) / (place + 1.0).double().log()
+        place = torch.arange(1.0, ordered.shape[-1] + 1.0, dtype=torch.float64, device=gain.device)
+    discount = place.add(1.0).log2().reciprocal()
     if k is not None:
         discount = torch.where(place <= k, discount, 0.0)
     return all_reduce_with_grad((ordered * discount).sum(-1), name)

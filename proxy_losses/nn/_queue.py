@@ -294,7 +294,9 @@ class MemoryQueue(StateModule):
         """Fields known to hold nothing but what stands for None: they did, and stayed as is."""
         if torch.compiler.is_compiling():
             return ()
-        return tuple(field for field in PLAIN if field not in self.rows or self._stayed(ROWS[field]))
+        return tuple(
+            field for field in PLAIN if field not in self.rows or self._stayed(ROWS[field])
+        )
 
     def ones(self) -> tuple[str, ...]:
         """Those of `plain` in which 1 or True stands for None."""

@@ -483,7 +483,11 @@ class RankingLoss(PublishedNames, BatchLoss):
                     ask["some row"] = counted.amax()
         if queue is not None and now:  # what was learnt once need not be read again
             for field in ONES:
-                if field in queue.rows and field not in known.ones and getattr(batch, field) is None:
+                if (
+                    field in queue.rows
+                    and field not in known.ones
+                    and getattr(batch, field) is None
+                ):
                     ask[field] = (getattr(queue.state, field) == 1).all().to(torch.float32)
         capped = self.max_pool_size is not None and not self._subsample_warned
         if capped and not now and pool.lists.valid is not None:
