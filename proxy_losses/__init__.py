@@ -24,6 +24,7 @@ from ._losses import (
     smooth_ap_loss,
     smooth_auroc_loss,
     smooth_mrr_loss,
+    smooth_ndcg_loss,
 )
 from ._metrics.at_k import precision_at_k, recall_at_k
 from ._metrics.focal import sigmoid_focal, softmax_focal
@@ -32,6 +33,7 @@ from ._metrics.recall import recall_at_quantile, recall_defined, recall_saturati
 from ._metrics.smooth_ap import smooth_ap, smooth_ap_defined, smooth_ap_saturation
 from ._metrics.smooth_auroc import smooth_auroc, smooth_auroc_defined
 from ._metrics.smooth_mrr import smooth_mrr, smooth_mrr_defined
+from ._metrics.smooth_ndcg import smooth_ndcg, smooth_ndcg_defined
 from ._numerics import score_spread
 from ._old_names import old_name
 from ._queue import QueueState, enqueue, init_queue, queue_rows, reset_queue
@@ -61,6 +63,7 @@ from .nn import (
     AUROCLoss,
     LossWarmupWrapper,
     MRRLoss,
+    NDCGLoss,
     PAUCAtBudgetLoss,
     PrecisionAtKLoss,
     RecallAtKLoss,
@@ -82,6 +85,7 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "AUROCLoss",
     "MRRLoss",
+    "NDCGLoss",
     "QueryLists",
     "LossWarmupWrapper",
     "MemoryState",
@@ -140,6 +144,9 @@ __all__ = [
     "smooth_mrr",
     "smooth_mrr_defined",
     "smooth_mrr_loss",
+    "smooth_ndcg",
+    "smooth_ndcg_defined",
+    "smooth_ndcg_loss",
     "soft_ranks",
     "softmax_focal",
     "start_epoch",

@@ -273,9 +273,12 @@ def rank(
     lists: Lists = num.outside_autocast(_lists)(
         call.queries.embeddings, call, memory, similarity, ignore_index
     )
-    if "live" in reads_of(metric, settings):
+    reads, relevance = reads_of(metric, settings), call.relevance
+    if "live" in reads:
         rows = torch.arange(lists.scores.shape[-1], device=lists.scores.device)
         lists = lists._replace(live=rows < call.refs.embeddings.shape[0])
+    if "gains" in reads and relevance is not None and relevance.is_floating_point():
+        lists = lists._replace(pos=relevance != 0, gains=relevance)  # what is none shows as NaN
     check_tau(tau, lists.scores.shape[:-1])
     return over_lists(metric, lists, tau, settings, How())
 
@@ -394,8 +397,9 @@ def retrieval_loss(
             ref_embeddings and without ref_labels the relevance [Q, M], bool or floating >= 0.
         memory: `MemoryState` of past references, or None. It needs labels, not relevance.
         tau: temperature in units of the similarity, > 0: a number, a 0-d tensor, or [Q].
-        metric: "ap", "recall_at_k", "precision_at_k", "mrr", "auroc", "recall_at_quantile" or
-            "partial_auc", each the metric of that name or with "smooth_" before.
+        metric: "ap", "recall_at_k", "precision_at_k", "mrr", "ndcg", "auroc", "recall_at_quantile"
+            or "partial_auc", each the function of that name, or with "smooth_" before. "ndcg"
+            takes relevance as gains, and 1 for a positive where labels tell.
         ref_embeddings: [M, D] floating, the references; they get a gradient. None: the other rows
             of the batch.
         ref_labels: [M] integers or [M, L] bool, as labels are.

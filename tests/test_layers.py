@@ -91,6 +91,7 @@ def test_public_names():
     assert set(proxy_losses.__all__) == {
         "AUROCLoss",
         "MRRLoss",
+        "NDCGLoss",
         "QueryLists",
         "LossWarmupWrapper",
         "MemoryState",
@@ -149,6 +150,9 @@ def test_public_names():
         "smooth_mrr",
         "smooth_mrr_defined",
         "smooth_mrr_loss",
+        "smooth_ndcg",
+        "smooth_ndcg_defined",
+        "smooth_ndcg_loss",
         "soft_ranks",
         "softmax_focal",
         "start_epoch",

@@ -15,6 +15,7 @@ import proxy_losses as P
 from proxy_losses import RetrievalLoss, retrieval_lists, retrieval_loss
 from proxy_losses._metrics import METRICS
 from proxy_losses._retrieval import BY_NAME
+from proxy_losses.integrations._common import own_queue_losses, reset_losses
 
 from . import reference
 from .compiling import compile_fresh
@@ -125,6 +126,22 @@ def test_lists_and_metric_give_the_same(name):
             torch.testing.assert_close(mine, theirs, **TIGHT)
             assert given.shape == mine.shape
             assert mine.abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("k", [None, 3])
+def test_graded_relevance(k):
+    x, r = batch(3, [7])[0], batch(4, [9])[0]
+    g = torch.Generator().manual_seed(5)
+    grades = torch.randint(3, (7, 9), generator=g).double() / 2
+    grades[2], grades[4] = 0, 1  # nothing to find, nothing to prefer
+    losses = []
+    for q in range(7):
+        scores = [reference.similarity(x[q].tolist(), row.tolist()) for row in r]
+        value = reference.smooth_ndcg(scores, grades[q].tolist(), TAU, k=k)
+        losses.append(math.nan if q in (2, 4) else 1 - value)
+    loss_fn = RetrievalLoss("ndcg", k=k, temperature=TAU)
+    assert loss_fn(x, grades, r).item() == pytest.approx(mean(losses), rel=1e-11)
+    assert retrieval_loss(x, -grades, None, TAU, metric="ndcg", ref_embeddings=r)[0].isnan()
 
 
 def test_no_query_that_counts():
@@ -381,6 +398,15 @@ def test_the_wrapper_schedules_it():
         wrapper.load_state_dict(broken)
 
 
+def test_callbacks_see_it():
+    net = nn.ModuleDict({"a": trained(gather_distributed=False), "b": trained()})
+    assert {*own_queue_losses(net)} == {"a"}
+    net["b"].temperature = 0.7
+    reset_losses(net)
+    assert [int(m.memory.enqueued) for m in net.values()] == [0, 0]
+    assert net["b"].temperature == pytest.approx(0.7)
+
+
 # -- precision, transforms, compiled code
 
 
@@ -507,7 +533,7 @@ def test_bad_relevance():
     for bad in (-1.0, math.nan, math.inf):
         grades = torch.ones(6, 6)
         grades[2, 3] = bad
-        with pytest.raises(ValueError, match="relevance must be finite and >= 0, got values from"):
+        with pytest.raises(ValueError, match="relevance must be finite and >= 0, below"):
             loss_fn(X, grades, X)
 
 

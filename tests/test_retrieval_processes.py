@@ -23,8 +23,8 @@ def whole(rows: int, seed: int) -> tuple[Tensor, Tensor]:
     return torch.randn(rows, 4, generator=g, dtype=torch.float64), labels
 
 
-def train(shard, rank: int | None, way: str, *, compiled: bool = False) -> dict:
-    """Three steps of one process with all rows (rank None), or of one rank with its own."""
+def train(shard, rank: int | None, way: str, steps: int = 3, *, compiled: bool = False) -> dict:
+    """Steps of one process with all rows (rank None), or of one rank with its own."""
     torch.manual_seed(0)
     model = nn.Linear(4, 3).double()
     net = model if rank is None else DistributedDataParallel(model)
@@ -34,7 +34,7 @@ def train(shard, rank: int | None, way: str, *, compiled: bool = False) -> dict:
     start = sum(shard[: rank or 0])
     mine = slice(None) if rank is None else slice(start, start + shard[rank])
     losses, grads = [], []
-    for step in range(3):
+    for step in range(steps):
         (x, y), (r, z) = whole(sum(shard), step), whole(sum(shard), step + 3)
         ids = {"row_ids": torch.arange(sum(shard))[mine]}
         model.zero_grad()
@@ -73,13 +73,13 @@ def worker(rank: int, world: int, folder: str) -> None:
 def compiled_worker(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=world)
-    torch.save({(SHARDS[1], "rows"): train(SHARDS[1], rank, "rows", compiled=True)},
-               f"{folder}/{rank}.pt")  # fmt: skip
+    found = train(SHARDS[1], rank, "rows", 2, compiled=True)
+    torch.save({(SHARDS[1], "rows"): found}, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def assert_as_one_process(ranks: list[dict], shard, way: str) -> None:
-    alone = train(shard, None, way)
+def assert_as_one_process(ranks: list[dict], shard, way: str, steps: int = 3) -> None:
+    alone = train(shard, None, way, steps)
     for out in ranks:
         found = out[shard, way]
         # Float64 sums of some dozen terms in another order: far below 1e-10 relative.
@@ -111,4 +111,4 @@ def test_gradients_are_those_of_one_process(tmp_path):
 
 @pytest.mark.slow
 def test_compiled_code_gathers_as_eager_code(tmp_path):
-    assert_as_one_process(shards.run(2, tmp_path, compiled_worker), SHARDS[1], "rows")
+    assert_as_one_process(shards.run(2, tmp_path, compiled_worker), SHARDS[1], "rows", 2)

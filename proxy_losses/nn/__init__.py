@@ -7,6 +7,7 @@ from ._queue import MemoryQueue
 from ._ranking import (
     AUROCLoss,
     MRRLoss,
+    NDCGLoss,
     PAUCAtBudgetLoss,
     PrecisionAtKLoss,
     RankingLoss,
@@ -21,6 +22,7 @@ __all__ = [
     "AUROCLoss",
     "LossWarmupWrapper",
     "MRRLoss",
+    "NDCGLoss",
     "MemoryQueue",
     "PAUCAtBudgetLoss",
     "PrecisionAtKLoss",

@@ -118,6 +118,16 @@ class BatchLoss(StateModule):
                 "no gradient"
             )
 
+    def _judge_gains(self, said: Mapping[str, float], at: str = "") -> None:
+        """Raise about grades of this range, as of weights."""
+        low, high = said["least gain"], said["largest gain"]
+        if not (low >= 0 and high < MAX_WEIGHT):
+            raise ValueError(
+                f"{at}targets, which are relevance grades, must be finite and >= 0, below "
+                f"{MAX_WEIGHT:.1e}, got {low if not low >= 0 else high}; where a grade is missing "
+                "pass label_mask=, [N, C] bool, False there"
+            )
+
     def __getstate__(self) -> dict[str, Any]:
         """A copy may land in another process group: it decides for itself whether to gather."""
         return {**self.__dict__, "_gather_resolved": None, "_pending": None}

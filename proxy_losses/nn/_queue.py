@@ -29,13 +29,15 @@ _BUFFERS = {
     "enqueued": "_q_enqueued",
     "query_ids": "_q_query_ids",
     "label_mask": "_q_label_mask",
+    "gains": "_q_gains",
 }
 _IDS, _LABELS = "_q_targets", "_q_labels"
 ROWS = {f: b for f, b in _BUFFERS.items() if f != "enqueued"}  # fields with a row for each slot
-PLAIN = {"sample_weight": 1, "iid_mask": 1, "query_ids": q.NO_QUERY, "label_mask": 1}  # for None
+# What stands for None.
+PLAIN = {"sample_weight": 1, "iid_mask": 1, "query_ids": q.NO_QUERY, "label_mask": 1, "gains": 1}
 
 NOBODY = -1
-ONES = ("sample_weight", "iid_mask", "label_mask")  # fields in which 1 or True stands for None
+ONES = ("sample_weight", "iid_mask", "label_mask", "gains")  # where it is 1 or True
 OTHER_KIND = "this queue stores multi-label targets: expected [N, C] labels, got [N] class ids"
 
 
@@ -55,11 +57,13 @@ class MemoryQueue(SealedState):
     _q_iid: Tensor  # [capacity] 0 or 1
     _q_query_ids: Tensor
     _q_label_mask: Tensor  # [capacity, C] 0 or 1
+    _q_gains: Tensor  # [capacity, C] of the positives; for metrics that read gains alone
     _q_owner: Tensor  # [] the process whose rows they are, see `check_owner`
 
     def __init__(
-        self, capacity: int, num_classes: int, ignore_index: int, multi_label: bool | None = None
-    ) -> None:
+        self, capacity: int, num_classes: int, ignore_index: int, multi_label: bool | None = None,
+        *, gains: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.ignore_index = ignore_index
         self.multi_label = False if num_classes == 1 else multi_label
@@ -77,6 +81,9 @@ class MemoryQueue(SealedState):
         self.add_state("_q_iid", rows, torch.uint8)
         self.add_state("_q_query_ids", rows, torch.int64)
         self.add_state("_q_label_mask", (capacity, num_classes), torch.uint8)
+        if gains:
+            self.add_state("_q_gains", (capacity, num_classes), torch.float32)
+        self.rows = {f: name for f, name in ROWS.items() if name in self._buffers}
         self.add_state("_q_owner", number, torch.int64)
         self.add_seal()
         self.fill()
@@ -86,7 +93,7 @@ class MemoryQueue(SealedState):
         """Empty the queue."""
         for name, value in self._empty().items():
             self._buffers[name].fill_(value)  # type: ignore[union-attr]
-        self.see_ones(*PLAIN)
+        self.see_ones(*(field for field in PLAIN if _BUFFERS[field] in self._buffers))
         self._remember("_q_seal")
 
     def _empty(self) -> dict[str, float]:
@@ -132,7 +139,8 @@ class MemoryQueue(SealedState):
         return state
 
     def _seen_by(self, labels: bool) -> q.QueueState:
-        found = {field: self._buffers[name] for field, name in _BUFFERS.items()}
+        found = {field: self._buffers[name] for field, name in self.rows.items()}
+        found["enqueued"] = self._q_enqueued
         # In compiled code and under transforms bytes are no flags by another name.
         plain = readable(self._q_enqueued)
         flags = (lambda x: x.view(torch.bool)) if plain else torch.Tensor.bool
@@ -161,7 +169,7 @@ class MemoryQueue(SealedState):
         """Take over what `enqueue` made of `view` and of the batch; False stores nothing."""
         labels = is_labels(state.targets)
         plain = () if batch is None else self.plain()
-        for field, name in ROWS.items():
+        for field, name in self.rows.items():
             if field not in plain or getattr(batch, field) is not None:
                 self._buffers[name].copy_(getattr(state, field))  # type: ignore[union-attr]
         (self._q_labels if labels else self._q_targets).copy_(state.targets)
@@ -210,7 +218,7 @@ class MemoryQueue(SealedState):
         state = self._seen_by(labels) if where is None else self.view(batch.targets)
         drop, slots = q.next_slots(state, n)
         plain = self.plain()
-        into = {field: self._buffers[name] for field, name in ROWS.items()}
+        into = {field: self._buffers[name] for field, name in self.rows.items()}
         into["targets"] = self._q_labels if labels else self._q_targets
         for field, buffer in into.items():
             assert buffer is not None
@@ -253,7 +261,9 @@ class MemoryQueue(SealedState):
         """Fields known to hold nothing but what stands for None: they did, and stayed as is."""
         if torch.compiler.is_compiling():
             return ()
-        return tuple(field for field in PLAIN if self._stayed(_BUFFERS[field]))
+        return tuple(
+            field for field in PLAIN if field not in self.rows or self._stayed(ROWS[field])
+        )
 
     def ones(self) -> tuple[str, ...]:
         """Those of `plain` in which 1 or True stands for None."""
@@ -314,7 +324,7 @@ class MemoryQueue(SealedState):
         targets = saved.get(prefix + _IDS)
         if targets is not None and targets.dim() == 2:
             saved[prefix + _LABELS] = saved.pop(prefix + _IDS)
-        for name in (_IDS, _LABELS, "_q_multi_label"):
+        for name in (_IDS, _LABELS, "_q_multi_label", "_q_gains"):
             if name not in self._buffers:
                 saved.pop(prefix + name, None)
         give("_q_seal", seal_of(saved[prefix + "_q_enqueued"].to(torch.int64)))
@@ -379,6 +389,7 @@ def queue_problems(queue: MemoryQueue, saved: dict[str, Any], prefix: str) -> li
         "_q_ptr": [(1,), ()],
         "_q_query_ids": [(0,), (capacity,)],
         "_q_label_mask": [(0, classes), (capacity, classes)],
+        "_q_gains": [(capacity, classes)],
         "_q_owner": [()],
         "_q_seal": [()],
         "_q_mark": [(1,)],

@@ -27,8 +27,25 @@ from .._checks import (
 )
 from .._lists import NOTHING, Batch, Known, Pool
 from .._losses import REQUIRED, Arguments, Options
-from .._metrics import AUROC, MRR, PARTIAL_AUC, PRECISION_AT_K, RECALL, RECALL_AT_K, SMOOTH_AP
-from .._metrics._record import Found, Metric, Option, Settings, check_settings, reads_of
+from .._metrics import (
+    AUROC,
+    MRR,
+    NDCG,
+    PARTIAL_AUC,
+    PRECISION_AT_K,
+    RECALL,
+    RECALL_AT_K,
+    SMOOTH_AP,
+)
+from .._metrics._record import (
+    Found,
+    Metric,
+    Option,
+    Settings,
+    check_settings,
+    reads_gains,
+    reads_of,
+)
 from .._numerics import lift
 from .._old_names import takes_old_names
 from ..distributed import default_group, group_name
@@ -112,11 +129,9 @@ class RankingLoss(PublishedNames, ScheduledLoss):
         self.add_temperature(given["temperature"])
         for name, value in given.items():
             setattr(self, name, value)
-        size = self.queue_size
-        self._queue = (
-            MemoryQueue(size, self.num_classes, self.ignore_index, self.multi_label)
-            if size else None
-        )  # fmt: skip
+        size, kind = self.queue_size, (self.num_classes, self.ignore_index, self.multi_label)
+        self._graded = reads_gains(metric)  # targets are relevance grades
+        self._queue = MemoryQueue(size, *kind, gains=self._graded) if size else None
         self._subsample_warned = self._degenerate_warned = False
         self._want_diag = False  # a published name: whether the last call asked for diagnostics
         if self.max_pool_size is not None:
@@ -145,7 +160,8 @@ class RankingLoss(PublishedNames, ScheduledLoss):
 
         Args:
             logits: [N, C] floating.
-            targets: [N] or [N, 1] class ids; with C > 1 also [N, C] labels, bool or 0/1 floats.
+            targets: [N] or [N, 1] class ids; with C > 1 also [N, C] labels, bool or 0/1 floats. Of
+                `NDCGLoss` relevance grades, [N] or [N, 1] with C = 1, else [N, C].
             iid_mask: [N] bool or None for all, stored with the rows; the rows that may set the
                 band of `PAUCAtBudgetLoss`, not read by the other losses. A bool here means
                 return_per_class, as it did in proxy-losses 0.1.1.
@@ -178,14 +194,19 @@ class RankingLoss(PublishedNames, ScheduledLoss):
         """
         if isinstance(iid_mask, bool):
             return_per_class, iid_mask = iid_mask, None
+        gains = None
+        if self._graded:
+            targets, gains = _lists.from_grades(logits, _narrow(targets), self.ignore_index)
         given, targets = targets, self._as_targets(targets)
         check_batch(logits, targets, self.num_classes)
         check_kind(self.multi_label, targets)
         check_flag("store", store)
         if self.num_classes == 1 and isinstance(label_mask, Tensor) and label_mask.dim() == 1:
             label_mask = label_mask[:, None]
-        extras = as_floating(sample_weight), iid_mask, query_ids, label_mask
+        extras = as_floating(sample_weight), iid_mask, query_ids, label_mask, gains
         check_row_extras(logits.shape, *extras)
+        if gains is not None and label_mask is not None:  # what is unknown may be anything
+            extras = *extras[:4], torch.where(label_mask, gains, 1.0)
         self._begin(logits)
         targets, floats = self._true_targets(targets, given, label_mask)
         local = Batch(logits, targets, *extras, floats)
@@ -283,8 +304,7 @@ class RankingLoss(PublishedNames, ScheduledLoss):
         """
         if not isinstance(targets, Tensor):
             return targets
-        if targets.dim() == 2 and targets.shape[1] == 1:
-            targets = targets[:, 0]
+        targets = _narrow(targets)
         if targets.is_complex() or targets.dtype == torch.bool:
             return targets
         floating = targets.is_floating_point()
@@ -367,6 +387,8 @@ class RankingLoss(PublishedNames, ScheduledLoss):
             self._warn_binary(said, name, targets)
         if "least weight" in said:
             self._judge_weight(said, at)
+        if "least gain" in said:
+            self._judge_gains(said, at)
         if stray and self.num_classes > 1 and targets is not None:
             check_class_ids(targets, self.num_classes, self.ignore_index)
         elif stray and self.num_classes > 1:
@@ -390,7 +412,7 @@ class RankingLoss(PublishedNames, ScheduledLoss):
         targets, weight, queue, ask = batch.targets, batch.sample_weight, self._queue, {}
         stores = now and stores and (queue is not None or self.max_pool_size is not None)
         if n := batch.logits.shape[0]:
-            ids = targets.dim() == 1 and targets.dtype != torch.bool
+            ids = targets.dim() == 1 and targets.dtype != torch.bool and batch.gains is None
             ids = ids and (self.num_classes == 1 or self._metric.checks_ids)
             counted = None
             if pool.lists.valid is not None and (stores or ids):
@@ -406,6 +428,8 @@ class RankingLoss(PublishedNames, ScheduledLoss):
                 ask["least rest of label"], ask["largest rest of label"] = rest.aminmax()
             if weight is not None:
                 ask["least weight"], ask["largest weight"] = weight.aminmax()
+            if batch.gains is not None:
+                ask["least gain"], ask["largest gain"] = batch.gains.detach().aminmax()
             if stores:
                 rows = batch.logits.detach().to(self._stored_dtype(batch))
                 ask["least logit"], ask["largest logit"] = rows.aminmax()
@@ -413,7 +437,11 @@ class RankingLoss(PublishedNames, ScheduledLoss):
                     ask["some row"] = counted.amax()
         if queue is not None and now:  # what was learnt once need not be read again
             for field in ONES:
-                if field not in known.ones and getattr(batch, field) is None:
+                if (
+                    field in queue.rows
+                    and field not in known.ones
+                    and getattr(batch, field) is None
+                ):
                     ask[field] = (getattr(queue.state, field) == 1).all().to(torch.float32)
         capped = self.max_pool_size is not None and not self._subsample_warned
         if capped and not now and pool.lists.valid is not None:
@@ -530,6 +558,13 @@ class RankingLoss(PublishedNames, ScheduledLoss):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
+def _narrow(targets: Any) -> Any:
+    """[N, 1] to [N]."""
+    if isinstance(targets, Tensor) and targets.dim() == 2 and targets.shape[1] == 1:
+        return targets[:, 0]
+    return targets
+
+
 # -- from the record of a metric to the class
 
 
@@ -640,3 +675,6 @@ class AUROCLoss(RankingLoss, metric=AUROC): ...
 
 
 class MRRLoss(RankingLoss, metric=MRR): ...
+
+
+class NDCGLoss(RankingLoss, metric=NDCG): ...

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import _numerics as num
 from .. import _retrieval as r
-from .._checks import check_choice, check_flag, check_int, check_temperature
+from .._checks import MAX_WEIGHT, check_choice, check_flag, check_int, check_temperature
 from .._lists import SIMILARITIES
 from .._queue import counter_after, next_slots
 from ..distributed import default_group, default_rank, group_name
@@ -113,8 +113,8 @@ class RetrievalLoss(ScheduledLoss):
     loss of embeddings and labels, see `LossWarmupWrapper`.
 
     Args:
-        metric: "ap", "recall_at_k", "precision_at_k", "mrr", "auroc", "recall_at_quantile" or
-            "partial_auc", see `retrieval_loss`.
+        metric: "ap", "recall_at_k", "precision_at_k", "mrr", "ndcg", "auroc", "recall_at_quantile"
+            or "partial_auc", see `retrieval_loss`.
         memory_size: past references that are ranked too, 0 for none. They get no gradient. With
             M references in all a step takes N x M similarities.
         embedding_dim: D, needed with memory_size > 0.
@@ -278,10 +278,10 @@ class RetrievalLoss(ScheduledLoss):
 
     def _judge(self, said: Mapping[str, float], at: str = "") -> None:
         low, high = said["least relevance"], said["largest relevance"]
-        if not (low >= 0 and high < float("inf")):
+        if not (low >= 0 and high < MAX_WEIGHT):
             raise ValueError(
-                f"{at}{type(self).__name__}: relevance must be finite and >= 0, got values from "
-                f"{low} to {high}"
+                f"{at}{type(self).__name__}: relevance must be finite and >= 0, below "
+                f"{MAX_WEIGHT:.1e}, got values from {low} to {high}"
             )
 
     # -- loading
