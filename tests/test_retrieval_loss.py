@@ -16,11 +16,13 @@ from proxy_losses import RetrievalLoss, retrieval_lists, retrieval_loss
 from proxy_losses._metrics import METRICS
 from proxy_losses._retrieval import BY_NAME
 from proxy_losses.integrations._common import own_queue_losses, reset_losses
+from proxy_losses.nn import _late
 
 from . import reference
 from .compiling import compile_fresh
 from .makers import warned
 from .metrics import TIGHT, of_value
+from .test_late import Played
 from .test_retrieval import SIZES, TAU, batch
 
 PAD, WIDTH, CAPACITY = -100, 5, 10
@@ -535,6 +537,18 @@ def test_bad_relevance():
         grades[2, 3] = bad
         with pytest.raises(ValueError, match="relevance must be finite and >= 0, below"):
             loss_fn(X, grades, X)
+
+
+def test_relevance_on_a_device_is_judged_later(monkeypatch):
+    monkeypatch.setattr(_late, "at_once", lambda x: False)
+    monkeypatch.setattr(_late, "carrier", lambda x: Played)
+    Played.made, loss_fn = [], RetrievalLoss()
+    loss_fn(X, torch.eye(6), X)
+    loss_fn(X, -torch.eye(6), X)
+    for answer in Played.made:
+        answer.there = True
+    with pytest.raises(ValueError, match="at forward 2: RetrievalLoss: relevance must be finite"):
+        loss_fn(X, Y)
 
 
 def test_bad_functional_arguments():
