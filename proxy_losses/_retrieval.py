@@ -25,7 +25,6 @@ from ._lists import (
     check_width,
     directions,
     share_label,
-    valid_rows,
     wide,
 )
 from ._metrics import METRICS, Metric
@@ -339,7 +338,10 @@ def _unit(x: Tensor, counted: Tensor | None, similarity: str) -> Tensor:
 
 
 def _counted(rows: Rows, ignore_index: int) -> Tensor | None:
-    return None if rows.labels is None else valid_rows(rows.labels, ignore_index)
+    """[N] bool, or None for all: only class ids have padding."""
+    if rows.labels is None or rows.labels.dtype == torch.bool:
+        return None
+    return rows.labels != ignore_index
 
 
 def is_sound(refs: Rows, dtype: torch.dtype, ignore_index: int) -> Tensor:
@@ -405,10 +407,11 @@ def retrieval_loss(
         ref_labels: [M] integers or [M, L] bool, as labels are.
         row_ids: [Q] integer ids of the rows in the data. A reference with the id of the query is
             the query, and left out: so a memory that is longer than an epoch does not rank a row
-            for its own past.
+            for its own past. Two views of a row that shall find each other need ids of their own.
         ref_row_ids: [M] integers, the ids of given references.
         similarity: "cosine" or "dot".
-        reduction: "mean", or "none" for [Q] with NaN where the query does not count.
+        reduction: "mean" over the queries that count, or "none" for [Q] with NaN where one does
+            not.
         ignore_index: class id of rows that are neither queries nor references; they take slots in
             the memory.
         **settings: options of the metric, such as k.

@@ -214,6 +214,17 @@ def test_steps_are_those_of_the_loops(kind, given, ids):
     assert memory.enqueued >= 40
 
 
+def test_one_label():
+    """Rows with it find each other; rows without find nobody."""
+    (x, _), has = rows(0, 7), torch.arange(7) % 2 == 0
+    loss_fn, ids = module(num_labels=1), module()
+    for _ in "ab":
+        own = torch.where(has, 1, 10 + torch.arange(7))
+        assert loss_fn(x, has[:, None]) == ids(x, own)
+        ids.memory.labels[ids.memory.labels > 1] = 99
+    assert loss_fn.memory.labels.shape == (CAPACITY, 1)
+
+
 def test_gradients_reach_the_batch_alone():
     x, y = rows(0, 6)
     memory = P.enqueue_embeddings(P.init_memory(4, WIDTH, dtype=torch.float64), *rows(1, 4))

@@ -123,8 +123,8 @@ class RetrievalLoss(ScheduledLoss):
             sharper gradients.
         similarity: "cosine" or "dot".
         ignore_index: class id of rows that are neither queries nor references.
-        reduction: "mean" over the queries that count, or "none" for [N] with NaN where one does
-            not.
+        reduction: "mean" over the queries that count, or "none" for [N], those of this process,
+            with NaN where one does not.
         update_memory_in_eval: store rows in eval mode too.
         gather_distributed: rank the rows of this process among those of all, and store all: None
             and True when there are several processes, False never. The mean is over the queries
