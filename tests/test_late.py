@@ -97,6 +97,14 @@ def test_faults_come_in_order_one_at_a_time(device):
     loss_fn(logits, ids)
 
 
+def test_bad_grades(device):
+    loss_fn, (logits, _) = P.NDCGLoss(1, queue_size=8), rows(5, 1)
+    loss_fn(logits, torch.tensor([0.0, 2.0, 1.0, -3.0, 3.0]))
+    with pytest.raises(ValueError, match=r"^at forward 1: targets.*must be finite.*got -3"):
+        loss_fn.check_values()
+    assert loss_fn._queue.state.enqueued == 0
+
+
 def test_padding_is_no_fault(device):
     for make in MAKERS:
         loss_fn, (logits, ids) = make(num_classes=3), rows()
@@ -131,9 +139,11 @@ def test_warnings_say_their_forward(make, device):
     assert warned(lambda: loss_fn(logits, torch.where(ids == 1, 7, ids))) == []
     assert warned(lambda: loss_fn(logits, ids, sample_weight=torch.zeros(8))) == []
     name = type(loss_fn).__name__
-    values, weights = warned(lambda: loss_fn.check_values())
-    assert values.startswith(f"at forward 1: {name} with num_classes=1 expects targets in {{0, 1}}")
-    assert "values from 0 to 7; all but 0 count as positive" in values
+    *values, weights = warned(lambda: loss_fn.check_values())
+    assert len(values) == (not loss_fn._graded)  # 7 is a grade
+    for text in values:
+        assert text.startswith(f"at forward 1: {name} with num_classes=1 expects targets in")
+        assert "values from 0 to 7; all but 0 count as positive" in text
     assert weights.startswith(f"at forward 2: {name}: sample_weight is entirely zero")
     loss_fn(logits, ids, sample_weight=torch.zeros(8))
     assert warned(lambda: loss_fn.check_values()) == []  # once
