@@ -20,12 +20,14 @@ from ._losses import (
     partial_auc_loss,
     precision_at_k_loss,
     recall_at_k_loss,
+    recall_at_precision_loss,
     recall_at_quantile_loss,
     smooth_ap_loss,
     smooth_auroc_loss,
     smooth_mrr_loss,
 )
 from ._metrics.at_k import precision_at_k, recall_at_k
+from ._metrics.at_precision import recall_at_precision
 from ._metrics.focal import sigmoid_focal, softmax_focal
 from ._metrics.partial_auc import partial_auc, partial_auc_defined
 from ._metrics.recall import recall_at_quantile, recall_defined, recall_saturation
@@ -57,6 +59,7 @@ from .nn import (
     PAUCAtBudgetLoss,
     PrecisionAtKLoss,
     RecallAtKLoss,
+    RecallAtPrecisionLoss,
     RecallAtQuantileLoss,
     SigmoidFocalLoss,
     SmoothAPLoss,
@@ -80,6 +83,7 @@ __all__ = [
     "PrecisionAtKLoss",
     "QueueState",
     "RecallAtKLoss",
+    "RecallAtPrecisionLoss",
     "RecallAtQuantileLoss",
     "RetrievalLists",
     "Schedule",
@@ -106,6 +110,8 @@ __all__ = [
     "queue_rows",
     "recall_at_k",
     "recall_at_k_loss",
+    "recall_at_precision",
+    "recall_at_precision_loss",
     "recall_at_quantile",
     "recall_at_quantile_loss",
     "recall_defined",

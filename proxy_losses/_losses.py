@@ -29,7 +29,16 @@ from ._lists import (
     rows_of,
     some_valid,
 )
-from ._metrics import AUROC, MRR, PARTIAL_AUC, PRECISION_AT_K, RECALL, RECALL_AT_K, SMOOTH_AP
+from ._metrics import (
+    AUROC,
+    MRR,
+    PARTIAL_AUC,
+    PRECISION_AT_K,
+    RECALL,
+    RECALL_AT_K,
+    RECALL_AT_PRECISION,
+    SMOOTH_AP,
+)
 from ._metrics._record import (
     Found,
     Metric,
@@ -363,5 +372,6 @@ recall_at_quantile_loss = loss_function(RECALL)
 partial_auc_loss = loss_function(PARTIAL_AUC)
 precision_at_k_loss = loss_function(PRECISION_AT_K)
 recall_at_k_loss = loss_function(RECALL_AT_K)
+recall_at_precision_loss = loss_function(RECALL_AT_PRECISION)
 smooth_auroc_loss = loss_function(AUROC)
 smooth_mrr_loss = loss_function(MRR)

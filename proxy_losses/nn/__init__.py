@@ -10,6 +10,7 @@ from ._ranking import (
     PrecisionAtKLoss,
     RankingLoss,
     RecallAtKLoss,
+    RecallAtPrecisionLoss,
     RecallAtQuantileLoss,
     SmoothAPLoss,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "PrecisionAtKLoss",
     "RankingLoss",
     "RecallAtKLoss",
+    "RecallAtPrecisionLoss",
     "RecallAtQuantileLoss",
     "SigmoidFocalLoss",
     "SmoothAPLoss",

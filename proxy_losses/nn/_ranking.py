@@ -28,7 +28,16 @@ from .._checks import (
 )
 from .._lists import NOTHING, Batch, Known, Pool
 from .._losses import REQUIRED, Arguments, Options
-from .._metrics import AUROC, MRR, PARTIAL_AUC, PRECISION_AT_K, RECALL, RECALL_AT_K, SMOOTH_AP
+from .._metrics import (
+    AUROC,
+    MRR,
+    PARTIAL_AUC,
+    PRECISION_AT_K,
+    RECALL,
+    RECALL_AT_K,
+    RECALL_AT_PRECISION,
+    SMOOTH_AP,
+)
 from .._metrics._record import Found, Metric, Option, Settings, check_settings, reads_of
 from .._numerics import lift
 from .._old_names import takes_old_names
@@ -692,6 +701,9 @@ class PrecisionAtKLoss(RankingLoss, metric=PRECISION_AT_K): ...
 
 
 class RecallAtKLoss(RankingLoss, metric=RECALL_AT_K): ...
+
+
+class RecallAtPrecisionLoss(RankingLoss, metric=RECALL_AT_PRECISION): ...
 
 
 class AUROCLoss(RankingLoss, metric=AUROC): ...
