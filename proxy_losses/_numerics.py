@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ TABLE_BYTES = 1 << 20  # of one round, where digits can be made small enough
 MIN_BITS, MAX_BITS = 4, 11
 CHUNK = 1 << 16  # rows of a list per pass: temporaries stay in cache
 SELECTED = 0.25  # of the rows of a list on the CPU: more are sorted than selected
-DOUBLING = 0.5  # of `with_precision_grad`
+MOST_PULL = 0.5  # of positives on a threshold that holds a precision
 
 LIBRARY.define(
     "sharded_quantiles(Tensor scores, Tensor? valid, Tensor levels, str interpolation, bool exact,"
@@ -375,26 +375,27 @@ def with_implicit_grad(
 
 
 def with_precision_grad(
-    thresholds: Tensor, cleaned: Tensor, pos: Tensor, negative: Tensor, precision: float,
+    thresholds: Tensor, cleaned: Tensor, pos: Tensor, among: Tensor | None, precision: float,
     width: float | Tensor, some: Tensor, name: str = "",
 ) -> Tensor:  # fmt: skip
     """Thresholds as they are, to the bit, with the gradient of those that hold a soft precision.
 
     Such a threshold holds ``sum_j (y_j - precision) sigmoid((s_j - theta) / width)``, y_j 1 for a
-    positive and else 0. With N and P the sums of slopes over negatives and positives, ``n`` and
-    ``p`` the soft quantiles of either alone, and ``x = (1 - precision) P / (precision N)``,
-    ``d theta = (d n - x d p) / (1 - x)``: negatives push it up, positives pull it down. It is
-    stable where x < 1, where the rows at the threshold alone are less precise than asked for, as
-    they are below the lowest threshold that reaches it; softly they may not be. So x counts as 1/2
-    at most: what positives pull then at most doubles what a threshold by negatives alone gives.
+    positive and else 0. With N and P the sums of slopes over negatives and positives, and
+    ``x = (1 - precision) P / (precision N)``, its derivative is ``1 / (1 - x)`` times the share of
+    N of a negative, and ``-x / (1 - x)`` times the share of P of a positive: negatives push it up,
+    positives pull it down. It is stable where x < 1, where the rows at the threshold alone are less
+    precise than asked for, as they are below the lowest threshold that reaches it; softly they may
+    not be. So x counts as 1/2 at most: what positives pull then at most doubles the gradient of a
+    threshold by negatives alone.
 
     Args:
-        thresholds: [..., 1], without gradient.
+        thresholds: [..., 1] of `at_precision`, hence no nearer to a positive than to a negative.
         cleaned: scores [..., M] by `clean_lists`.
-        pos: [..., M] bool, positives that count.
-        negative: [..., M] bool, negatives that count.
+        pos: [..., M] bool, among the rows that count.
+        among: [..., M] bool, rows that count; None for all.
         precision: in (0, 1].
-        width: as in `with_implicit_grad`; this and the weights of rows are constants here.
+        width: as in `with_implicit_grad`; this and the derivatives are constants here.
         some: [..., 1] bool, lists that count, which have positives and negatives.
         name: of the group of processes that hold the lists, "" for this one.
 
@@ -403,21 +404,19 @@ def with_precision_grad(
     """
     if not name and plainly_eager() and not _is_derived(cleaned):
         return thresholds
-    by_negatives, by_positives = (
-        with_implicit_grad(thresholds, cleaned, side, width, some, name) for side in (negative, pos)
-    )
     width = width.detach() if isinstance(width, Tensor) else width
     steps = torch.sigmoid((cleaned.detach() - thresholds) / width)
-    slopes = steps * (1.0 - steps)
-    sums = [
-        torch.where(side, slopes, 0.0).sum(-1, keepdim=True, dtype=torch.float64)
-        for side in (pos, negative)
-    ]
-    pull, push = all_reduce(torch.stack(sums), "sum", name).unbind()
-    # Where both vanish no positive has a gradient to share.
-    x = (pull - pull * precision) / (push * precision).clamp(min=torch.finfo(push.dtype).tiny)
-    x = torch.where(some, x, 0.0).clamp(max=DOUBLING).to(cleaned.dtype)
-    return by_negatives + x / (1.0 - x) * (by_negatives - by_positives)
+    slopes = torch.where(some if among is None else among & some, steps * (1.0 - steps), 0.0)
+    sums = [x.sum(-1, keepdim=True, dtype=torch.float64) for x in (slopes, slopes * pos)]
+    total, pull = all_reduce(torch.stack(sums), "sum", name).unbind() if name else sums
+    tiny = torch.finfo(total.dtype).tiny
+    # Where N vanishes P does, and no positive has a gradient to share.
+    push, pull = (total - pull).clamp(min=tiny), pull.clamp(min=tiny)
+    x = ((pull - pull * precision) / (push * precision)).clamp(max=MOST_PULL)
+    each = torch.where(pos, x / pull, -1.0 / push) / (x - 1.0)
+    moved = slopes.double() * each * cleaned
+    moved = all_reduce_with_grad(moved.sum(-1, keepdim=True), name)
+    return thresholds + (moved - moved.detach()).to(cleaned.dtype)
 
 
 def _is_derived(x: Tensor) -> bool:
@@ -595,17 +594,9 @@ def order_statistics(scores: Tensor, ranks: Tensor, among: Tensor | None, name: 
     return _at_rank(torch.nn.functional.pad(ordered, (0, 1)), ranks, None)
 
 
-class AtPrecision(NamedTuple):
-    """The lowest place of a list whose precision is reached."""
-
-    threshold: Tensor  # [..., 1], see `at_precision`
-    cut: Tensor  # [..., 1] bool: whether there is a row below
-    precision: Tensor  # [..., 1] float64 of the rows above; 0 where no place reaches it
-
-
 def at_precision(
     scores: Tensor, pos: Tensor, valid_mask: Tensor | None, precision: float, name: str = ""
-) -> AtPrecision:
+) -> tuple[Tensor, Tensor]:
     """Where the last of the places is whose rows have this share of positives, or more.
 
     Places are counted from the top, between scores that differ: tied rows are in together. The
@@ -618,6 +609,9 @@ def at_precision(
         valid_mask: [..., M] bool, rows that count; None for all.
         precision: in (0, 1].
         name: of the group of processes that hold the lists, "" for this one.
+
+    Returns:
+        ([..., 1], without gradient; [..., 1] bool, where there is a row below).
     """
     s, pos = torch.broadcast_tensors(scores.detach(), pos)
     if valid_mask is None:
@@ -634,26 +628,26 @@ def at_precision(
     ordered = torch.nn.functional.pad(ordered, (0, 1), value=-math.inf)
     hits = pos.gather(-1, row).cumsum(-1)
     place = torch.arange(1, row.shape[-1] + 1, device=s.device)
-    share = hits.double() / place
-    reached = (share >= precision) & (ordered[..., :-1] > ordered[..., 1:]) & (place <= count)
+    reached = (
+        (hits.double() / place >= precision)
+        & (ordered[..., :-1] > ordered[..., 1:])
+        & (place <= count)
+    )
     last = largest(torch.where(reached, place, 0))
     upper, lower = ordered.gather(-1, (last - 1).clamp(min=0)), ordered.gather(-1, last)
-    found = largest(torch.where(place == last, share, 0.0))
-    return _between(upper, lower, last, count, found)
+    return _between(upper, lower, last, count)
 
 
-def _between(
-    upper: Tensor, lower: Tensor, place: Tensor, count: Tensor, precision: Tensor
-) -> AtPrecision:
-    """From the scores at a place and below it; at place 0, both are the largest."""
+def _between(upper: Tensor, lower: Tensor, place: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """`at_precision` from the scores at a place and below it; at place 0, both are the largest."""
     cut = place < count
     middle = torch.where(place > 0, 0.5 * upper + 0.5 * lower, upper)
-    return AtPrecision(torch.where(cut, middle, 0.0), cut, precision)
+    return torch.where(cut, middle, 0.0), cut
 
 
 def _sharded_at_precision(
     s: Tensor, pos: Tensor, valid: Tensor | None, precision: float, count: Tensor, name: str
-) -> AtPrecision:
+) -> tuple[Tensor, Tensor]:
     """`at_precision` over the rows of all processes; the scores of positives alone are gathered."""
     shape, m = s.shape[:-1], s.shape[-1]
     flat = shape.numel()
@@ -675,7 +669,7 @@ def _sharded_at_precision(
     tied = all_reduce(above.sum(-1, keepdim=True), "sum", name)
     place = torch.where(place < count, tied, count)
     upper = order_statistics(s, (count - place.clamp(min=1)).clamp(min=0), valid, name)
-    return _between(upper, lower, place, count, found / place.clamp(min=1))
+    return _between(upper, lower, place, count)
 
 
 def sorted_quantiles(

@@ -161,7 +161,7 @@ def frozen_at(scores, pos, weight, *, ks: tuple[int, ...], over: str) -> Thresho
     return value
 
 
-PRECISION = 0.5
+PRECISION = 0.75
 
 
 def exact_recall_at(scores: np.ndarray, pos: np.ndarray) -> float:

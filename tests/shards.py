@@ -120,7 +120,7 @@ def at_k(pool: Pool, method: str, group: Any) -> Tensor:
 
 
 def at_precision(pool: Pool, method: str, group: Any) -> Tensor:
-    return P.recall_at_precision(pool.scores, pool.pos, pool.tau, precision=0.6, group=group,
+    return P.recall_at_precision(pool.scores, pool.pos, pool.tau, precision=0.4, group=group,
                                  valid_mask=pool.valid, sample_weight=pool.weight)  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import _numerics as num
 from .._checks import check_precision
 from .._ranks import How, Lists
-from ..distributed import group_name
+from ..distributed import all_reduce, group_name
 from ._record import THRESHOLD_GRAD, Found, Metric, Option, Settings, of_arguments
 from .at_k import all_in, slopes_at
 from .recall import recall_defined
@@ -94,15 +94,15 @@ def _evaluate(
     """The formula, over checked lists in full precision."""
     scores, pos, valid, given = lists[:4]
     name = group_name(how.group)
-    pos, negative = num.sides(pos, valid)
+    pos = pos if valid is None else pos & valid
     weight, some = num.positive_weight(pos, given, scores.dtype, name)
     cleaned, broken = num.clean_lists(scores, valid, some, name)
     width = num.lift_tau(tau, scores, name)
-    place = num.at_precision(cleaned, pos, valid, settings["precision"], name)
-    theta, cut = place.threshold, place.cut & some
+    lowest, cut = num.at_precision(cleaned, pos, valid, settings["precision"], name)
+    theta, cut = lowest, cut & some
     if settings["threshold_grad"] == "implicit":
         theta = num.with_precision_grad(
-            theta, cleaned, pos, negative, settings["precision"], width, cut, name
+            theta, cleaned, pos, valid, settings["precision"], width, cut, name
         )
     theta = theta + broken
     mean = num.step_means(scores, cleaned, theta, width, weight, cut, name)
@@ -111,9 +111,13 @@ def _evaluate(
     if not stats:
         return found
     report = num.rank_stats(slopes_at(theta, cleaned, width, cut), pos, width, some, name)
-    for key, x in {"threshold": theta.detach(), "precision": place.precision + broken}.items():
-        counts = cut if key == "threshold" else some
-        report[key] = torch.where(counts, x.to(scores.dtype), math.nan)[..., 0]
+    above = (cleaned > lowest) | ~cut
+    above = above if valid is None else above & valid
+    sums = torch.stack([x.sum(-1, keepdim=True) for x in (above, above & pos)])
+    rows, hits = all_reduce(sums, "sum", name).unbind()
+    share = (hits / rows.clamp(min=1)).to(scores.dtype) + broken
+    report["threshold"] = torch.where(cut, theta.detach(), math.nan)[..., 0]
+    report["precision"] = torch.where(some, share, math.nan)[..., 0]
     return found._replace(stats=report)
 
 
@@ -134,7 +138,7 @@ RECALL_AT_PRECISION = Metric(
     ),
     check=lambda settings: check_precision(settings["precision"]),
     needs_negative=False,
-    examples=({"precision": 0.5},),
+    examples=({"precision": 0.75},),
     checks_ids=True,
     table="recall at a precision",
     shown="precision",
