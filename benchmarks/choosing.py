@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,10 +42,20 @@ TAUS = (0.01, 0.03, 0.1, 0.25, 0.5, 1.0, 2.0, 4.0)
 QUEUES = (0, 128, 512, 2048, 8192)
 WARMUPS = (0.0, 0.1, 0.3, 0.6)
 WEIGHTS = (0.1, 0.25, 0.5, 0.75, 1.0)
+PUSHED_FROM = 0.5  # weights from here on are tried with a threshold that moves, too
 POOLS = (128, 256, 512, 1024, 2048, 4096, 8192)
 RANKED = 2048  # rows of the pool whose saturation is shown
 ANCHORED = 0.5  # weight of the recall loss where the queue is varied
-USUAL = Setting(), Setting("recall", main=ANCHORED)  # what other arms are held against
+USUAL = (  # what other arms are held against
+    Setting(),
+    Setting("recall", main=ANCHORED),
+    Setting("recall", main=ANCHORED, grad="implicit"),
+)
+
+
+def usual_of(arm: Setting) -> Setting:
+    """The usual arm that is judged by the same metric and has the same threshold."""
+    return USUAL[0 if arm.loss == "ap" else 1 + (arm.grad == "implicit")]
 
 
 def questions(every: int) -> dict[str, list[Setting]]:
@@ -62,7 +72,11 @@ def questions(every: int) -> dict[str, list[Setting]]:
         ],
         "queue": [Setting(queue=rows) for rows in queues],
         "queue kept at the switch": [Setting(), Setting(keep=True)],
-        "queue of recall": [Setting("recall", queue=rows, main=ANCHORED) for rows in queues],
+        "queue of recall": [
+            Setting("recall", queue=rows, main=ANCHORED, grad=grad)
+            for grad in ("none", "implicit")
+            for rows in queues
+        ],
         "warmup": [
             Setting(unit=unit, warmup=share, blend=ramp)
             for unit, ramp in (("frozen", 0.0), ("frozen", 0.2), ("spread", 0.0))
@@ -70,30 +84,37 @@ def questions(every: int) -> dict[str, list[Setting]]:
         ],
         "weight": [Setting("ap", main=weight) for weight in weights],
         "weight at the top": [
-            Setting(loss, unit=unit, main=weight)
-            for loss, unit in (
-                ("recall", "frozen"),
-                ("trapezoid", "spread"),
-                ("pairwise", "spread"),
+            Setting(loss, unit=unit, main=weight, grad=grad)
+            for loss, unit, grad in (
+                ("recall", "frozen", "none"),
+                ("recall", "frozen", "implicit"),
+                ("trapezoid", "spread", "none"),
+                ("trapezoid", "spread", "implicit"),
+                ("pairwise", "spread", "none"),
             )
             for weight in weights
+            if grad == "none" or weight >= PUSHED_FROM
         ],
     }
 
 
-def record(arm: Setting, found: Outcome, control: Outcome, usual: Outcome) -> dict[str, Any]:
-    """An arm with all its seeds, and what it gains over cross-entropy and over the usual arm."""
-    ap, recall = found.ap.tolist(), found.recall.tolist()
+def record(arm: Setting, found: Mapping[Setting, Outcome]) -> dict[str, Any]:
+    """An arm with all its seeds, and what it gains over cross-entropy and over other arms."""
+    mine, control, usual = (found[s] for s in (arm, CONTROL, usual_of(arm)))
+    ap, recall = mine.ap.tolist(), mine.recall.tolist()
     judged = "ap" if arm.loss == "ap" else "recall"
     written = arm._asdict() | {
         "ap": ap, "recall": recall,
         "ap_gain": paired(ap, control.ap.tolist()),
         "recall_gain": paired(recall, control.recall.tolist()),
-        "over_usual": paired(getattr(found, judged).tolist(), getattr(usual, judged).tolist()),
+        "over_usual": paired(getattr(mine, judged).tolist(), getattr(usual, judged).tolist()),
     }  # fmt: skip
+    if arm.grad == "implicit":
+        still = found[arm._replace(grad="none")]
+        written["over_still"] = paired(recall, still.recall.tolist())
     if arm.queue:
         for name in ("saturation", "drift", "stale") if arm.loss == "ap" else ("drift",):
-            written[name] = interval(getattr(found, name).tolist())
+            written[name] = interval(getattr(mine, name).tolist())
     return written
 
 
@@ -155,10 +176,7 @@ def answer(data: Data, world: Any, scale: Scale) -> dict[str, Any]:
             control.scores, data.learnt.y, (*TINY_TAUS, *TAUS)[:: scale.every]
         ),
         "pools": pools(control.scores, data.learnt.y, POOLS[:: scale.every], scale.pools),
-        "questions": {
-            name: [record(arm, found[arm], control, found[USUAL[arm.loss != "ap"]]) for arm in arms]
-            for name, arms in asked.items()
-        },
+        "questions": {name: [record(arm, found) for arm in arms] for name, arms in asked.items()},
     }
 
 

@@ -16,9 +16,10 @@ from .figures import BLUE, GREY, INK, ORANGE, new_figure, tidy
 COLOURS = (ORANGE, BLUE)  # of the worlds
 DASHED: Any = (0, (4, 1.5))
 DOTTED: Any = (0, (1, 1.5))
+DASHDOT: Any = (0, (5, 1.5, 1, 1.5))
 FLOOR = 0.005  # where the logarithmic axis of shares ends
 ALL: dict[str, tuple[Any, Callable[[Any], bool]]] = {"all": ("-", lambda arm: True)}
-KEYS = ("loss", "tau", "unit", "queue", "keep", "warmup", "blend", "main")
+KEYS = ("loss", "tau", "unit", "queue", "keep", "warmup", "blend", "main", "grad")
 
 Records = list[dict[str, Any]]
 
@@ -47,12 +48,14 @@ def show(written: dict[str, Any]) -> str:
         tables.append(report.align(rows))
         for question, arms in world["questions"].items():
             rows = [[question, *KEYS, "AP gain [95 %] w/t/l", "recall gain [95 %]",
-                     "over the usual arm", "saturation", "drift", "stale"]]  # fmt: skip
+                     "over the usual arm", "over a still threshold", "saturation", "drift",
+                     "stale"]]  # fmt: skip
             for arm in arms:
                 gain = arm["ap_gain"]
                 wins = f" {gain['wins']}/{gain['ties']}/{gain['losses']}"
                 extra = [
-                    _cell(arm[k]) if k in arm else "" for k in ("saturation", "drift", "stale")
+                    _cell(arm[k]) if k in arm else ""
+                    for k in ("over_still", "saturation", "drift", "stale")
                 ]
                 rows.append([
                     "", *(f"{arm[key]}" for key in KEYS), _cell(gain) + wins,
@@ -189,7 +192,10 @@ def _queue(written: dict[str, Any], panels: Sequence[Axes]) -> None:
     panels[1].set_title(f"AP after training, by pool (batches of {batch})", fontsize=10)
     tidy(panels[1], "rows of queue and batch", "AP gain, points")
     _lines(panels[2], written, "queue of recall", "recall_gain",
-           lambda a: (a["queue"] + batch) * quantile)  # fmt: skip
+           lambda a: (a["queue"] + batch) * quantile, {
+        "threshold of its own gradient": ("-", lambda a: a["grad"] == "implicit"),
+        "constant threshold": (DOTTED, lambda a: a["grad"] == "none"),
+    })  # fmt: skip
     panels[2].set_title(f"recall in the top {100 * quantile:g} %, by pool", fontsize=10)
     tidy(panels[2], "rows of queue and batch, in units of 1 / quantile", "recall gain, points")
     for ax in panels:
@@ -206,9 +212,14 @@ def _schedule(written: dict[str, Any], panels: Sequence[Axes]) -> None:
     tidy(panels[0], "% of the steps in warmup", "AP gain, points")
     _lines(panels[1], written, "weight", "ap_gain", lambda a: a["main"])
     _lines(panels[2], written, "weight at the top", "recall_gain", lambda a: a["main"], {
-        "recall": ("-", lambda a: a["loss"] == "recall"),
-        "partial AUC, trapezoid": (DOTTED, lambda a: a["loss"] == "trapezoid"),
-        "partial AUC, pairwise": (DASHED, lambda a: a["loss"] == "pairwise"),
+        "recall": ("-", lambda a: (a["loss"], a["grad"]) == ("recall", "implicit")),
+        "recall, constant threshold": (
+            DOTTED, lambda a: (a["loss"], a["grad"]) == ("recall", "none")
+        ),
+        "partial AUC, trapezoid": (
+            DASHED, lambda a: (a["loss"], a["grad"]) == ("trapezoid", "implicit")
+        ),
+        "partial AUC, pairwise": (DASHDOT, lambda a: a["loss"] == "pairwise"),
     })  # fmt: skip
     for ax, loss, metric in (
         (panels[1], "AP loss", "AP"),

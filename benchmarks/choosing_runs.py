@@ -50,6 +50,7 @@ class Setting(NamedTuple):
     warmup: float = 0.4  # 1 is cross-entropy to the end
     blend: float = 0.0
     main: float = 1.0  # weight of the ranking loss after the blend; the rest is cross-entropy
+    grad: Literal["none", "implicit"] = "none"  # of the threshold of recall and of the trapezoid
 
 
 CONTROL = Setting(queue=0, warmup=1.0)
@@ -139,7 +140,7 @@ def train(world: World, settings: Sequence[Setting], data: Data) -> list[Outcome
     found: dict[Setting, Outcome] = {}
 
     def kind(s: Setting) -> tuple[Any, ...]:
-        return s.loss, s.queue, s.keep, s.unit == "spread"
+        return s.loss, s.queue, s.keep, s.unit == "spread", s.grad
 
     seeds, steps, batch = data.batches.shape
     start = first_weights(world, seeds)
@@ -239,11 +240,11 @@ def _ranking(setting: Setting) -> Callable[..., Any]:
     unit = "spread" if setting.unit == "spread" else "score"
     if setting.loss == "ap":
         return partial(P.smooth_ap_loss, tau_unit=unit)
-    still = {"threshold_grad": "none"}  # as in the committed runs
+    grad = {"threshold_grad": setting.grad}
     if setting.loss == "recall":
-        return partial(P.recall_at_quantile_loss, quantile=QUANTILE, tau_unit=unit, **still)
+        return partial(P.recall_at_quantile_loss, quantile=QUANTILE, tau_unit=unit, **grad)
     # its temperature always is in units of a spread
-    return partial(P.partial_auc_loss, beta=QUANTILE, surrogate=setting.loss, **still)
+    return partial(P.partial_auc_loss, beta=QUANTILE, surrogate=setting.loss, **grad)
 
 
 def recall_at_top(scores: Tensor, y: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from ._losses import (
     partial_auc_loss,
     precision_at_k_loss,
     recall_at_k_loss,
+    recall_at_precision_loss,
     recall_at_quantile_loss,
     smooth_ap_loss,
     smooth_auroc_loss,
@@ -27,6 +28,7 @@ from ._losses import (
     smooth_ndcg_loss,
 )
 from ._metrics.at_k import precision_at_k, recall_at_k
+from ._metrics.at_precision import recall_at_precision
 from ._metrics.focal import sigmoid_focal, softmax_focal
 from ._metrics.partial_auc import partial_auc, partial_auc_defined
 from ._metrics.recall import recall_at_quantile, recall_defined, recall_saturation
@@ -67,6 +69,7 @@ from .nn import (
     PAUCAtBudgetLoss,
     PrecisionAtKLoss,
     RecallAtKLoss,
+    RecallAtPrecisionLoss,
     RecallAtQuantileLoss,
     RetrievalLoss,
     SigmoidFocalLoss,
@@ -93,6 +96,7 @@ __all__ = [
     "PrecisionAtKLoss",
     "QueueState",
     "RecallAtKLoss",
+    "RecallAtPrecisionLoss",
     "RecallAtQuantileLoss",
     "RetrievalLists",
     "RetrievalLoss",
@@ -122,6 +126,8 @@ __all__ = [
     "queue_rows",
     "recall_at_k",
     "recall_at_k_loss",
+    "recall_at_precision",
+    "recall_at_precision_loss",
     "recall_at_quantile",
     "recall_at_quantile_loss",
     "recall_defined",

@@ -207,6 +207,13 @@ def check_quantile(quantile: float) -> None:
         )
 
 
+def check_precision(precision: float) -> None:
+    """Raise unless 0 < precision <= 1."""
+    check_number("precision", precision)
+    if not 0.0 < precision <= 1.0:
+        raise ValueError(f"precision must be in (0, 1], got {precision}")
+
+
 def check_band(alpha: float, beta: float, n_knots: int) -> None:
     """Raise unless 0 <= alpha < beta <= 1 and n_knots is an integer >= 2."""
     check_number("alpha", alpha)
@@ -218,6 +225,16 @@ def check_band(alpha: float, beta: float, n_knots: int) -> None:
         )
     if isinstance(n_knots, bool) or not isinstance(n_knots, Integral) or n_knots < 2:
         raise ValueError(f"n_knots must be an integer >= 2, got {n_knots!r}")
+
+
+def check_floor(min_tpr: float) -> None:
+    """Raise unless 0 <= min_tpr < 1."""
+    check_number("min_tpr", min_tpr)
+    if not 0.0 <= min_tpr < 1.0:
+        raise ValueError(
+            f"min_tpr, the true-positive rate that the band starts at, must be in [0, 1), "
+            f"got {min_tpr}"
+        )
 
 
 def check_choice(name: str, x: str, choices: tuple[str, ...]) -> None:

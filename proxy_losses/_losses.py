@@ -38,6 +38,7 @@ from ._metrics import (
     PRECISION_AT_K,
     RECALL,
     RECALL_AT_K,
+    RECALL_AT_PRECISION,
     SMOOTH_AP,
 )
 from ._metrics._record import (
@@ -384,6 +385,7 @@ recall_at_quantile_loss = loss_function(RECALL)
 partial_auc_loss = loss_function(PARTIAL_AUC)
 precision_at_k_loss = loss_function(PRECISION_AT_K)
 recall_at_k_loss = loss_function(RECALL_AT_K)
+recall_at_precision_loss = loss_function(RECALL_AT_PRECISION)
 smooth_auroc_loss = loss_function(AUROC)
 smooth_mrr_loss = loss_function(MRR)
 smooth_ndcg_loss = loss_function(NDCG)

@@ -11,7 +11,14 @@ import torch
 from torch import Tensor
 
 from ._effects import LIBRARY, register
-from .distributed import all_reduce, all_reduce_with_grad, average_grad, reduce_now
+from .distributed import (
+    all_reduce,
+    all_reduce_with_grad,
+    average_grad,
+    gather_counts,
+    gather_known,
+    reduce_now,
+)
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T", float, Tensor, "float | Tensor")
@@ -23,10 +30,16 @@ SPREAD_ROWS = 1 << 16  # rows that settle a spread to about 1 %
 TABLE_BYTES = 1 << 20  # of one round, where digits can be made small enough
 MIN_BITS, MAX_BITS = 4, 11
 CHUNK = 1 << 16  # rows of a list per pass: temporaries stay in cache
+SELECTED = 0.25  # of the rows of a list on the CPU: more are sorted than selected
+MOST_PULL = 0.5  # of positives on a threshold that holds a precision
 
 LIBRARY.define(
     "sharded_quantiles(Tensor scores, Tensor? valid, Tensor levels, str interpolation, bool exact,"
     " str group) -> Tensor"
+)
+LIBRARY.define(
+    "sharded_positives_at(Tensor scores, Tensor pos, Tensor? valid, Tensor precision, str group)"
+    " -> Tensor"
 )
 
 
@@ -361,6 +374,51 @@ def with_implicit_grad(
     return thresholds + (moved - moved.detach())
 
 
+def with_precision_grad(
+    thresholds: Tensor, cleaned: Tensor, pos: Tensor, among: Tensor | None, precision: float,
+    width: float | Tensor, some: Tensor, name: str = "",
+) -> Tensor:  # fmt: skip
+    """Thresholds as they are, to the bit, with the gradient of those that hold a soft precision.
+
+    Such a threshold holds ``sum_j (y_j - precision) sigmoid((s_j - theta) / width)``, y_j 1 for a
+    positive and else 0. With N and P the sums of slopes over negatives and positives, and
+    ``x = (1 - precision) P / (precision N)``, its derivative is ``1 / (1 - x)`` times the share of
+    N of a negative, and ``-x / (1 - x)`` times the share of P of a positive: negatives push it up,
+    positives pull it down. It is stable where x < 1, where the rows at the threshold alone are less
+    precise than asked for, as they are below the lowest threshold that reaches it; softly they may
+    not be. So x counts as 1/2 at most: what positives pull then at most doubles the gradient of a
+    threshold by negatives alone.
+
+    Args:
+        thresholds: [..., 1] of `at_precision`, hence no nearer to a positive than to a negative.
+        cleaned: scores [..., M] by `clean_lists`.
+        pos: [..., M] bool, among the rows that count.
+        among: [..., M] bool, rows that count; None for all.
+        precision: in (0, 1].
+        width: as in `with_implicit_grad`; this and the derivatives are constants here.
+        some: [..., 1] bool, lists that count, which have positives and negatives.
+        name: of the group of processes that hold the lists, "" for this one.
+
+    Returns:
+        [..., 1].
+    """
+    if not name and plainly_eager() and not _is_derived(cleaned):
+        return thresholds
+    width = width.detach() if isinstance(width, Tensor) else width
+    steps = torch.sigmoid((cleaned.detach() - thresholds) / width)
+    slopes = torch.where(some if among is None else among & some, steps * (1.0 - steps), 0.0)
+    sums = [x.sum(-1, keepdim=True, dtype=torch.float64) for x in (slopes, slopes * pos)]
+    total, pull = all_reduce(torch.stack(sums), "sum", name).unbind() if name else sums
+    tiny = torch.finfo(total.dtype).tiny
+    # Where N vanishes P does, and no positive has a gradient to share.
+    push, pull = (total - pull).clamp(min=tiny), pull.clamp(min=tiny)
+    x = ((pull - pull * precision) / (push * precision)).clamp(max=MOST_PULL)
+    each = torch.where(pos, x / pull, -1.0 / push) / (x - 1.0)
+    moved = slopes.double() * each * cleaned
+    moved = all_reduce_with_grad(moved.sum(-1, keepdim=True), name)
+    return thresholds + (moved - moved.detach()).to(cleaned.dtype)
+
+
 def _is_derived(x: Tensor) -> bool:
     """Whether a derivative may be asked of it, in plain eager code."""
     forward = torch.autograd.forward_ad._current_level >= 0
@@ -496,6 +554,126 @@ def between_places(
 
         upper, lower = at([k - 1 for k in places]), at(places)
     return torch.where(enough, 0.5 * upper + 0.5 * lower, 0.0), enough
+
+
+def in_order(filled: Tensor, most: Tensor, *, largest: bool) -> tuple[Tensor, Tensor]:
+    """The rows of lists [..., M] in order, the first `most` of them at least, and their places.
+
+    Few are selected where their number may be read at once; else lists are sorted as a whole.
+
+    Args:
+        filled: [..., M].
+        most: how many rows of every list are looked at.
+        largest: whether the largest come first.
+    """
+    m = filled.shape[-1]
+    if filled.is_cpu and plainly_eager() and most.numel():
+        rows = max(int(most.max()), 1)
+        if rows <= SELECTED * m:
+            value, place = filled.topk(rows, -1, largest)
+            return value, place
+    value, place = filled.sort(-1, descending=largest)
+    return value, place
+
+
+def order_statistics(scores: Tensor, ranks: Tensor, among: Tensor | None, name: str = "") -> Tensor:
+    """[..., K]: the scores at these ranks from below, of the rows that count; no gradient.
+
+    Args:
+        scores: [..., M], none NaN.
+        ranks: [..., K] int64, counted from 0; out of range they give an unspecified value.
+        among: [..., M] bool, rows that count; None for all.
+        name: of the group of processes that hold the rows together, "" for this one.
+    """
+    s = scores.detach()
+    if among is not None:
+        s, among = torch.broadcast_tensors(s, among)
+    if name:
+        ones = torch.ones_like(s, dtype=torch.bool) if among is None else among
+        last = (all_reduce(ones.sum(-1, keepdim=True), "sum", name) - 1).clamp(min=1)
+        levels = (ranks.double() / last).clamp(0.0, 1.0)
+        return sharded_quantiles(s, levels, "nearest", among, name, exact=True)
+    filled = s if among is None else torch.where(among, s, math.inf)
+    ordered, _ = in_order(filled, ranks + 1, largest=False)
+    return _at_rank(torch.nn.functional.pad(ordered, (0, 1)), ranks, None)
+
+
+def at_precision(
+    scores: Tensor, pos: Tensor, valid_mask: Tensor | None, precision: float, name: str = ""
+) -> tuple[Tensor, Tensor]:
+    """Where the last of the places is whose rows have this share of positives, or more.
+
+    Places are counted from the top, between scores that differ: tied rows are in together. The
+    threshold is halfway between the rows at the place and below it; where no place reaches the
+    precision, it is the largest score, and where all rows are above, 0.
+
+    Args:
+        scores: [..., M].
+        pos: [..., M] bool, among the rows that count.
+        valid_mask: [..., M] bool, rows that count; None for all.
+        precision: in (0, 1].
+        name: of the group of processes that hold the lists, "" for this one.
+
+    Returns:
+        ([..., 1], without gradient; [..., 1] bool, where there is a row below).
+    """
+    s, pos = torch.broadcast_tensors(scores.detach(), pos)
+    if valid_mask is None:
+        count = torch.full((*s.shape[:-1], 1), s.shape[-1], dtype=torch.int64, device=s.device)
+    else:
+        s, pos, valid_mask = torch.broadcast_tensors(s, pos, valid_mask)
+        count = valid_mask.sum(-1, keepdim=True)
+    if name:
+        return _sharded_at_precision(s, pos, valid_mask, precision, count, name)
+    filled = s if valid_mask is None else torch.where(valid_mask, s, -math.inf)
+    # No place beyond the positives over the precision reaches it; 2 covers rounding.
+    most = pos.sum(-1, keepdim=True).double() / precision + 2.0
+    ordered, row = in_order(filled, most, largest=True)
+    ordered = torch.nn.functional.pad(ordered, (0, 1), value=-math.inf)
+    hits = pos.gather(-1, row).cumsum(-1)
+    place = torch.arange(1, row.shape[-1] + 1, device=s.device)
+    reached = (
+        (hits.double() / place >= precision)
+        & (ordered[..., :-1] > ordered[..., 1:])
+        & (place <= count)
+    )
+    last = largest(torch.where(reached, place, 0))
+    upper, lower = ordered.gather(-1, (last - 1).clamp(min=0)), ordered.gather(-1, last)
+    return _between(upper, lower, last, count)
+
+
+def _between(upper: Tensor, lower: Tensor, place: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """`at_precision` from the scores at a place and below it; at place 0, both are the largest."""
+    cut = place < count
+    middle = torch.where(place > 0, 0.5 * upper + 0.5 * lower, upper)
+    return torch.where(cut, middle, 0.0), cut
+
+
+def _sharded_at_precision(
+    s: Tensor, pos: Tensor, valid: Tensor | None, precision: float, count: Tensor, name: str
+) -> tuple[Tensor, Tensor]:
+    """`at_precision` over the rows of all processes; the scores of positives alone are gathered."""
+    shape, m = s.shape[:-1], s.shape[-1]
+    flat = shape.numel()
+    wanted = torch.full((), precision, dtype=torch.float64, device=s.device)
+    hits = torch.ops.proxy_losses.sharded_positives_at(
+        s.reshape(flat, m), pos.reshape(flat, m),
+        None if valid is None else valid.reshape(flat, m), wanted, name,
+    ).reshape(*shape, 1)  # fmt: skip
+    count = all_reduce(count, "sum", name)
+    # The last place that this many positives suffice for, and rows tied with the next one off it.
+    found = hits.double()
+    place = (found / precision).floor().long() + 1
+    for _ in range(2):
+        place = torch.where(found / place.clamp(min=1) < precision, place - 1, place)
+    place = place.clamp(min=0).minimum(count)
+    lower = order_statistics(s, (count - 1 - place).clamp(min=0), valid, name)
+    above = s > lower
+    above = above if valid is None else above & valid
+    tied = all_reduce(above.sum(-1, keepdim=True), "sum", name)
+    place = torch.where(place < count, tied, count)
+    upper = order_statistics(s, (count - place.clamp(min=1)).clamp(min=0), valid, name)
+    return _between(upper, lower, place, count)
 
 
 def sorted_quantiles(
@@ -695,6 +873,47 @@ def _candidates(
 register(
     "sharded_quantiles", radix_quantiles,
     lambda scores, valid, levels, *how: scores.new_empty(scores.shape[0], levels.shape[-1]),
+)  # fmt: skip
+
+
+def positives_at(
+    scores: Tensor, pos: Tensor, valid: Tensor | None, precision: Tensor, group: str
+) -> Tensor:
+    """[L] int64: most positives above a threshold on one of them whose precision is reached.
+
+    Of scores, pos and valid [L, M]. Every process counts its own rows below each positive of all.
+    """
+    lists, here = scores.shape[0], torch.arange(scores.shape[0], device=scores.device)
+    own, column = pos.nonzero(as_tuple=True)
+    keys = scores[own, column]
+    if group:
+        rows = gather_counts(own.numel(), scores.device, group)
+        own, keys = gather_known(own, rows, group), gather_known(keys, rows, group)
+    keys, order = keys.sort()
+    own, order = own[order].sort(stable=True)
+    start = torch.searchsorted(own, torch.stack([here, here + 1]))
+    count = start[1] - start[0]
+    # The positives of every list from below, infinite where it has no more.
+    at = scores.new_full((lists, int(count.max()) if lists else 0), math.inf)
+    slot = torch.arange(own.numel(), device=own.device) - start[0][own]
+    at[own, slot] = keys[order]
+    table = torch.zeros(lists, at.shape[1] + 1, dtype=torch.int64, device=scores.device)
+    negative = ~pos if valid is None else valid & ~pos
+    for begin in range(0, scores.shape[1], CHUNK):
+        part = slice(begin, begin + CHUNK)
+        below = torch.searchsorted(at, scores[:, part].contiguous(), right=True)
+        table.scatter_add_(1, below, negative[:, part].long())
+    table = reduce_now(table, "sum", group) if group else table
+    first = torch.searchsorted(at, at)  # of the positives tied with each
+    hits = count[:, None] - first
+    others = table.flip(1).cumsum(1).flip(1).gather(1, (first + 1).clamp(max=at.shape[1]))
+    reached = (hits > 0) & (hits.double() / (hits + others) >= precision)
+    return largest(torch.where(reached, hits, 0))[:, 0]
+
+
+register(
+    "sharded_positives_at", positives_at,
+    lambda scores, *how: scores.new_empty(scores.shape[0], dtype=torch.int64),
 )  # fmt: skip
 
 

@@ -85,7 +85,16 @@ def at_levels(scores: Tensor, among: Tensor, levels: list[float]) -> Tensor:
     return torch.nanquantile(ranked, scores.new_tensor(levels), dim=-1, interpolation="higher")
 
 
-def frozen_trapezoid(threshold, scores: Tensor, pos: Tensor, weight: Tensor) -> Threshold:
+def hardest(scores: Tensor, pos: Tensor, floor: float) -> Tensor:
+    """How much each positive counts above a floor of the true-positive rate, without ties."""
+    lower = (scores[..., :, None] > scores[..., None, :]) & pos[..., None, :]
+    return (pos.sum(-1, keepdim=True) * (1 - floor) - lower.sum(-1)).clamp(0.0, 1.0)
+
+
+def frozen_trapezoid(
+    threshold, scores: Tensor, pos: Tensor, weight: Tensor, *, floor: float
+) -> Threshold:
+    weight = weight * hardest(scores, pos, floor)
     low, high = at_levels(scores, ~pos, [0.25, 0.75])
     knots = at_levels(scores, ~pos, [0.875, 0.625, 0.375])
     temperature, w = TAU * (high - low)[..., None], torch.where(pos, weight, 0.0)
@@ -112,13 +121,14 @@ def frozen_pairwise(scores: Tensor, pos: Tensor, weight: Tensor) -> Callable[[Te
     return value
 
 
-def exact_trapezoid(scores: np.ndarray, pos: np.ndarray) -> float:
-    """Trapezoids of the exact true-positive rates at the knots."""
+def exact_trapezoid(scores: np.ndarray, pos: np.ndarray, *, floor: float) -> float:
+    """Trapezoids of the exact true-positive rates at the knots, over the floor."""
     negatives = scores[~pos]
     if len(negatives) < 3:  # "higher" puts both quartiles on the same score
         return 0.0
     knots = np.quantile(negatives, 1 - np.linspace(0.125, 0.625, 3), method="higher")
     rates = (scores[pos][:, None] > knots).mean(0)
+    rates = (rates - floor).clip(0) / (1 - floor)
     return float((rates[1:] + rates[:-1]).mean() / 2)
 
 
@@ -154,6 +164,40 @@ def frozen_at(scores, pos, weight, *, ks: tuple[int, ...], over: str) -> Thresho
     return value
 
 
+PRECISION = 0.75
+
+
+def exact_recall_at(scores: np.ndarray, pos: np.ndarray) -> float:
+    """The largest recall of a threshold with this precision."""
+    hits = pos[np.argsort(-scores)].cumsum()
+    reached = hits[hits / np.arange(1, len(hits) + 1) >= PRECISION]
+    return float(reached.max() / hits[-1]) if len(reached) else 0.0
+
+
+def frozen_recall_at(scores: Tensor, pos: Tensor, weight: Tensor) -> Threshold:
+    """As `moving`; negatives have the weight of the precision, positives minus the rest."""
+    rows = range(scores.shape[-1])
+    each = [
+        reference.threshold_at(s, p, rows, PRECISION)
+        for s, p in zip(scores.tolist(), pos.tolist(), strict=True)
+    ]
+    every = torch.tensor([t is None for t in each])  # all rows are above
+    theta, w = scores.new_tensor([t or 0.0 for t in each])[:, None], torch.where(pos, weight, 0.0)
+    steps = torch.sigmoid((scores - theta) / TAU)
+    slopes = torch.where(pos, -(1 - PRECISION), PRECISION) * steps * (1 - steps)
+    push, pull = (torch.where(side, slopes, 0.0) for side in (~pos, pos))
+    most = pull.sum(-1, keepdim=True) / push.sum(-1, keepdim=True)
+    pull = pull / torch.where(most < -0.5, -2 * most, 1.0)
+    share = (push + pull) / (push + pull).sum(-1, keepdim=True)
+
+    def value(s: Tensor) -> Tensor:
+        at = theta + (share * (s - scores)).sum(-1, keepdim=True)
+        mean = (w * torch.sigmoid((s - at) / TAU)).sum(-1) / w.sum(-1)
+        return torch.where(every, 1.0, mean)
+
+    return value
+
+
 def of_places(ks: tuple[int, ...], over: str) -> dict[str, Any]:
     forms = {"exact": exact_at, "frozen": frozen_at}
     return {what: functools.partial(form, ks=ks, over=over) for what, form in forms.items()}
@@ -170,13 +214,20 @@ MORE: dict[str, dict[str, Any]] = {
     "smooth_auroc_logistic": {"least": -math.inf},
     "smooth_ndcg": {"exact": lambda s, p: ndcg_score([p], [s]), "worst": 0.3},
     "smooth_mrr": {"exact": lambda s, p: 1.0 / (1 + (s[~p] > s[p].max()).sum())},
+    "recall_at_precision": {"exact": exact_recall_at, "frozen": frozen_recall_at},
     **{
-        f"{name}_{how}": {"exact": exact, "frozen": functools.partial(frozen, threshold)}
+        f"recall_at_quantile_{how}": {
+            "exact": exact_recall,
+            "frozen": functools.partial(frozen_recall, threshold),
+        }
         for how, threshold in {"implicit": moving, "none": still}.items()
-        for name, exact, frozen in (
-            ("recall_at_quantile", exact_recall, frozen_recall),
-            ("partial_auc", exact_trapezoid, frozen_trapezoid),
-        )
+    },
+    **{
+        f"partial_auc_{how}": {
+            "exact": functools.partial(exact_trapezoid, floor=floor),
+            "frozen": functools.partial(frozen_trapezoid, threshold, floor=floor),
+        }
+        for how, threshold, floor in (("implicit", moving, 0.0), ("none", still, 0.375))
     },
     "partial_auc_pairwise": {"exact": exact_pairwise, "frozen": frozen_pairwise},
 }
@@ -185,6 +236,8 @@ for _how in ("implicit", "none"):
     _recall, _pauc = (EXAMPLES[f"{n}_{_how}"] for n in ("recall_at_quantile", "partial_auc"))
     assert _recall.settings == {"quantile": QUANTILE, "threshold_grad": _how}
     assert _pauc.settings.items() >= {"alpha": 0.125, "beta": 0.625, "n_knots": 3}.items()
+assert EXAMPLES["partial_auc_none"].settings["min_tpr"] == 0.375
+assert EXAMPLES["recall_at_precision"].settings == {"precision": PRECISION}
 assert EXAMPLES["partial_auc_pairwise"].settings["beta"] == 0.5
 
 

@@ -123,6 +123,49 @@ def precision_at_k(scores, pos, tau, valid=None, weight=None, k=10, normalize="k
     return recall_at_k(scores, pos, tau, valid, weight, k, normalize)
 
 
+def recall_at_precision(scores, pos, tau, valid=None, weight=None, precision=0.5) -> float:
+    rows = [j for j in range(len(scores)) if valid is None or valid[j]]
+    positives = [j for j in rows if pos[j]]
+    w = {j: 1.0 if weight is None else float(weight[j]) for j in positives}
+    if not positives or sum(w.values()) == 0:
+        return 0.0
+    theta = threshold_at(scores, pos, rows, precision)
+    total = sum(w[i] * (1.0 if theta is None else sigmoid((scores[i] - theta) / tau)) for i in w)
+    return total / sum(w.values())
+
+
+def threshold_at(scores, pos, rows, precision: float) -> float | None:
+    """Halfway below the lowest score down to which rows have this precision; None for the last."""
+    levels = sorted({scores[j] for j in rows}, reverse=True)
+    theta: float | None = levels[0]
+    for level, below in itertools.zip_longest(levels, levels[1:]):
+        above = [j for j in rows if scores[j] >= level]
+        if sum(bool(pos[j]) for j in above) / len(above) >= precision:
+            theta = None if below is None else (level + below) / 2
+    return theta
+
+
+def held_precision(scores, pos, tau, theta, start, precision: float) -> float:
+    """Mean over positives of the soft step above a threshold, by Newton's method.
+
+    It is theta where the scores are those of the start, and holds the excess of soft hits over
+    precision times soft rows as they move.
+    """
+
+    def excess(values, at):
+        y = [bool(p) - precision for p in pos]
+        steps = [sigmoid((s - at) / tau) for s in values]
+        slope = math.fsum(a * b * (1 - b) for a, b in zip(y, steps, strict=True)) / tau
+        return math.fsum(a * b for a, b in zip(y, steps, strict=True)), slope
+
+    held, at = excess(start, theta)[0], theta
+    for _ in range(8):
+        now, slope = excess(scores, at)
+        at += (now - held) / slope
+    steps = [sigmoid((s - at) / tau) for s, p in zip(scores, pos, strict=True) if p]
+    return math.fsum(steps) / len(steps)
+
+
 def held_threshold(scores: Sequence[float], tau: float, total: float) -> float:
     """The threshold above which the soft steps of the scores sum to this total, by bisection."""
     low, high = min(scores) - 1e3 * tau, max(scores) + 1e3 * tau
@@ -174,10 +217,20 @@ class Band(NamedTuple):
     band_neg_count: int
 
 
+def hardest(values: Sequence[float], min_tpr: float) -> list[float]:
+    """How much each counts when the smallest do, up to the share 1 - min_tpr; ties alike."""
+    wanted = len(values) - len(values) * min_tpr
+    shares = []
+    for x in values:
+        under, ties = sum(y < x for y in values), sum(y == x for y in values)
+        shares.append(min(max((wanted - under) / ties, 0.0), 1.0))
+    return shares
+
+
 def partial_auc_band(
     scores, pos, tau, valid=None, weight=None, *, iid=None, live=None, alpha=0.0, beta=0.005,
     surrogate="trapezoid", n_knots=2, tau_scale="iqr", pos_numerator="pool", budget_basis="fpr",
-    interpolation="higher",
+    interpolation="higher", min_tpr=0.0,
 ) -> Band | None:  # fmt: skip
     """None where partial AUC is not defined."""
     rows = [j for j in range(len(scores)) if valid is None or valid[j]]
@@ -189,6 +242,12 @@ def partial_auc_band(
     w = [1.0 if weight is None else float(weight[j]) for j in positives]
     if not iid_negatives or sum(w) == 0:
         return None
+    if min_tpr > 0:
+        positives = [i for i, x in zip(positives, w, strict=True) if x != 0]
+        shares = hardest([scores[i] for i in positives], min_tpr)
+        w = [x * share for x, share in zip([x for x in w if x != 0], shares, strict=True)]
+        positives = [i for i, share in zip(positives, shares, strict=True) if share > 0]
+        w = [x for x in w if x > 0]
     among = iid_negatives
     if budget_basis == "population":
         among = [j for j in rows if iid is None or iid[j]]

@@ -118,7 +118,7 @@ def recall(pool: Pool, method: str, group: Any) -> Tensor:
 
 def trapezoid(pool: Pool, method: str, group: Any) -> Tensor:
     return P.partial_auc(pool.scores, pool.pos, pool.tau, beta=0.4, n_knots=3, group=group,
-                         interpolation="linear", valid_mask=pool.valid,
+                         interpolation="linear", valid_mask=pool.valid, min_tpr=0.3,
                          sample_weight=pool.weight)  # fmt: skip
 
 
@@ -127,11 +127,16 @@ def at_k(pool: Pool, method: str, group: Any) -> Tensor:
                          valid_mask=pool.valid, sample_weight=pool.weight)  # fmt: skip
 
 
+def at_precision(pool: Pool, method: str, group: Any) -> Tensor:
+    return P.recall_at_precision(pool.scores, pool.pos, pool.tau, precision=0.4, group=group,
+                                 valid_mask=pool.valid, sample_weight=pool.weight)  # fmt: skip
+
+
 LOCAL = {"sums": sums, "ranks": ranks, "softplus": softplus}  # values at the rows of each rank
 SHARED = {  # alike on all ranks
     "precision": precision, "smooth_ap": smooth_ap, "recall": recall, "trapezoid": trapezoid,
     "at_k": at_k, "mrr": mrr, "ndcg": ndcg(None), "ndcg_at_k": ndcg(7),
-    "auroc": auroc("sigmoid"), "logistic": auroc("logistic"),
+    "at_precision": at_precision, "auroc": auroc("sigmoid"), "logistic": auroc("logistic"),
 }  # fmt: skip
 ASKED: dict[str, Callable[[Pool, str, Any], Tensor]] = {**LOCAL, **SHARED}
 

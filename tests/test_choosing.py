@@ -55,6 +55,7 @@ def test_quick_run(tmp_path, capsys):
                 assert all(0 < ap <= 1 for ap in record["ap"])
                 gain = sum(record["ap"]) / scale.seeds - found["control"]["ap"]["mean"]
                 assert record["ap_gain"]["mean"] == pytest.approx(gain)
+                assert ("over_still" in record) == (arm.grad == "implicit")
                 assert ("drift" in record) == (arm.queue > 0)
                 assert ("stale" in record) == (arm.queue > 0 and arm.loss == "ap")
                 if arm.loss == "ap":
@@ -64,9 +65,6 @@ def test_quick_run(tmp_path, capsys):
     path.with_suffix(".png").unlink()
     assert choosing.main(["--plot", "--out", str(path)]) == 0
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
-
-
-STILL = {"threshold_grad": "none"}
 
 
 def alone(world, arm, data, seed):
@@ -94,10 +92,11 @@ def alone(world, arm, data, seed):
             if arm.unit == "decay":
                 done = (step - switch) / (steps - switch)
                 tau = tau * choosing_runs.DECAY ** (0.5 - done)
+            grad = {"threshold_grad": arm.grad}
             ranking, options = {
                 "ap": (P.smooth_ap_loss, {"tau_unit": unit}),
-                "recall": (P.recall_at_quantile_loss, {"tau_unit": unit, **STILL}),
-            }.get(arm.loss, (P.partial_auc_loss, {"surrogate": arm.loss, **STILL}))
+                "recall": (P.recall_at_quantile_loss, {"tau_unit": unit, **grad}),
+            }.get(arm.loss, (P.partial_auc_loss, {"surrogate": arm.loss, **grad}))
             ranked, queue = ranking(scores[:, None], pos.long(), queue, tau, **options)
             weight = P.blend_weight(step, schedule).float()
             if weight > 0:
@@ -122,6 +121,8 @@ ARMS = (
     Setting("recall", queue=0, tau=0.5),
     Setting("pairwise", queue=128, unit="spread", main=0.75),
     Setting("trapezoid", queue=128, unit="spread"),
+    Setting("recall", queue=128, grad="implicit"),
+    Setting("trapezoid", queue=128, unit="spread", main=0.75, grad="implicit"),
 )
 
 

@@ -33,6 +33,7 @@ KEYS = {  # of others
         "t_alpha", "t_beta", "tau_eff", "pauc_var", "band_neg_count", "grad_pos_count",
     },
     "smooth_mrr": {*RANK_KEYS, "first_rank"},
+    "recall_at_precision": {*RANK_KEYS, "threshold", "precision"},
 }  # fmt: skip
 
 

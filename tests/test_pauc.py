@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
 
 import proxy_losses as P
 from proxy_losses import _numerics as num
@@ -39,6 +42,7 @@ def bands(draw):
         "pos_numerator": draw(st.sampled_from(["pool", "live"])),
         "budget_basis": draw(st.sampled_from(["fpr", "population"])),
         "interpolation": draw(st.sampled_from(INTERPOLATIONS)),
+        "min_tpr": draw(st.sampled_from([0.0, 0.25, 0.5, 0.8, 0.9375])),
     }
 
 
@@ -72,7 +76,7 @@ def test_every_option_is_the_formula(band, m, seed, tau, rates):
             torch.testing.assert_close(x[k].item(), getattr(want, name), **TIGHT)
     public = dict(valid_mask=valid, sample_weight=weight, iid_mask=iid, live_mask=live, **band)
     assert torch.equal(P.partial_auc(scores, pos, tau, **public), got.value)
-    del public["n_knots"]
+    del public["n_knots"], public["min_tpr"]
     assert torch.equal(P.partial_auc_defined(scores, pos, **public), got.defined)
 
 
@@ -153,6 +157,56 @@ def test_a_wide_band_of_many_rows(surrogate):
     assert value.item() == pytest.approx(want.item(), rel=4e-6)
 
 
+@settings(max_examples=60, deadline=None)
+@given(m=st.integers(12, 60), seed=st.integers(0, 2**16), floor=st.floats(0.01, 0.99))
+def test_above_a_floor_the_limit_is_the_area_there(m, seed, floor):
+    """Of the whole curve: that of the flipped problem up to 1 - floor."""
+    g = torch.Generator().manual_seed(seed)
+    scores, pos = torch.randperm(m, generator=g).double(), torch.rand(m, generator=g) < 0.4
+    pos[:5] = torch.arange(5) < 1
+    most = 1 - floor
+    standard = roc_auc_score(~pos, -scores, max_fpr=most)
+    area = most**2 / 2 + (2 * standard - 1) * (most - most**2 / 2)
+    value = P.partial_auc(scores, pos, 1e-6, beta=1.0, surrogate="pairwise", min_tpr=floor)
+    # Counts below 60, in float64, over a share of at least 0.01 of them.
+    assert value.item() == pytest.approx(area / most, rel=1e-12, abs=1e-12)
+
+
+@both_surrogates
+def test_above_a_floor_the_hardest_positives_alone_have_a_gradient(surrogate):
+    """And the true one: which they are costs nothing, for others are as hard where it changes."""
+    scores, pos = lists(7, 40, rate=0.5)
+    own = scores[pos]
+
+    def value(s):
+        every = scores.masked_scatter(pos, s)
+        how = {"surrogate": surrogate, "threshold_grad": "none", "min_tpr": 0.66}
+        return P.partial_auc(every, pos, 0.5, beta=0.5, **how)
+
+    assert torch.autograd.gradcheck(value, own.clone().requires_grad_())
+    s = own.clone().requires_grad_()
+    value(s).backward()
+    count = math.ceil(len(own) * 0.34)
+    assert torch.equal(s.grad != 0, own <= own.sort().values[count - 1])
+
+
+@both_surrogates
+def test_above_any_floor_a_positive_of_some_weight_counts(surrogate):
+    scores, pos = lists(8, 30)
+    weight = pos.double()
+    hardest = torch.where(pos, scores, torch.inf).argmin()
+    weight[hardest] = 0.0  # no positive for the floor either
+    how = {"surrogate": surrogate, "beta": 0.5, "min_tpr": 0.999}
+    found = P.partial_auc(scores, pos, 0.5, sample_weight=weight, **how)
+    left = torch.where(pos & (weight > 0), scores, torch.inf).argmin()
+    one = torch.arange(30) == left
+    del how["min_tpr"]
+    valid = ~pos | one
+    torch.testing.assert_close(
+        found, P.partial_auc(scores, one, 0.5, valid_mask=valid, **how), **TIGHT
+    )
+
+
 def test_a_spread_of_a_millionth_is_a_spread():
     scores = torch.linspace(0, 2e-6, 41, dtype=torch.float64)
     pos = torch.arange(41) == 40
@@ -190,6 +244,9 @@ def test_an_empty_band_is_degenerate_for_pairs_alone():
         ({"alpha": "0"}, TypeError, "alpha must be a number, got str"),
         ({"beta": None}, TypeError, "beta must be a number"),
         *(({"n_knots": x}, ValueError, "n_knots must be an integer >= 2") for x in (1, 2.0, True)),
+        ({"min_tpr": 1.0}, ValueError, r"min_tpr.*\[0, 1\), got 1.0"),
+        ({"min_tpr": -0.1}, ValueError, "min_tpr.*got -0.1"),
+        ({"min_tpr": None}, TypeError, "min_tpr must be a number"),
         ({"surrogate": "exact"}, ValueError, "surrogate must be one of"),
         ({"tau_scale": "std"}, ValueError, "tau_scale must be one of"),
         ({"pos_numerator": "all"}, ValueError, "pos_numerator must be one of"),

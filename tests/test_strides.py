@@ -141,6 +141,12 @@ RANKING: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     "recall_at_k": lambda s, p, v, w, iid, live, t: P.recall_at_k(
         s, p, t, k=5, valid_mask=v, sample_weight=w
     ),
+    "recall_at_precision": lambda s, p, v, w, iid, live, t: P.recall_at_precision(
+        s, p, t, valid_mask=v, sample_weight=w
+    ),
+    "partial_auc above a floor": lambda s, p, v, w, iid, live, t: P.partial_auc(
+        s, p, t, beta=0.4, min_tpr=0.5, valid_mask=v, sample_weight=w
+    ),
     "soft_ranks": lambda s, p, v, w, iid, live, t: P.soft_ranks(s, p, t, valid_mask=v),
     "soft_ranks dense": lambda s, p, v, w, iid, live, t: P.soft_ranks(
         s, p & iid, t, method="dense"
@@ -247,6 +253,7 @@ MODULES: dict[str, Callable] = {
     "NDCGLoss": loss_call(P.NDCGLoss),
     "PrecisionAtKLoss": loss_call(P.PrecisionAtKLoss, k=5),
     "RecallAtKLoss": loss_call(P.RecallAtKLoss, k=5),
+    "RecallAtPrecisionLoss": loss_call(P.RecallAtPrecisionLoss),
     "smooth_ap_loss": function_call(P.smooth_ap_loss),
     "smooth_auroc_loss": function_call(P.smooth_auroc_loss),
     "smooth_mrr_loss": function_call(P.smooth_mrr_loss),
@@ -255,6 +262,7 @@ MODULES: dict[str, Callable] = {
     "partial_auc_loss": function_call(P.partial_auc_loss, beta=0.4),
     "precision_at_k_loss": function_call(P.precision_at_k_loss, k=5),
     "recall_at_k_loss": function_call(P.recall_at_k_loss, k=5),
+    "recall_at_precision_loss": function_call(P.recall_at_precision_loss),
     "SigmoidFocalLoss": lambda s, p, v, w, iid, live, t: P.SigmoidFocalLoss()(
         s.mT, p.mT.to(s.dtype), sample_weight=w.mT.detach()
     ),

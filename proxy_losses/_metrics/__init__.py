@@ -2,6 +2,7 @@
 
 from ._record import Example, Found, Metric, Option, examples, over_lists, table_row
 from .at_k import PRECISION_AT_K, RECALL_AT_K
+from .at_precision import RECALL_AT_PRECISION
 from .partial_auc import PARTIAL_AUC
 from .recall import RECALL
 from .smooth_ap import SMOOTH_AP
@@ -10,9 +11,13 @@ from .smooth_mrr import MRR
 from .smooth_ndcg import NDCG
 
 __all__ = [
-    "AUROC", "METRICS", "MRR", "NDCG", "PARTIAL_AUC", "PRECISION_AT_K", "RECALL", "RECALL_AT_K",
-    "SMOOTH_AP", "Example", "Found", "Metric", "Option", "examples", "over_lists", "table_row",
+    "AUROC", "METRICS", "MRR", "NDCG", "PARTIAL_AUC", "PRECISION_AT_K", "RECALL",
+    "RECALL_AT_K", "RECALL_AT_PRECISION", "SMOOTH_AP", "Example", "Found", "Metric", "Option",
+    "examples", "over_lists", "table_row",
 ]  # fmt: skip
 
 # A new metric joins here.
-METRICS = (SMOOTH_AP, RECALL, PARTIAL_AUC, PRECISION_AT_K, RECALL_AT_K, AUROC, MRR, NDCG)
+METRICS = (
+    SMOOTH_AP, RECALL, PARTIAL_AUC, PRECISION_AT_K, RECALL_AT_K, RECALL_AT_PRECISION, AUROC, MRR,
+    NDCG,
+)  # fmt: skip

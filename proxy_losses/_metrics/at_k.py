@@ -134,9 +134,6 @@ def _evaluate(
     number = all_reduce(pos.sum(-1, keepdim=True), "sum", name).to(scores.dtype)[..., 0]
     ks = _places(settings["k"])
     thresholds, cut = num.between_places(scores, ks, valid, name)
-    whole = 1.0 + broken  # where all rows are in
-    if isinstance(width, Tensor):
-        whole = torch.where(width > 0, whole, torch.nan)
     values, steepest = [], torch.zeros_like(cleaned) if stats else cleaned
     for n, k in enumerate(ks):
         theta, cuts = thresholds[..., n : n + 1], cut[..., n : n + 1] & some
@@ -144,16 +141,28 @@ def _evaluate(
             theta = num.with_implicit_grad(theta, cleaned, valid, width, cuts, name)
         theta = theta + broken
         mean = num.step_means(scores, cleaned, theta, width, weight, cuts, name)
-        mean = torch.where((some & ~cuts)[..., 0], whole[..., 0], mean)
+        mean = torch.where((some & ~cuts)[..., 0], all_in(broken, width), mean)
         values.append(mean * _share(number, k, settings["normalize"]))
         if stats:
-            above = torch.sigmoid((cleaned.detach() - theta.detach()) / width)
-            slopes = torch.where(cuts, above * (1.0 - above), 0.0).detach()
-            steepest = torch.maximum(steepest, slopes)
+            steepest = torch.maximum(steepest, slopes_at(theta, cleaned, width, cuts))
     found = Found(values[0] if len(ks) == 1 else torch.stack(values).mean(0), some[..., 0], {})
     return (
         found._replace(stats=num.rank_stats(steepest, pos, width, some, name)) if stats else found
     )
+
+
+def all_in(broken: Tensor, width: float | Tensor) -> Tensor:
+    """[...]: the mean over positives where all rows are above; NaN for what is broken."""
+    whole = 1.0 + broken
+    if isinstance(width, Tensor):
+        whole = torch.where(width > 0, whole, torch.nan)
+    return whole[..., 0]
+
+
+def slopes_at(theta: Tensor, cleaned: Tensor, width: float | Tensor, cut: Tensor) -> Tensor:
+    """[..., M]: of the soft steps above theta, 0 in lists without a cut; no gradient."""
+    above = torch.sigmoid((cleaned.detach() - theta.detach()) / width)
+    return torch.where(cut, above * (1.0 - above), 0.0).detach()
 
 
 def _places(k: int | Sequence[int]) -> list[int]:

@@ -12,6 +12,7 @@ from ._ranking import (
     PrecisionAtKLoss,
     RankingLoss,
     RecallAtKLoss,
+    RecallAtPrecisionLoss,
     RecallAtQuantileLoss,
     SmoothAPLoss,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "PrecisionAtKLoss",
     "RankingLoss",
     "RecallAtKLoss",
+    "RecallAtPrecisionLoss",
     "RecallAtQuantileLoss",
     "RetrievalLoss",
     "ScheduledLoss",

@@ -35,6 +35,7 @@ from .._metrics import (
     PRECISION_AT_K,
     RECALL,
     RECALL_AT_K,
+    RECALL_AT_PRECISION,
     SMOOTH_AP,
 )
 from .._metrics._record import (
@@ -669,6 +670,9 @@ class PrecisionAtKLoss(RankingLoss, metric=PRECISION_AT_K): ...
 
 
 class RecallAtKLoss(RankingLoss, metric=RECALL_AT_K): ...
+
+
+class RecallAtPrecisionLoss(RankingLoss, metric=RECALL_AT_PRECISION): ...
 
 
 class AUROCLoss(RankingLoss, metric=AUROC): ...
