@@ -36,13 +36,13 @@ ORDER = (
 ).split()
 ELSEWHERE = {
     "guide.integrations": "proxy_losses/integrations/README.md",
-    "guide.ranks": "proxy_losses/_ranks/README.md",
-    "guide.house": "proxy_losses/README.md",
     "guide.readme": "README.md",
-    "guide.changes": "CHANGELOG.md",
     "guide.benchmarks": "benchmarks/README.md",
     "guide.real_data": "benchmarks/real_data/README.md",
     "guide.real_data_map": "benchmarks/real_data/MAP.md",
+    "guide.ranks": "proxy_losses/_ranks/README.md",
+    "guide.house": "proxy_losses/README.md",
+    "guide.changes": "CHANGELOG.md",
 }
 
 
@@ -91,10 +91,9 @@ def guide_files() -> dict[str, Path]:
 
 
 def title_of(text: str) -> str:
-    """The first heading, or the first words in bold."""
-    match = re.search(r"^# (.+)$|^\*\*(\w+)", text, re.MULTILINE)
-    assert match is not None, "a page starts with a heading"
-    return next(filter(None, match.groups())).replace("`", "")
+    """The first heading; the README has none."""
+    match = re.match(r"# (.+)", text)
+    return match[1].replace("`", "") if match else "README"
 
 
 def html_of(name: str) -> str:
@@ -164,10 +163,16 @@ def render(modules: Sequence[ModuleType], out: Path, files: Mapping[str, Path] =
         template_directory=Path(__file__).with_name("site"),
     )  # fmt: skip
     titles = {name: title_of(file.read_text()) for name, file in files.items()}
+    more = [name for name in list(ELSEWHERE)[1:] if name in files]
     pdoc.render.env.globals.update(
-        guides=titles, api=[m.__name__ for m in modules],
+        guides=titles,
+        parts={
+            "Guides": [name for name in files if name not in more],
+            "Reference": [m.__name__ for m in modules],
+            "More": more,
+        },
         from_page=lambda target, name: from_page(html_of(target), name),
-    )  # fmt: skip
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         pages = {m.__name__: pdoc.doc.Module(m) for m in every}
@@ -186,9 +191,9 @@ def finish(html: str, name: str) -> str:
         "</table>", "</table></div>"
     )
     names, target = "|".join(proxy_losses.__all__), from_page("proxy_losses.html", name)
-    return re.sub(
-        rf"(?<!>)<code>({names})</code>", rf'<code><a href="{target}#\1">\1</a></code>', html
-    )
+    contents, main, text = html.partition("<main")  # links in the contents lead to headings
+    text = re.sub(rf"<code>({names})</code>", rf'<code><a href="{target}#\1">\1</a></code>', text)
+    return contents + main + text
 
 
 def main(argv: Sequence[str] | None = None) -> int:

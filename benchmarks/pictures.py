@@ -94,18 +94,18 @@ def draw_focal(ax: Axes) -> None:
     )
 
 
-def draw(folder: Path) -> list[Path]:
-    """One PNG for each metric, and that of the focal losses."""
+def draw(folder: Path, metrics: Sequence[Metric | None] = (*METRICS, None)) -> list[Path]:
+    """One PNG for each metric; None stands for the focal losses, which have no record."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for name, metric in [*((m.name, m) for m in METRICS), ("focal", None)]:
+    for metric in metrics:
         figure = figures.new_figure(7.2, 3.0)
         ax = figure.add_subplot()
         if metric is None:
             draw_focal(ax)
         else:
             draw_pushes(ax, metric)
-        written.append(folder / f"{name}.png")
+        written.append(folder / f"{metric.name if metric else 'focal'}.png")
         figure.savefig(written[-1], metadata={"Software": None})
     return written
 

@@ -196,10 +196,10 @@ def intervals(thing):
             yield from intervals(part)
 
 
-def test_figures_of_the_readme_are_measured():
+def test_figures_of_the_guide_are_measured():
     known = set(intervals(json.loads((report.ROOT / report.RESULTS / "choosing.json").read_text())))
-    section = (report.ROOT / "README.md").read_text().split("## Choosing the temperature")[1]
+    page = (report.ROOT / "proxy_losses/guide/choosing.md").read_text()
     number = r"(-?\d+\.\d)"
-    found = re.findall(rf"\+?{number} \[{number}, {number}\]", section.split("\n## ")[0])
+    found = re.findall(rf"\+?{number} \[{number}, {number}\]", page)
     assert len(found) > 30
     assert set(found) <= known
