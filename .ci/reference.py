@@ -30,10 +30,10 @@ GUIDE = ROOT / "proxy_losses" / "guide"
 # An integration may lack its package.
 OPTIONAL = {"lightning", "pytorch_lightning", "sklearn", "transformers"}
 # The guides in the order of reading, and files beside them that are pages of the site too.
-ORDER = (
-    "getting_started losses choosing does_it_help judging retrieval failures distributed "
-    "compile_and_gpu migrating"
-).split()
+ORDER = [
+    "getting_started", "losses", "choosing", "does_it_help", "judging", "retrieval", "failures",
+    "distributed", "compile_and_gpu", "migrating",
+]  # fmt: skip
 ELSEWHERE = {
     "guide.integrations": "proxy_losses/integrations/README.md",
     "guide.readme": "README.md",
@@ -125,7 +125,7 @@ def as_page(name: str, files: Mapping[str, Path], out: Path) -> ModuleType:
             (out / there).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, out / there)
         else:
-            raise FileNotFoundError(f"{path.relative_to(ROOT)} links to {target}")
+            raise FileNotFoundError(f"{path.name} links to {target}")
         return f"{match[1]}({from_page(there, name)}{hash_}{anchor})"
 
     parts = re.split(r"(^```.*?^```$)", path.read_text(), flags=re.DOTALL | re.MULTILINE)

@@ -30,7 +30,7 @@ SHOWN = {"quantile": 0.05, "beta": 0.05, "k": 20}
 
 
 def the_list() -> tuple[Tensor, Tensor]:
-    """Scores [400] float64 and positives [400]: two normal heaps, their quantiles instead of draws."""
+    """Scores [400] float64 and positives [400]: the quantiles of two normal heaps."""
     heaps = [norm.ppf((np.arange(n) + 0.5) / n) for n in (ROWS - POSITIVES, POSITIVES)]
     scores = np.concatenate([heaps[0], 1.3 + 0.9 * heaps[1]])
     return torch.tensor(scores), torch.arange(ROWS) >= ROWS - POSITIVES
@@ -78,8 +78,9 @@ def draw_pushes(ax: Axes, metric: Metric) -> None:
 def draw_focal(ax: Axes) -> None:
     """The gradient of one row against its logit."""
     logit = torch.linspace(-5, 5, 401, dtype=torch.float64, requires_grad=True)
+    sides = (0.0, figures.BLUE, "negative"), (1.0, figures.ORANGE, "positive")
     for gamma, style in ((0.0, ":"), (2.0, "-")):
-        for label, colour, name in ((0.0, figures.BLUE, "negative"), (1.0, figures.ORANGE, "positive")):
+        for label, colour, name in sides:
             loss = P.sigmoid_focal(
                 logit, torch.full_like(logit, label), alpha=-1, gamma=gamma, reduction="sum"
             )
@@ -89,9 +90,8 @@ def draw_focal(ax: Axes) -> None:
     ax.axhline(0, color=figures.INK, lw=0.7)
     figures.tidy(ax, "logit of the row", "pull up (> 0) or push down")
     ax.legend(loc="lower left", frameon=False, fontsize=8.5)
-    ax.set_title(
-        "focal loss: what is already right hardly moves", fontsize=9.5, color=figures.INK, loc="left"
-    )
+    title = "focal loss: what is already right hardly moves"
+    ax.set_title(title, fontsize=9.5, color=figures.INK, loc="left")
 
 
 def draw(folder: Path, metrics: Sequence[Metric | None] = (*METRICS, None)) -> list[Path]:

@@ -163,13 +163,16 @@ def test_every_guide_is_a_page(site):
 
 
 def test_links_of_the_site_lead_somewhere(site):
-    texts = {path: path.read_text() for path in site.rglob("*.html")}
+    texts = {
+        path: re.sub(r"<script>.*?</script>", "", path.read_text(), flags=re.DOTALL)
+        for path in site.rglob("*.html")
+    }
     anchors = {path: set(re.findall(r'\bid="([^"]+)"', text)) for path, text in texts.items()}
     for path, text in texts.items():
         for target in re.findall(r'\b(?:href|src)="([^"]+)"', text):
             file, _, anchor = target.partition("#")
             if re.match(r"[a-z]+:", target):
-                assert re.match(r"data:|https://pdoc.dev", target), f"{path.name}: {target}"
+                assert re.match("data:|https:", target), f"{path.name}: {target}"
                 continue
             there = (path.parent / file).resolve() if file else path
             assert there.exists(), f"{path.name}: {target}"
@@ -185,16 +188,11 @@ def test_the_site_needs_no_network(site):
 
 
 def test_a_page_with_a_broken_link_raises(tmp_path):
-    page = reference.GUIDE / "README.md"
-    assert reference.title_of(page.read_text()) == "Guides"
-    broken = reference.ROOT / ".ci" / "broken.md"
-    files = {"guide.broken": broken}
-    broken.write_text("# A page\n[no](no_such_file.md) `[code](is_none.md)`\n")
-    try:
-        with pytest.raises(FileNotFoundError, match="links to no_such_file.md"):
-            reference.render([], tmp_path, files)
-    finally:
-        broken.unlink()
+    page = tmp_path / "page.md"
+    page.write_text("# A `page`\n[no](no_such_file.md)\n")
+    assert reference.title_of(page.read_text()) == "A page"
+    with pytest.raises(FileNotFoundError, match=r"page\.md links to no_such_file\.md"):
+        reference.render([], tmp_path / "out", {"guide.page": page})
 
 
 def test_modules():
