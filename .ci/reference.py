@@ -37,9 +37,6 @@ ORDER = [
 ELSEWHERE = {
     "guide.integrations": "proxy_losses/integrations/README.md",
     "guide.readme": "README.md",
-    "guide.benchmarks": "benchmarks/README.md",
-    "guide.real_data": "benchmarks/real_data/README.md",
-    "guide.real_data_map": "benchmarks/real_data/MAP.md",
     "guide.ranks": "proxy_losses/_ranks/README.md",
     "guide.house": "proxy_losses/README.md",
     "guide.changes": "CHANGELOG.md",
@@ -87,7 +84,11 @@ def guide_files() -> dict[str, Path]:
         pages = sorted(p for p in folder.glob("*.md") if p.name != "README.md")
         found |= {f"guide.{name}.{p.stem}": p for p in pages}
     found |= {f"guide.{p.stem}": p for p in sorted(GUIDE.glob("*.md")) if p.name != "README.md"}
-    return found | {name: ROOT / path for name, path in ELSEWHERE.items()}
+    found |= {name: ROOT / path for name, path in ELSEWHERE.items()}
+    for path in sorted((ROOT / "benchmarks").rglob("*.md")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found["guide." + "_".join(part for part in parts if part != "README").lower()] = path
+    return found
 
 
 def title_of(text: str) -> str:
@@ -163,7 +164,8 @@ def render(modules: Sequence[ModuleType], out: Path, files: Mapping[str, Path] =
         template_directory=Path(__file__).with_name("site"),
     )  # fmt: skip
     titles = {name: title_of(file.read_text()) for name, file in files.items()}
-    more = [name for name in list(ELSEWHERE)[1:] if name in files]
+    more = [name for name, file in files.items() if GUIDE not in file.parents]
+    more = [name for name in more if name != "guide.integrations"]
     pdoc.render.env.globals.update(
         guides=titles,
         parts={
