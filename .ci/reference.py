@@ -1,6 +1,7 @@
-"""Renders the docstrings of all public modules: ``python .ci/reference.py OUT``.
+"""Renders guides and docstrings as one site: ``python .ci/reference.py OUT``.
 
-A warning of pdoc is an error.
+Every Markdown file of ``proxy_losses/guide`` and of `ELSEWHERE` is a page, every public module one
+more. A warning of pdoc is an error, and so is a link that leads nowhere.
 """
 
 from __future__ import annotations
@@ -8,21 +9,38 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import os
 import pkgutil
 import re
+import shutil
 import typing
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pdoc
+import pdoc.doc
 
 import proxy_losses
 
+ROOT = Path(__file__).resolve().parents[1]
+GUIDE = ROOT / "proxy_losses" / "guide"
 # An integration may lack its package.
 OPTIONAL = {"lightning", "pytorch_lightning", "sklearn", "transformers"}
+# The guides in the order of reading, and files beside them that are pages of the site too.
+ORDER = [
+    "getting_started", "losses", "choosing", "does_it_help", "judging", "retrieval", "failures",
+    "distributed", "compile_and_gpu", "migrating",
+]  # fmt: skip
+ELSEWHERE = {
+    "guide.integrations": "proxy_losses/integrations/README.md",
+    "guide.readme": "README.md",
+    "guide.ranks": "proxy_losses/_ranks/README.md",
+    "guide.house": "proxy_losses/README.md",
+    "guide.changes": "CHANGELOG.md",
+}
 
 
 def public_names(module: ModuleType) -> list[str]:
@@ -51,6 +69,76 @@ def public_modules() -> list[ModuleType]:
     return found
 
 
+# -- pages of Markdown
+
+
+def guide_files() -> dict[str, Path]:
+    """Name of each page -> its file: the guides in order, a page for each loss, others."""
+    found = {"guide": GUIDE / "README.md"}
+    for name in ORDER:
+        folder = GUIDE / name
+        if not folder.is_dir():
+            found[f"guide.{name}"] = folder.with_suffix(".md")
+            continue
+        found[f"guide.{name}"] = folder / "README.md"
+        pages = sorted(p for p in folder.glob("*.md") if p.name != "README.md")
+        found |= {f"guide.{name}.{p.stem}": p for p in pages}
+    found |= {f"guide.{p.stem}": p for p in sorted(GUIDE.glob("*.md")) if p.name != "README.md"}
+    found |= {name: ROOT / path for name, path in ELSEWHERE.items()}
+    for path in sorted((ROOT / "benchmarks").rglob("*.md")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found["guide." + "_".join(part for part in parts if part != "README").lower()] = path
+    return found
+
+
+def title_of(text: str) -> str:
+    """The first heading; the README has none."""
+    match = re.match(r"# (.+)", text)
+    return match[1].replace("`", "") if match else "README"
+
+
+def html_of(name: str) -> str:
+    """Path of a page below the site's root."""
+    return name.replace(".", "/") + ".html"
+
+
+def from_page(target: str, name: str) -> str:
+    """A path below the root as seen from a page."""
+    return os.path.relpath(target, Path(html_of(name)).parent).replace(os.sep, "/")
+
+
+def as_page(name: str, files: Mapping[str, Path], out: Path) -> ModuleType:
+    """A Markdown file as a module without members, its links those of the site.
+
+    Pictures and other files that it links to are copied beside the pages.
+    """
+    path, pages = files[name], {file: page for page, file in files.items()}
+
+    def relinked(match: re.Match[str]) -> str:
+        target, hash_, anchor = match[2].partition("#")
+        if not target or "://" in target:
+            return match[0]
+        file = (path.parent / target).resolve()
+        if file in pages:
+            there = html_of(pages[file])
+        elif file.is_file():
+            there = f"files/{file.relative_to(ROOT)}"
+            (out / there).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, out / there)
+        else:
+            raise FileNotFoundError(f"{path.name} links to {target}")
+        return f"{match[1]}({from_page(there, name)}{hash_}{anchor})"
+
+    parts = re.split(r"(^```.*?^```$)", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    parts[::2] = [re.sub(r"(\])\(([^)\s]+)\)", relinked, part) for part in parts[::2]]
+    module = ModuleType(name, "".join(parts))
+    module.__dict__.update(__docformat__="markdown", __all__=[])
+    return module
+
+
+# -- docstrings
+
+
 def describe(cls: Any) -> None:
     """Give pdoc the texts that it does not see."""
     if "__init__" in vars(cls) and not cls.__init__.__doc__:
@@ -63,27 +151,51 @@ def describe(cls: Any) -> None:
             getattr(cls, field).__doc__ = text.replace(">", r"\>")  # else a quotation
 
 
-def render(modules: Sequence[ModuleType], out: Path) -> None:
-    """One page for each module, an index and a search."""
+def render(modules: Sequence[ModuleType], out: Path, files: Mapping[str, Path] = {}) -> None:
+    """One page for each file and module, an index and a search."""
     for module in modules:
         for name in public_names(module):
             if inspect.isclass(getattr(module, name)):
                 describe(getattr(module, name))
-    pdoc.render.configure(docformat="google", include_undocumented=False, show_source=False)
+    out.mkdir(parents=True, exist_ok=True)
+    every = [*(as_page(name, files, out) for name in files), *modules]
+    pdoc.render.configure(
+        docformat="google", include_undocumented=False, show_source=False,
+        template_directory=Path(__file__).with_name("site"),
+    )  # fmt: skip
+    titles = {name: title_of(file.read_text()) for name, file in files.items()}
+    more = [name for name, file in files.items() if GUIDE not in file.parents]
+    more = [name for name in more if name != "guide.integrations"]
+    pdoc.render.env.globals.update(
+        guides=titles,
+        parts={
+            "Guides": [name for name in files if name not in more],
+            "Reference": [m.__name__ for m in modules],
+            "More": more,
+        },
+        from_page=lambda target, name: from_page(html_of(target), name),
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        pdoc.pdoc(*(module.__name__ for module in modules), output_directory=out)
-    for module in modules:
-        page = out / f"{module.__name__.replace('.', '/')}.html"
-        page.write_text(finish(page.read_text(), module.__name__.count(".")))
+        pages = {m.__name__: pdoc.doc.Module(m) for m in every}
+        for name, page in pages.items():
+            path = out / html_of(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(finish(pdoc.render.html_module(page, pages), name))
+        (out / "index.html").write_text(pdoc.render.html_index(pages))
+        (out / "search.js").write_text(pdoc.render.search_index(pages))
 
 
-def finish(html: str, depth: int) -> str:
+def finish(html: str, name: str) -> str:
     """Link names of the package from other pages too; leave out decorators, which are internal."""
     html = re.sub(r'<div class="decorator [^>]*>[^<]*</div>', "", html)
-    names = "|".join(proxy_losses.__all__)
-    target = "../" * depth + "proxy_losses.html"
-    return re.sub(rf"<code>({names})</code>", rf'<code><a href="{target}#\1">\1</a></code>', html)
+    html = html.replace("<table>", '<div class="wide"><table>').replace(
+        "</table>", "</table></div>"
+    )
+    names, target = "|".join(proxy_losses.__all__), from_page("proxy_losses.html", name)
+    contents, main, text = html.partition("<main")  # links in the contents lead to headings
+    text = re.sub(rf"<code>({names})</code>", rf'<code><a href="{target}#\1">\1</a></code>', text)
+    return contents + main + text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,9 +203,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = argparse.ArgumentParser(prog="python .ci/reference.py")
     options.add_argument("out", type=Path, help="folder of the pages")
     args = options.parse_args(argv)
-    modules = public_modules()
-    render(modules, args.out)
-    print(*(module.__name__ for module in modules), sep="\n")
+    modules, files = public_modules(), guide_files()
+    render(modules, args.out, files)
+    print(*files, *(module.__name__ for module in modules), sep="\n")
     return 0
 
 

@@ -25,8 +25,11 @@ MAX_WEIGHT = 2.0**100  # so that the sum of a pool of weights is finite in float
 TEMPERATURES = (1e-20, 1e20)  # float32 holds their products with any spread that is not 0
 
 
-def fail_type(name: str, expected: str, got: object) -> NoReturn:
-    what = f"a tensor of {got.dtype}" if isinstance(got, Tensor) else type(got).__name__
+def fail_type(name: str, expected: str, got: object, instead: str = "") -> NoReturn:
+    """Raise `TypeError`; instead is what to write where a tensor was given."""
+    what = type(got).__name__
+    if isinstance(got, Tensor):
+        what = f"a tensor of {got.dtype}" + (f"; {instead}" if instead else "")
     raise TypeError(f"{name} must be {expected}, got {what}")
 
 
@@ -41,7 +44,7 @@ def check_floating(name: str, x: object) -> None:
 def check_bool(name: str, x: object) -> None:
     """Raise `TypeError` unless x is a bool tensor."""
     if not isinstance(x, Tensor) or x.dtype != torch.bool:
-        fail_type(name, "a bool tensor", x)
+        fail_type(name, "a bool tensor", x, f"pass {name}.bool()")
 
 
 def common_shape(first: torch.Size, *others: torch.Size) -> torch.Size:
@@ -69,9 +72,11 @@ def check_same_list(name: str, x: Tensor, scores: Tensor) -> None:
     if x.shape == scores.shape:
         return
     if x.dim() == 0 or x.shape[-1] != scores.shape[-1]:
+        column = scores.dim() == 2 and scores.shape[1] == 1 and x.shape == scores.shape[:1]
         raise ValueError(
             f"{name} must have the list length of scores on its last axis: "
             f"expected [..., {scores.shape[-1]}], got {list(x.shape)}"
+            + ("; lists lie on the last axis: pass scores[:, 0]" if column else "")
         )
     try:
         torch.broadcast_shapes(x.shape, scores.shape)
@@ -170,7 +175,10 @@ def check_temperature(name: str, x: float) -> None:
     check_number(name, x)
     low, high = TEMPERATURES
     if isinstance(x, Real) and not low <= _as_float(x) <= high:
-        raise ValueError(f"{name} must be positive, in [{low}, {high}], got {x}")
+        start = '; at 0 a ranking has no gradient: 0.25 with temperature_unit="spread" is a start'
+        raise ValueError(
+            f"{name} must be positive, in [{low}, {high}], got {x}{start if x == 0 else ''}"
+        )
 
 
 def check_int(name: str, x: int, minimum: int | None = None) -> None:
@@ -255,18 +263,33 @@ def check_batch(logits: Tensor, targets: Tensor, num_classes: int | None = None)
     logits [N, C] floating; targets [N] integers, or labels [N, C] (bool) when C > 1.
     """
     if not isinstance(logits, Tensor) or logits.dim() != 2:
-        shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise ValueError(f"logits must be [N, C], got {shape}")
+        got = f"{type(logits).__name__}; torch.as_tensor makes a tensor"
+        if isinstance(logits, Tensor):
+            row = "; with one score a row pass logits[:, None]" if logits.dim() == 1 else ""
+            got = f"{list(logits.shape)}{row}"
+        raise ValueError(f"logits must be [N, C], got {got}")
     check_floating("logits", logits)
     n, c = logits.shape
     if num_classes is not None and c != num_classes:
-        raise ValueError(f"logits must be [N, num_classes={num_classes}], got {list(logits.shape)}")
+        two = "; of two columns pass the difference, logits[:, 1:] - logits[:, :1]"
+        raise ValueError(
+            f"logits must be [N, num_classes={num_classes}], got {list(logits.shape)}"
+            + (two if (c, num_classes) == (2, 1) else "")
+        )
     if not isinstance(targets, Tensor):
-        fail_type("targets", "a tensor", targets)
+        raise TypeError(
+            f"targets must be a tensor, got {type(targets).__name__}; torch.as_tensor makes one"
+        )
     if targets.shape != (n,) and not (targets.shape == (n, c) and is_labels(targets)):
         raise ValueError(
             f"targets must be [N={n}] class ids, or [N={n}, C={c}] bool labels with C > 1, "
             f"got {list(targets.shape)} of {targets.dtype}"
+            + (
+                "; of one-hot columns pass targets.argmax(1), of several labels a row "
+                "targets.bool()"
+                if targets.dim() == 2 and len(targets) == n
+                else ""
+            )
         )
     if targets.dim() == 1 and targets.dtype != torch.bool and not _is_integer(targets):
         fail_type("targets", "integer class ids", targets)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
 
 import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits as bce_loss
 
 import proxy_losses as P
-from benchmarks import choosing, choosing_runs, report
+from benchmarks import choosing, choosing_page, choosing_runs, report
 from benchmarks.choosing_runs import CONTROL, WORLDS, Scale, Setting, make_data, train
 from benchmarks.trainer import average_precision
 
@@ -186,21 +185,14 @@ def test_published_figures_are_of_a_full_run():
     assert written["cpu_s"] < 12 * 60
 
 
-def intervals(thing):
-    """All means with their intervals in a report, in points."""
-    if isinstance(thing, dict):
-        if {"mean", "interval"} <= set(thing):
-            yield tuple(f"{100 * v:.1f}" for v in (thing["mean"], *thing["interval"]))
-        thing = list(thing.values())
-    if isinstance(thing, list):
-        for part in thing:
-            yield from intervals(part)
-
-
-def test_figures_of_the_readme_are_measured():
-    known = set(intervals(json.loads((report.ROOT / report.RESULTS / "choosing.json").read_text())))
-    section = (report.ROOT / "README.md").read_text().split("## Choosing the temperature")[1]
-    number = r"(-?\d+\.\d)"
-    found = re.findall(rf"\+?{number} \[{number}, {number}\]", section.split("\n## ")[0])
-    assert len(found) > 30
-    assert set(found) <= known
+def test_the_tables_of_the_guide_are_those_of_the_run():
+    run, page = json.loads(choosing_page.RUN.read_text()), choosing_page.PAGE.read_text()
+    assert choosing_page.filled(page, run) == page
+    usual = run["worlds"]["contested top, linear"]["questions"]["weight"][0]
+    mean, (low, high) = usual["ap_gain"]["mean"], usual["ap_gain"]["interval"]
+    gain = f"{100 * mean:+.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    assert f"| the usual arm | {gain} | " in page
+    for name, (_, rows) in choosing_page.TABLES.items():
+        assert choosing_page.table(name, run).count("\n") > len(rows) / 2  # the run has these arms
+    with pytest.raises(ValueError, match="the marks of 'queue' once, got 0"):
+        choosing_page.filled(page.replace("<!-- queue: begin -->", ""), run)

@@ -46,6 +46,7 @@ NO_FORMULA = {
     "smooth_ndcg_defined", "start_epoch", "start_step", "state_temp", "state_weight", "world_size",
 }  # fmt: skip
 MODULES = reference.public_modules()
+FILES = reference.guide_files()
 NAMES = [
     (module, name)
     for module in MODULES
@@ -140,10 +141,59 @@ def undocumented(cls: type) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def pages(tmp_path_factory) -> dict[str, str]:
+def site(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("reference")
-    reference.render(MODULES, out)
-    return {m.__name__: (out / f"{m.__name__.replace('.', '/')}.html").read_text() for m in MODULES}
+    reference.render(MODULES, out, FILES)
+    return out
+
+
+@pytest.fixture(scope="module")
+def pages(site) -> dict[str, str]:
+    return {m.__name__: (site / reference.html_of(m.__name__)).read_text() for m in MODULES}
+
+
+# -- the site
+
+
+def test_every_guide_is_a_page(site):
+    guide = Path(proxy_losses.__file__).parent / "guide"
+    assert set(guide.rglob("*.md")) <= set(FILES.values())
+    assert {site / reference.html_of(name) for name in FILES} <= set(site.rglob("*.html"))
+    assert len(list(site.rglob("*.html"))) == len(FILES) + len(MODULES) + 1  # the index
+    assert "guide.html" in (site / "index.html").read_text()
+
+
+def test_links_of_the_site_lead_somewhere(site):
+    texts = {
+        path: re.sub(r"<script>.*?</script>", "", path.read_text(), flags=re.DOTALL)
+        for path in site.rglob("*.html")
+    }
+    anchors = {path: set(re.findall(r'\bid="([^"]+)"', text)) for path, text in texts.items()}
+    for path, text in texts.items():
+        for target in re.findall(r'\b(?:href|src)="([^"]+)"', text):
+            file, _, anchor = target.partition("#")
+            if re.match(r"[a-z]+:", target):
+                assert re.match("data:|https:", target), f"{path.name}: {target}"
+                continue
+            there = (path.parent / file).resolve() if file else path
+            assert there.exists(), f"{path.name}: {target}"
+            assert not anchor or anchor in anchors.get(there, {anchor}), f"{path.name}: {target}"
+
+
+def test_the_site_needs_no_network(site):
+    for path in site.rglob("*.html"):
+        assert not re.search(r"<(script|link|img)\b[^>]*https?://", path.read_text()), path.name
+    found = (site / "search.js").read_text()
+    assert "a rank is not a mean over shards" in found.lower()
+    assert "smooth_ap_saturation" in found
+
+
+def test_a_page_with_a_broken_link_raises(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# A `page`\n[no](no_such_file.md)\n")
+    assert reference.title_of(page.read_text()) == "A page"
+    with pytest.raises(FileNotFoundError, match=r"page\.md links to no_such_file\.md"):
+        reference.render([], tmp_path / "out", {"guide.page": page})
 
 
 def test_modules():

@@ -606,7 +606,7 @@ def _arguments(metric: Metric) -> Arguments:
         Option("distributed", "gather", "str",
                'what several processes do when they gather: "gather" every row to all, or "shard", '
                "where each keeps its rows and a queue of its own, only sums travel, and the loss "
-               "is the same exact one of the whole pool (see the README)."),
+               "is the same exact one of the whole pool (see the guide)."),
     ]  # fmt: skip
     named = [o.of_module for o in metric.options if o.keyword]
     return positional, [*named, *ours[metric.own_spread :]]
