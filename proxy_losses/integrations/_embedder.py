@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 from .. import retrieval_lists, smooth_ap, smooth_ap_defined
 
 EVERY = 20  # steps from one validation to the next
-_MOST_QUERIES = 2048  # of a validation; all rows are ranked for each
+_MOST_QUERIES = 1024  # of a validation; all rows are ranked for each
 _QUERIES = 512  # that are ranked together
 _FEWEST = 4  # classes of two rows or more, of which some can be held out whole
 _DTYPES = (np.float32, np.float64)
@@ -301,7 +301,7 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 step += 1
                 rows = torch.from_numpy(batches.draw()).to(device)
                 optimizer.zero_grad()
-                _loss(x[rows] @ weight.T, y[rows], self.tau).backward()
+                self._loss(x[rows] @ weight.T, y[rows]).backward()
                 optimizer.step()
                 bar.update()
                 if step % EVERY and step < self.max_iter:
@@ -313,19 +313,18 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 bar.set_postfix(validation=f"{reached:.4f}", best=f"{value:.4f}")
         return value, best, best_step, step
 
+    def _loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """1 - the mean Smooth-AP of the rows that have a positive."""
+        lists = retrieval_lists(embeddings, labels)
+        value = smooth_ap(lists.scores, lists.pos_mask, self.tau, valid_mask=lists.valid_mask)
+        counts = smooth_ap_defined(lists.pos_mask, lists.valid_mask)
+        return 1.0 - value.sum() / counts.sum()
+
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.target_tags.required = True
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
-
-
-def _loss(embeddings: Tensor, labels: Tensor, tau: float) -> Tensor:
-    """1 - the mean Smooth-AP of the rows that have a positive."""
-    lists = retrieval_lists(embeddings, labels)
-    value = smooth_ap(lists.scores, lists.pos_mask, tau, valid_mask=lists.valid_mask)
-    counts = smooth_ap_defined(lists.pos_mask, lists.valid_mask)
-    return 1.0 - value.sum() / counts.sum()
 
 
 class _Batches:
