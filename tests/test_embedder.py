@@ -180,12 +180,30 @@ def test_fewer_components():
     # Raw rows are then projected on their leading directions, as by a singular value decomposition.
     raw = fitted(x, y, n_components=4, shrinkages=(), max_iter=0)
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
-    train, _ = _embedder._hold_out(_embedder.Labelled(unit, y), 0.25, np.random.RandomState(0))
-    leading = np.linalg.svd(train.x)[2][:4]
+    leading = np.linalg.svd(unit)[2][:4]
     np.testing.assert_allclose(raw.components_.T @ raw.components_, leading.T @ leading, atol=1e-9)
     assert raw.validation_score_ != raw.baseline_score_
     full = fitted(x, y, shrinkages=(), max_iter=0)
     assert raw.baseline_score_ == full.validation_score_
+
+
+def test_fits_again_with_all_classes():
+    x, y = made(30, 6)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    whitened = fitted(x, y, max_iter=0)
+    again = dict(_embedder._whitenings(_embedder.Labelled(unit, y), [whitened.shrinkage_]))
+    np.testing.assert_allclose(
+        whitened.components_, again[whitened.shrinkage_].weight, rtol=1e-9, atol=1e-12
+    )
+    model, kept = fitted(x, y), fitted(x, y, refit=False)
+    assert model.best_iter_ == kept.best_iter_ > 0
+    assert model.validation_score_ == kept.validation_score_
+    np.testing.assert_allclose(model.mean_, unit.mean(0), atol=1e-12)
+    assert np.abs(kept.mean_ - unit.mean(0)).max() > 1e-3
+    # Adam moves an entry by a rate in its first step, and by (1 - 0.9) / sqrt(1 - 0.999) = 3.2 rates
+    # at most in any.
+    moved = np.abs(model.components_ - whitened.components_).max()
+    assert 0.001 / WIDTH**0.5 < moved < 3.2 * model.best_iter_ * 0.005 / WIDTH**0.5
 
 
 def test_same_seed_same_bits():
@@ -294,6 +312,7 @@ def test_works_inside_scikit_learn():
         ({"n_iter_no_change": 0}, "'n_iter_no_change' parameter"),
         ({"tol": -1.0}, "'tol' parameter"),
         ({"validation_fraction": 1.0}, "'validation_fraction' parameter"),
+        ({"refit": "yes"}, "'refit' parameter"),
         ({"device": "nowhere"}, "a device that torch has here, got 'nowhere'"),
         ({"device": 3}, "'device' parameter"),
         ({"verbose": -1}, "'verbose' parameter"),

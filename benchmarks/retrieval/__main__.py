@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.retrieval --data FOLDER`` (npz files with x and y) writes
 ``results/retrieval.json`` after every split, and its plot. A file of the same protocol is gone on
-with, so that the run may be stopped, also by ``--minutes``. ``--plot`` draws that file and prints
-its tables, ``--quick`` runs all of it on a few made rows.
+with, so that the run may be stopped, also by ``--minutes``. ``--report`` writes plot and page from
+that file, ``--quick`` runs all of it on a few made rows.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from . import page
 from .arms import FULL, NCA_ROWS, NCA_STEPS, PROXY_RATE, QUICK, arms, choose, step_times
 from .data import SHARES, Cell, Rows, load, made, split
 
+OUT = report.ROOT / report.RESULTS / "retrieval.json"
 PEERS = ("pytorch_metric_learning", "sklearn")
 # Splits of each cell, in the order in which they are run.
 MAIN = {Cell(0.0, None): 10, Cell(0.2, None): 10}
@@ -69,21 +70,32 @@ def begun(path: Path | None, wanted: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
+def publish(written: dict[str, Any], out: Path | None) -> None:
+    """Print, and write the plot and the page."""
+    print(page.block(written))
+    if out is not None:
+        page.draw(written, out.with_suffix(".png"))
+    if out == OUT:
+        page.PAGE.write_text(page.insert(page.PAGE.read_text(), written))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.retrieval", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--data", type=Path, help="a folder of .npz files with x and y")
-    parser.add_argument("--minutes", type=float, help="begin no split after so many CPU minutes")
+    parser.add_argument(
+        "--minutes", type=float, help="stop after the split that passes so many CPU minutes"
+    )
     parser.add_argument("--quick", action="store_true", help="a few made rows, to see it work")
-    parser.add_argument("--plot", action="store_true", help="draw the file, run nothing")
+    parser.add_argument(
+        "--report", action="store_true", help="plot and page from the file, run nothing"
+    )
     parser.add_argument("--out", type=Path, help="JSON file; without it, --quick writes none")
     args = parser.parse_args(argv)
-    out = args.out or (None if args.quick else report.ROOT / report.RESULTS / "retrieval.json")
-    if args.plot:
-        written = json.loads(out.read_text())
-        page.draw(written, out.with_suffix(".png"))
-        print(page.show(written))
+    out = args.out or (None if args.quick else OUT)
+    if args.report:
+        publish(json.loads((out or OUT).read_text()), out)
         return 0
     versions = {package: harness.peer(package)[1] for package in PEERS}
     for package, version in versions.items():
@@ -92,6 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.data is None and not args.quick:
         parser.error("--data FOLDER is needed, except with --quick")
     torch.set_num_threads(1)
+    started = time.process_time()
     data = made() if args.quick else load(args.data)
     wanted = json.loads(json.dumps(protocol(data, args.quick)))
     before = begun(out, wanted)
@@ -105,8 +118,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if str(seed) in found or (args.quick and seed > 1):
             continue
         begin = time.process_time()
-        if args.minutes is not None and begin > 60 * args.minutes:
-            break
         parts = split(data[name], cell, seed)
         found[str(seed)] = {
             arm: choose(what, parts, QUICK if args.quick else FULL) for arm, what in arms().items()
@@ -115,10 +126,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if out is not None:
             report.write(written, out)
         print(f"{name}, {cell.name}, split {seed}: {written['cpu_s']:.0f} CPU s", file=sys.stderr)
-    print(page.show(written))
+        if args.minutes is not None and time.process_time() - started > 60 * args.minutes:
+            break
     if out is not None:
         report.write(written, out)
-        page.draw(written, out.with_suffix(".png"))
+    publish(written, out)
     return 0
 
 

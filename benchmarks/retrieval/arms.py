@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -59,17 +59,17 @@ class WithLoss(LinearEmbedder):
 
     make: Callable[[int, int], torch.nn.Module]  # (classes, width)
 
-    def _ascend(self, value: float, start: Affine, train: Labelled, *more: Any) -> Any:
-        self._module = self.make(int(train.y.max()) + 1, len(start.weight))
+    def _steps(self, start: Affine, rows: Labelled, *more: Any) -> Iterator[Tensor]:
+        self._module = self.make(int(rows.y.max()) + 1, len(start.weight))
         self._optimizer = None
         proxies = [*self._module.parameters()]
         if proxies:
-            means = _means(normalize(start.of(train.x)), train.y)
+            means = _means(normalize(start.of(rows.x)), rows.y)
             with torch.no_grad():  # [classes, width] or its transpose
                 (proxy,) = proxies
                 proxy.copy_(torch.from_numpy(means if proxy.shape == means.shape else means.T))
             self._optimizer = torch.optim.Adam(proxies, lr=PROXY_RATE)
-        return super()._ascend(value, start, train, *more)
+        return super()._steps(start, rows, *more)
 
     def _loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         if self._optimizer is not None:  # the step after the gradient of the call before
