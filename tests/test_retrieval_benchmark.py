@@ -61,9 +61,10 @@ def test_quick_run(tmp_path, capsys):
 
 def test_peers_are_trained_alike():
     losses = pytest.importorskip("pytorch_metric_learning.losses")
-    from benchmarks.retrieval.arms import OURS, QUICK, arms, embedder
+    from benchmarks.retrieval.arms import OURS, QUICK, Task, arms, embedder
 
     parts = split(made()["made"], Cell(0.0, None), 0)
+    task = Task(parts, QUICK, 0.9)
     seen = []
 
     class Spy(losses.ProxyAnchorLoss):
@@ -71,9 +72,9 @@ def test_peers_are_trained_alike():
             seen.append((embeddings.detach().clone(), labels, self.proxies.detach().clone()))
             return super().forward(embeddings, labels)
 
-    embedder(32.0, parts, QUICK, make=lambda alpha, *sizes: Spy(*sizes, alpha=alpha))
-    theirs = arms()["SupCon"].fit(0.1, parts, QUICK)
-    mine = arms()[OURS].fit(0.05, parts, QUICK)
+    embedder(32.0, task, make=lambda alpha, *sizes: Spy(*sizes, alpha=alpha))
+    theirs = arms()["SupCon"].fit(0.1, task)
+    mine = arms()[OURS].fit(0.05, task)
     # Proxies start at the means of the classes, and move from the second batch on.
     embeddings, labels, proxies = seen[0]
     assert proxies.shape == (len(set(parts.train.y)), 16)

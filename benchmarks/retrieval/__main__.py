@@ -20,7 +20,7 @@ import torch
 
 from .. import harness, report
 from . import page
-from .arms import FULL, NCA_ROWS, NCA_STEPS, PROXY_RATE, QUICK, arms, choose, step_times
+from .arms import FULL, NCA_ROWS, NCA_STEPS, PROXY_RATE, QUICK, arms, run, step_times
 from .data import SHARES, Cell, Rows, load, made, split
 
 OUT = report.ROOT / report.RESULTS / "retrieval.json"
@@ -119,9 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         begin = time.process_time()
         parts = split(data[name], cell, seed)
-        found[str(seed)] = {
-            arm: choose(what, parts, QUICK if args.quick else FULL) for arm, what in arms().items()
-        }
+        found[str(seed)] = run(parts, QUICK if args.quick else FULL)
         written["cpu_s"] = round(written["cpu_s"] + time.process_time() - begin, 1)
         if out is not None:
             report.write(written, out)

@@ -14,10 +14,10 @@ from sklearn.neighbors import NeighborhoodComponentsAnalysis
 from sklearn.preprocessing import normalize
 from torch import Tensor
 
-from proxy_losses.integrations._embedder import Affine, Labelled, _Judge
+from proxy_losses.integrations._embedder import _MOST_QUERIES, Affine, Labelled, _Judge
 from proxy_losses.integrations.sklearn import LinearEmbedder
 
-from .data import Array, Rows, Split
+from .data import Array, Split
 
 OURS = "LinearEmbedder"
 PROXY_RATE = 1e-3  # of Adam on proxies of classes, which start at the means of the classes
@@ -43,7 +43,15 @@ class Found(NamedTuple):
     embed: Callable[[Array], Array]
 
 
-Fit = Callable[[Any, Split, Effort], Found]  # value of the arm's parameter -> what it finds
+class Task(NamedTuple):
+    """What an arm is given."""
+
+    split: Split
+    effort: Effort
+    shrinkage: float  # of the whitening that is best on the validation classes
+
+
+Fit = Callable[[Any, Task], Found]  # value of the arm's parameter -> what it finds
 
 
 class Arm(NamedTuple):
@@ -82,54 +90,57 @@ def _means(x: Array, y: Array) -> Array:
     return np.stack([x[y == label].mean(0) for label in range(y.max() + 1)])
 
 
-def embedder(value: Any, split: Split, effort: Effort, make: Any = None, **options: Any) -> Found:
-    """Our estimator, or it with another loss."""
-    model = LinearEmbedder() if make is None else WithLoss()
-    if make is None:
-        options = {"tau": value, **options}
-    else:
+def embedder(value: Any, task: Task, make: Any = None) -> Found:
+    """Our estimator, or it with another loss, from the best whitening or the raw embeddings."""
+    model = LinearEmbedder(tau=value) if make is None else WithLoss()
+    if make is not None:
         model.make = partial(make, value)
-    model.set_params(
-        random_state=0, device="cpu", max_iter=effort.steps, n_iter_no_change=effort.patience,
-        **options,
+    effort = task.effort
+    return validated(
+        model.set_params(max_iter=effort.steps, n_iter_no_change=effort.patience),
+        task.split, task.shrinkage,
     )  # fmt: skip
+
+
+def whitened(value: float, task: Task) -> Found:
+    return validated(LinearEmbedder(max_iter=0), task.split, value)
+
+
+def validated(model: LinearEmbedder, split: Split, shrinkage: float) -> Found:
+    """Fitted with this shrinkage, or on the raw embeddings where these are better."""
+    model.set_params(shrinkages=(shrinkage,), device="cpu", random_state=0)
     model.fit(*split.train, X_val=split.held.x, y_val=split.held.y)
     return Found(model.validation_score_, model.transform)
 
 
-def whitened(value: float, split: Split, effort: Effort) -> Found:
-    model = LinearEmbedder(shrinkages=(value,), max_iter=0, device="cpu", random_state=0)
-    model.fit(*split.train, X_val=split.held.x, y_val=split.held.y)
-    return Found(model.validation_score_, model.transform)
-
-
-def lda(value: float, split: Split, effort: Effort) -> Found:
+def lda(value: float, task: Task) -> Found:
     model = LinearDiscriminantAnalysis(solver="eigen", shrinkage=value)
-    x = normalize(split.train.x).astype(np.float64)
-    model.fit(x, split.train.y)
-    return judged(split.held, lambda rows: normalize(model.transform(normalize(rows))))
+    x, y = task.split.train
+    model.fit(normalize(x).astype(np.float64), y)
+    return judged(task, lambda rows: normalize(model.transform(normalize(rows))))
 
 
-def nca(value: float, split: Split, effort: Effort) -> Found:
+def nca(value: float, task: Task) -> Found:
     """From centred unit rows of this norm, on some rows: its time is quadratic in them."""
-    mean = normalize(split.train.x).mean(0)
+    train = task.split.train
+    mean = normalize(train.x).mean(0)
 
     def centred(x: Array) -> Array:
         return value * normalize(normalize(x) - mean)
 
-    some = np.random.default_rng(0).permutation(len(split.train.y))[:NCA_ROWS]
+    some = np.random.default_rng(0).permutation(len(train.y))[:NCA_ROWS]
     model = NeighborhoodComponentsAnalysis(init="identity", max_iter=NCA_STEPS, random_state=0)
-    model.fit(centred(split.train.x[some]), split.train.y[some])
-    return judged(split.held, lambda rows: normalize(model.transform(centred(rows))))
+    model.fit(centred(train.x[some]), train.y[some])
+    return judged(task, lambda rows: normalize(model.transform(centred(rows))))
 
 
-def judged(held: Rows, embed: Callable[[Array], Array]) -> Found:
+def judged(task: Task, embed: Callable[[Array], Array]) -> Found:
     """With its held-out mean average precision, from the queries that `LinearEmbedder` asks."""
+    held = task.split.held
     x = embed(held.x).astype(np.float32)
-    same = Affine(np.eye(x.shape[1]), np.zeros(x.shape[1]))
-    y = np.unique(held.y, return_inverse=True)[1]
-    rng = np.random.RandomState(0)
-    return Found(_Judge(Labelled(x, y), rng, torch.device("cpu"))(same), embed)
+    rows = Labelled(x, np.unique(held.y, return_inverse=True)[1])
+    judge = _Judge(rows, torch.device("cpu"), np.random.RandomState(0), _MOST_QUERIES)
+    return Found(judge(Affine(np.eye(x.shape[1]), np.zeros(x.shape[1]))), embed)
 
 
 def arms() -> dict[str, Arm]:
@@ -144,7 +155,7 @@ def arms() -> dict[str, Arm]:
         return partial(embedder, make=make)
 
     return {
-        "raw": Arm(lambda _, split, effort: judged(split.held, normalize), "", (None,)),
+        "raw": Arm(lambda _, task: judged(task, normalize), "", (None,)),
         "whitened": Arm(whitened, "shrinkage", LinearEmbedder().shrinkages),
         OURS: Arm(embedder, "tau", (0.05, 0.1)),
         "MultiSimilarity": Arm(
@@ -166,31 +177,35 @@ def arms() -> dict[str, Arm]:
     }  # fmt: skip
 
 
-def choose(arm: Arm, split: Split, effort: Effort) -> dict[str, Any]:
-    """The configuration of the best held-out mean average precision, on the test classes."""
-    begin = time.process_time()
-    tried = [arm.fit(value, split, effort) for value in arm.values]
-    best = max(range(len(tried)), key=lambda k: tried[k].value)
-    seconds = time.process_time() - begin
-    return {
-        **evaluate(tried[best].embed(split.test.x), split.test.y, effort.queries),
-        "chosen": arm.values[best],
-        "validation": [round(found.value, 5) for found in tried],
-        "cpu_s": round(seconds, 2),
-    }
+def run(split: Split, effort: Effort) -> dict[str, dict[str, Any]]:
+    """Every arm on the test classes, with its best configuration on the validation classes."""
+    task, found = Task(split, effort, 1.0), {}
+    for name, arm in arms().items():
+        begin = time.process_time()
+        tried = [arm.fit(value, task) for value in arm.values]
+        best = max(range(len(tried)), key=lambda k: tried[k].value)
+        seconds = time.process_time() - begin
+        found[name] = {
+            **evaluate(tried[best].embed(split.test.x), split.test.y, effort.queries),
+            "chosen": arm.values[best],
+            "validation": [round(one.value, 5) for one in tried],
+            "cpu_s": round(seconds, 2),
+        }
+        if name == "whitened":
+            task = task._replace(shrinkage=arm.values[best])
+    return found
 
 
 def evaluate(x: Array, y: Array, queries: int) -> dict[str, float]:
     """Mean average precision and recall at 1, of some queries that rank all other rows."""
-    some = np.random.default_rng(0).permutation(len(y))[:queries]
-    y = np.unique(y, return_inverse=True)[1]
-    same = Affine(np.eye(x.shape[1]), np.zeros(x.shape[1]))
-    judge = _Judge(Labelled(x, y), None, torch.device("cpu"))
-    judge.queries = some
+    x, rng = x.astype(np.float32), np.random.RandomState(0)
+    rows = Labelled(x, np.unique(y, return_inverse=True)[1])
+    judge = _Judge(rows, torch.device("cpu"), rng, queries)
+    some, (x, y) = judge.queries, rows.take(np.argsort(rows.y, kind="stable"))
     scores = x[some] @ x.T
     scores[np.arange(len(some)), some] = -np.inf
     return {
-        "map": round(judge(same), 5),
+        "map": round(judge(Affine(np.eye(x.shape[1]), np.zeros(x.shape[1]))), 5),
         "recall_at_1": round(float((y[scores.argmax(1)] == y[some]).mean()), 5),
     }
 

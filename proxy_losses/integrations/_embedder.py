@@ -28,8 +28,8 @@ from tqdm.auto import tqdm
 from .. import retrieval_lists, smooth_ap, smooth_ap_defined
 
 EVERY = 20  # steps from one validation to the next
-_MOST_QUERIES = 1024  # of a validation; all rows are ranked for each
-_QUERIES = 512  # that are ranked together
+_MOST_QUERIES = 512  # of a validation; all rows are ranked for each
+_QUERIES = 256  # that are ranked together
 _FEWEST = 4  # classes of two rows or more, of which some can be held out whole
 _DTYPES = (np.float32, np.float64)
 
@@ -123,7 +123,7 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         >>> rng = np.random.default_rng(0)
         >>> y = np.arange(600) % 30
         >>> X = rng.normal(size=(30, 8))[y] + rng.normal(size=(600, 8)) * [4, 4, 1, 1, 1, 1, 1, 1]
-        >>> model = LinearEmbedder(random_state=0).fit(X[y < 20], y[y < 20])
+        >>> model = LinearEmbedder(max_iter=60, random_state=0).fit(X[y < 20], y[y < 20])
         >>> model.improved_
         True
         >>> raw = LinearEmbedder(shrinkages=(), max_iter=0, random_state=0).fit(X, y)
@@ -219,7 +219,7 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 f"expected n_components of at most the {self.n_features_in_} features of X, "
                 f"got {width}"
             )
-        judge = _Judge(held, rng, device)
+        judge = _Judge(held, device, rng, _MOST_QUERIES)
 
         raw = Affine(np.eye(self.n_features_in_), np.zeros(self.n_features_in_))
         self.baseline_score_ = judge(raw)
@@ -253,7 +253,7 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         check_is_fitted(self)
         X, y = validate_data(self, X, y, reset=False, dtype=_DTYPES)
         rows = Labelled(unit_rows(X), np.unique(y, return_inverse=True)[1])
-        return _Judge(rows, None, torch.device("cpu"))(self._map())
+        return _Judge(rows, torch.device("cpu"))(self._map())
 
     def _map(self) -> Affine:
         return Affine(self.components_, self.mean_)
@@ -380,16 +380,22 @@ class _Judge:
     """Mean average precision of labelled rows under a map, every row ranking the others."""
 
     def __init__(
-        self, rows: Labelled, rng: np.random.RandomState | None, device: torch.device
+        self,
+        rows: Labelled,
+        device: torch.device,
+        rng: np.random.RandomState | None = None,
+        most: int | None = None,
     ) -> None:
-        """Of more queries than a validation needs, some are drawn by rng; None takes all."""
-        queries = np.flatnonzero(np.bincount(rows.y)[rows.y] > 1)
+        """Of more queries than `most`, as many are drawn by rng."""
+        x, y = rows.take(np.argsort(rows.y, kind="stable"))
+        queries = np.flatnonzero(np.bincount(y)[y] > 1)
         if not len(queries):
             raise ValueError("expected rows to rank of which two share a class, got none")
-        if rng is not None and len(queries) > _MOST_QUERIES:
-            queries = np.sort(rng.permutation(queries)[:_MOST_QUERIES])
-        self.queries, self.y = queries, rows.y
-        self.x = torch.from_numpy(rows.x).to(device)
+        if rng is not None and most is not None and len(queries) > most:
+            queries = np.sort(rng.permutation(queries)[:most])
+        self.x, self.queries = torch.from_numpy(x).to(device), queries
+        first, last = (np.searchsorted(y, y[queries], side) for side in ("left", "right"))
+        self.spans = [*zip(first.tolist(), last.tolist(), strict=True)]  # rows of its class
 
     def __call__(self, affine: Affine) -> float:
         weight, mean = (torch.from_numpy(of).to(self.x) for of in affine)
@@ -397,19 +403,20 @@ class _Judge:
         values: list[float] = []
         for some in np.split(self.queries, range(_QUERIES, len(self.queries), _QUERIES)):
             found = (z[torch.from_numpy(some).to(z.device)] @ z.T).cpu().numpy()
-            values += [_precision(row, self.y, q) for row, q in zip(found, some, strict=True)]
+            found[np.arange(len(some)), some] = -np.inf  # the query itself comes last
+            spans = self.spans[len(values) :]
+            values += map(_precision, found, np.sort(found), spans)
         return float(np.mean(values))
 
 
-def _precision(scores: Array, y: Ints, query: int) -> float:
-    """Average precision of one query, as scikit-learn's: ties share the last place."""
-    same = y == y[query]
-    others = np.sort(scores[~same])
-    same[query] = False
-    mine = np.sort(scores[same])
+def _precision(scores: Array, ascending: Array, span: tuple[int, int]) -> float:
+    """Average precision of rows first to last, as scikit-learn's: ties share the last place.
+
+    Of the scores one is -inf, and that is of one of these rows, which does not count.
+    """
+    mine = np.sort(scores[slice(*span)])[1:]
     found = len(mine) - np.searchsorted(mine, mine)
-    above = len(others) - np.searchsorted(others, mine)
-    return float(np.mean(found / (found + above)))
+    return float(np.mean(found / (len(scores) - np.searchsorted(ascending, mine))))
 
 
 def _whitenings(rows: Labelled, shrinkages: Sequence[float]) -> list[tuple[float, Affine]]:
