@@ -196,3 +196,12 @@ def test_the_tables_of_the_guide_are_those_of_the_run():
         assert choosing_page.table(name, run).count("\n") > len(rows) / 2  # the run has these arms
     with pytest.raises(ValueError, match="the marks of 'queue' once, got 0"):
         choosing_page.filled(page.replace("<!-- queue: begin -->", ""), run)
+
+
+def test_interval_and_pairs():
+    found = choosing.paired([0.5, 0.6, 0.9], [0.4, 0.6, 1.0])
+    assert (found["wins"], found["ties"], found["losses"]) == (1, 1, 1)
+    assert found["mean"] == pytest.approx(0.0)
+    # t(0.975, 2) = 4.3027; standard error 0.1 / sqrt(3).
+    assert found["interval"] == pytest.approx([-0.24841, 0.24841], abs=1e-4)
+    assert choosing.interval([0.5, 0.5])["interval"] == [0.5, 0.5]
