@@ -13,7 +13,7 @@ from .._checks import check_precision
 from .._ranks import How, Lists
 from ..distributed import all_reduce, group_name
 from ._record import THRESHOLD_GRAD, Found, Metric, Option, Settings, of_arguments
-from .at_k import all_in, slopes_at
+from .at_k import slopes_at, with_broken
 from .recall import recall_defined
 
 if TYPE_CHECKING:
@@ -99,14 +99,14 @@ def _evaluate(
     cleaned, broken = num.clean_lists(scores, valid, some, name)
     width = num.lift_tau(tau, scores, name)
     lowest, cut = num.at_precision(cleaned, pos, valid, settings["precision"], name)
-    theta, cut = lowest, cut & some
+    theta, cut = lowest, with_broken(cut, some, broken, width)
     if settings["threshold_grad"] == "implicit":
         theta = num.with_precision_grad(
             theta, cleaned, pos, valid, settings["precision"], width, cut, name
         )
     theta = theta + broken
     mean = num.step_means(scores, cleaned, theta, width, weight, cut, name)
-    mean = torch.where((some & ~cut)[..., 0], all_in(broken, width), mean)
+    mean = torch.where((some & ~cut)[..., 0], 1.0, mean)
     found = Found(mean, some[..., 0], {})
     if not stats:
         return found
