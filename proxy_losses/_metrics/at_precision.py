@@ -116,7 +116,10 @@ def _evaluate(
     sums = torch.stack([x.sum(-1, keepdim=True) for x in (above, above & pos)])
     rows, hits = all_reduce(sums, "sum", name).unbind()
     share = (hits / rows.clamp(min=1)).to(scores.dtype) + broken
-    report["threshold"] = torch.where(cut, theta.detach(), math.nan)[..., 0]
+    lowered = -cleaned if valid is None else torch.where(valid, -cleaned, -math.inf)
+    least = -all_reduce(num.largest(lowered, -math.inf), "max", name)
+    at = torch.where(cut, theta.detach(), least)
+    report["threshold"] = torch.where(some, at, math.nan)[..., 0]
     report["precision"] = torch.where(some, share, math.nan)[..., 0]
     return found._replace(stats=report)
 
@@ -149,9 +152,9 @@ RECALL_AT_PRECISION = Metric(
     ),
     diagnostics=(
         "precision, the share of positives above the threshold, 0 where none reaches the one asked "
-        "for; threshold, NaN where all rows are above; saturation, the share of positives that "
-        "numerically have no gradient; tau_eff, the temperature in units of the logits; "
-        "pos_count, the positives ranked"
+        "for; threshold, the smallest score where all rows are above; saturation, the share of "
+        "positives that numerically have no gradient; tau_eff, the temperature in units of the "
+        "logits; pos_count, the positives ranked"
     ),
     loss_example="""
     >>> logits = torch.arange(20.0)[:, None]
