@@ -378,7 +378,7 @@ def step(make, classes: int = 1, batch: int = 512, **options) -> int:
 # Our two ops count as eight each, a sort as four. What these are is in `launches`.
 REACHED = {"smooth_ap": 40, "recall_at_quantile": 66, "partial_auc": 83, "smooth_mrr": 114}
 REACHED |= dict.fromkeys(("precision_at_k", "recall_at_k"), 108)  # thresholds with a gradient: 25
-REACHED |= {"recall_at_precision": 140, "smooth_ndcg": 90}
+REACHED |= {"recall_at_precision": 141, "smooth_ndcg": 90}
 
 
 @every_loss

@@ -134,14 +134,15 @@ def _evaluate(
     number = all_reduce(pos.sum(-1, keepdim=True), "sum", name).to(scores.dtype)[..., 0]
     ks = _places(settings["k"])
     thresholds, cut = num.between_places(scores, ks, valid, name)
+    cut = with_broken(cut, some, broken, width)
     values, steepest = [], torch.zeros_like(cleaned) if stats else cleaned
     for n, k in enumerate(ks):
-        theta, cuts = thresholds[..., n : n + 1], cut[..., n : n + 1] & some
+        theta, cuts = thresholds[..., n : n + 1], cut[..., n : n + 1]
         if settings["threshold_grad"] == "implicit":
             theta = num.with_implicit_grad(theta, cleaned, valid, width, cuts, name)
         theta = theta + broken
         mean = num.step_means(scores, cleaned, theta, width, weight, cuts, name)
-        mean = torch.where((some & ~cuts)[..., 0], all_in(broken, width), mean)
+        mean = torch.where((some & ~cuts)[..., 0], 1.0, mean)  # all rows are in
         values.append(mean * _share(number, k, settings["normalize"]))
         if stats:
             steepest = torch.maximum(steepest, slopes_at(theta, cleaned, width, cuts))
@@ -151,12 +152,12 @@ def _evaluate(
     )
 
 
-def all_in(broken: Tensor, width: float | Tensor) -> Tensor:
-    """[...]: the mean over positives where all rows are above; NaN for what is broken."""
-    whole = 1.0 + broken
+def with_broken(cut: Tensor, some: Tensor, broken: Tensor, width: float | Tensor) -> Tensor:
+    """Lists that count and have a cut, and those that are broken, whose steps show it."""
+    bad = broken.isnan()
     if isinstance(width, Tensor):
-        whole = torch.where(width > 0, whole, torch.nan)
-    return whole[..., 0]
+        bad = bad | width.isnan()
+    return (cut | bad) & some
 
 
 def slopes_at(theta: Tensor, cleaned: Tensor, width: float | Tensor, cut: Tensor) -> Tensor:

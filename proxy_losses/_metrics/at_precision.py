@@ -13,7 +13,7 @@ from .._checks import check_precision
 from .._ranks import How, Lists
 from ..distributed import all_reduce, group_name
 from ._record import THRESHOLD_GRAD, Found, Metric, Option, Settings, of_arguments
-from .at_k import all_in, slopes_at
+from .at_k import slopes_at, with_broken
 from .recall import recall_defined
 
 if TYPE_CHECKING:
@@ -99,14 +99,14 @@ def _evaluate(
     cleaned, broken = num.clean_lists(scores, valid, some, name)
     width = num.lift_tau(tau, scores, name)
     lowest, cut = num.at_precision(cleaned, pos, valid, settings["precision"], name)
-    theta, cut = lowest, cut & some
+    theta, cut = lowest, with_broken(cut, some, broken, width)
     if settings["threshold_grad"] == "implicit":
         theta = num.with_precision_grad(
             theta, cleaned, pos, valid, settings["precision"], width, cut, name
         )
     theta = theta + broken
     mean = num.step_means(scores, cleaned, theta, width, weight, cut, name)
-    mean = torch.where((some & ~cut)[..., 0], all_in(broken, width), mean)
+    mean = torch.where((some & ~cut)[..., 0], 1.0, mean)
     found = Found(mean, some[..., 0], {})
     if not stats:
         return found
@@ -116,7 +116,10 @@ def _evaluate(
     sums = torch.stack([x.sum(-1, keepdim=True) for x in (above, above & pos)])
     rows, hits = all_reduce(sums, "sum", name).unbind()
     share = (hits / rows.clamp(min=1)).to(scores.dtype) + broken
-    report["threshold"] = torch.where(cut, theta.detach(), math.nan)[..., 0]
+    lowered = -cleaned if valid is None else torch.where(valid, -cleaned, -math.inf)
+    least = -all_reduce(num.largest(lowered, -math.inf), "max", name)
+    at = torch.where(cut, theta.detach(), least)
+    report["threshold"] = torch.where(some, at, math.nan)[..., 0]
     report["precision"] = torch.where(some, share, math.nan)[..., 0]
     return found._replace(stats=report)
 
@@ -149,9 +152,9 @@ RECALL_AT_PRECISION = Metric(
     ),
     diagnostics=(
         "precision, the share of positives above the threshold, 0 where none reaches the one asked "
-        "for; threshold, NaN where all rows are above; saturation, the share of positives that "
-        "numerically have no gradient; tau_eff, the temperature in units of the logits; "
-        "pos_count, the positives ranked"
+        "for; threshold, the smallest score where all rows are above; saturation, the share of "
+        "positives that numerically have no gradient; tau_eff, the temperature in units of the "
+        "logits; pos_count, the positives ranked"
     ),
     loss_example="""
     >>> logits = torch.arange(20.0)[:, None]
