@@ -223,7 +223,7 @@ def test_retrieval_losses(name, labels):
                                   warmup_steps=0)  # fmt: skip
     memory = P.init_memory(8, 4, num_labels=labels, device=META)
     addresses = [id(buffer) for buffer in loss_fn.buffers()]
-    for n in (6, 9):
+    for n in (6, 9) if name == "ap" else (6,):
         tags = ids if labels is None else lambda rows: mask(rows, labels)
         x, refs, more = scores(n, 4), scores(5, 4), {"row_ids": ids(n)}
         given = {"ref_embeddings": refs, "ref_labels": tags(5), "ref_row_ids": ids(5)}
