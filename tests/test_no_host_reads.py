@@ -229,8 +229,8 @@ def test_retrieval_losses(name, labels):
         given = {"ref_embeddings": refs, "ref_labels": tags(5), "ref_row_ids": ids(5)}
         with watched():
             wrapper.on_train_batch_start(n)
-            for call in (loss_fn, loss_fn.eval(), wrapper.train()):
-                back(call(x, tags(n), **more), x)
+            for call, training in itertools.product((loss_fn, wrapper), (False, True)):
+                back(call.train(training)(x, tags(n), **more), x)
             back(loss_fn(x, tags(n), **more, **given), x, refs)
             loss, memory = P.retrieval_loss(x, tags(n), memory, floats(), metric=name)
             back(loss, x)
