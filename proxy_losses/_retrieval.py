@@ -256,8 +256,11 @@ def _check_relevance(embeddings: Tensor, relevance: Tensor, refs: Tensor) -> Non
     check_embeddings("ref_embeddings", refs)
     check_width(embeddings, refs)
     kind = "relevance [Q, M], bool or floating, where there are no ref_labels"
-    told = isinstance(relevance, Tensor) and not relevance.is_complex()
-    if not told or not (relevance.dtype == torch.bool or relevance.is_floating_point()):
+    told = isinstance(relevance, Tensor) and (
+        relevance.dtype == torch.bool
+        or (relevance.is_floating_point() and relevance.dtype.itemsize > 1)
+    )
+    if not told:
         fail_type("labels", kind, relevance)
     shape = (embeddings.shape[0], refs.shape[0])
     if relevance.shape != shape:
