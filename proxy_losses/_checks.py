@@ -99,7 +99,7 @@ def check_lists(
         check_bool("pos_mask", pos_mask)
         check_same_list("pos_mask", pos_mask, scores)
     else:
-        check_real("gains", gains)
+        (check_floating if gains.is_floating_point() else check_real)("gains", gains)
         check_same_list("gains", gains, scores)
     for name, mask in {"valid_mask": valid_mask, **masks}.items():
         if mask is not None:

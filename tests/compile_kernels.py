@@ -42,7 +42,11 @@ def main(capability: int) -> None:
         scores = torch.zeros(lists, rows, dtype=dtype)
         mask, tau = scores > 1, torch.ones(lists, dtype=torch.float64)
         for method in ("dense", "grid"):
-            for valid, weight, phi in ((None, None, "precision"), (mask, scores, "outranked")):
+            for valid, weight, phi in (
+                (None, None, "precision"),
+                (mask, scores, "outranked"),
+                (mask, scores, "discount"),
+            ):
                 rtol = 1e-6 if dtype == torch.float32 else 1e-12
                 for grad in (True, False):
                     launch.rank_mean(scores, mask, valid, weight, tau, grad, phi, rtol, method)

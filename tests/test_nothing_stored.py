@@ -245,6 +245,8 @@ def test_narrow_class_ids_meet_a_wide_ignore_index(make):
         targets = torch.tensor([0, 0, 0, 1, 1, 1, stray, stray], dtype=dtype)
         logits = torch.randn(8, 1, generator=torch.Generator().manual_seed(0))
         wide = make(queue_size=0, ignore_index=ignore)
+        if wide._graded and stray < 0:  # no grade
+            continue
         losses = []
         texts = warned(lambda: losses.extend(wide(logits, t) for t in (targets, targets.long())))  # noqa: B023
         assert all("expects targets in" in text for text in texts)
@@ -273,10 +275,11 @@ def test_float_ids_between_the_classes_do_not_become_one(make, stray):
     logits, module = torch.randn(8, 1), make()
     targets = torch.tensor([0.0, 1.0, 0.0, 1.0, 0.0, 1.0, 0.0, stray], dtype=torch.float64)
     losses = []
-    (text,) = warned(lambda: losses.append(module(logits, targets)))
-    assert "expects targets in" in text
-    positive = torch.tensor([0, 1, 0, 1, 0, 1, 0, 1])  # as any stray label
-    assert torch.equal(losses[0], make()(logits, positive))
+    if not module._graded:  # where it is a grade, or none
+        (text,) = warned(lambda: losses.append(module(logits, targets)))
+        assert "expects targets in" in text
+        positive = torch.tensor([0, 1, 0, 1, 0, 1, 0, 1])  # as any stray label
+        assert torch.equal(losses[0], make()(logits, positive))
     known = torch.arange(8) < 7  # a row without a label may hold anything
     assert warned(lambda: make()(logits, targets, label_mask=known)) == []
 

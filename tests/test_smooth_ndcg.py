@@ -199,6 +199,9 @@ def test_all_rows_are_in_where_there_is_no_place_beyond():
     ],
 )
 def test_bad_options(given, error, says):
+    eighth = torch.arange(5).to(torch.float8_e4m3fn)
+    with pytest.raises(TypeError, match="gains must be a floating-point tensor of 16 bits"):
+        P.smooth_ndcg(torch.randn(5), eighth, 0.1)
     with pytest.raises(error, match=says):
         P.smooth_ndcg(torch.randn(5), torch.arange(5), 0.1, **given)
     with pytest.raises(error, match=says):

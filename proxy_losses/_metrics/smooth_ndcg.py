@@ -102,8 +102,8 @@ def smooth_ndcg(
 
     Example:
         >>> scores, grades = torch.tensor([3.0, 2.0, 1.0, 0.0]), torch.tensor([0, 2, 1, 0])
-        >>> smooth_ndcg(scores, grades, 0.01), smooth_ndcg(scores, grades, 0.01, k=1)
-        (tensor(0.6697), tensor(0.))
+        >>> smooth_ndcg(scores, grades, 0.01), smooth_ndcg(scores, grades, 0.01, k=2)
+        (tensor(0.6697), tensor(0.4796))
 
     Reference: Järvelin and Kekäläinen, "Cumulated Gain-Based Evaluation of IR Techniques", ACM
     TOIS 2002; with soft ranks Qin, Liu and Li, "A General Approximation Framework for Direct
@@ -189,21 +189,22 @@ def _ideal(gain: Tensor, k: int | None, name: str) -> Tensor:
     """[...] float64: the discounted sum of gains [..., M] in their own order, of the first k."""
     rows = gain.shape[-1]
     if name:
-        lists = gain.shape[:-1]
+        lists, ordered = gain.shape[:-1], gain
         place: Tensor = torch.ops.proxy_losses.sharded_places(
             gain.detach().reshape(lists.numel(), rows), name
         )
-        ordered, place = gain, place.reshape(gain.shape).double()
+        after = place.reshape(gain.shape).to(gain.dtype) + 1.0
     else:
         if k is not None and num.size_known(rows):
             ordered = gain.topk(min(k, rows), -1).values
         else:
             ordered = gain.sort(-1, descending=True).values
-        place = torch.arange(1.0, ordered.shape[-1] + 1.0, dtype=torch.float64, device=gain.device)
-    discount = place.add(1.0).log2().reciprocal()
+        end = ordered.shape[-1] + 2.0
+        after = torch.arange(2.0, end, dtype=gain.dtype, device=gain.device)
+    discounted = ordered / after.log2()
     if k is not None:
-        discount = torch.where(place <= k, discount, 0.0)
-    return all_reduce_with_grad((ordered * discount).sum(-1), name)
+        discounted = torch.where(after < k + 1.5, discounted, 0.0)
+    return all_reduce_with_grad(discounted.sum(-1, dtype=torch.float64), name)
 
 
 def _places(gain: Tensor, group: str) -> Tensor:
