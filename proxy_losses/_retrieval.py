@@ -256,8 +256,11 @@ def _check_relevance(embeddings: Tensor, relevance: Tensor, refs: Tensor) -> Non
     check_embeddings("ref_embeddings", refs)
     check_width(embeddings, refs)
     kind = "relevance [Q, M], bool or floating, where there are no ref_labels"
-    told = isinstance(relevance, Tensor) and not relevance.is_complex()
-    if not told or not (relevance.dtype == torch.bool or relevance.is_floating_point()):
+    told = isinstance(relevance, Tensor) and (
+        relevance.dtype == torch.bool
+        or (relevance.is_floating_point() and relevance.dtype.itemsize > 1)
+    )
+    if not told:
         fail_type("labels", kind, relevance)
     shape = (embeddings.shape[0], refs.shape[0])
     if relevance.shape != shape:
@@ -398,7 +401,8 @@ def retrieval_loss(
         labels: [Q] integers, or [Q, L] bool when a row may have several labels; with
             ref_embeddings and without ref_labels the relevance [Q, M], bool or floating >= 0.
         memory: `MemoryState` of past references, or None. It needs labels, not relevance.
-        tau: temperature in units of the similarity, > 0: a number, a 0-d tensor, or [Q].
+        tau: temperature in units of the similarity (for "partial_auc" in units of the spread that
+            `partial_auc` names), > 0: a number, a 0-d tensor, or [Q].
         metric: "ap", "recall_at_k", "precision_at_k", "mrr", "ndcg", "auroc", "recall_at_quantile"
             or "partial_auc", each the function of that name, or with "smooth_" before. "ndcg"
             takes relevance as gains, and 1 for a positive where labels tell.

@@ -521,6 +521,7 @@ def test_bad_settings(kwargs, error, says):
         ((X, (Y > 2)[:, None]), {}, ValueError, r"labels must be \[N\] class ids as in the memory"),
         ((X, Y, X), {}, TypeError, r"labels must be relevance \[Q, M\], bool or floating, where"),
         ((X, 1j * (X @ X.T), X), {}, TypeError, "labels must be relevance .*complex64"),
+        ((X, (X @ X.T).to(torch.float8_e5m2), X), {}, TypeError, "labels must be .*float8"),
         ((X, [1], X), {}, TypeError, "labels must be relevance .*got list"),
         ((X, X, X), {}, ValueError, r"no ref_labels: \[6, 6\], got \[6, 5\]"),
         ((X, X, X[:, :3]), {}, ValueError, r"expected \[..., 5\], got \[6, 3\]"),

@@ -119,8 +119,8 @@ class RetrievalLoss(ScheduledLoss):
             M references in all a step takes N x M similarities.
         embedding_dim: D, needed with memory_size > 0.
         num_labels: L, where labels are [N, L] bool; needed for these with memory_size > 0.
-        temperature: in units of the similarity, > 0; smaller is closer to the metric, with
-            sharper gradients.
+        temperature: in units of the similarity, > 0, see tau of `retrieval_loss`; smaller is
+            closer to the metric, with sharper gradients.
         similarity: "cosine" or "dot".
         ignore_index: class id of rows that are neither queries nor references.
         reduction: "mean" over the queries that count, or "none" for [N], those of this process,
