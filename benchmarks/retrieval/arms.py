@@ -14,7 +14,7 @@ from sklearn.neighbors import NeighborhoodComponentsAnalysis
 from sklearn.preprocessing import normalize
 from torch import Tensor
 
-from proxy_losses.integrations._embedder import _MOST_QUERIES, Affine, Labelled, _Judge
+from proxy_losses.integrations._classes import MOST_QUERIES, Affine, Judge, Labelled
 from proxy_losses.integrations.sklearn import LinearEmbedder
 
 from .data import Array, Split
@@ -139,7 +139,7 @@ def judged(task: Task, embed: Callable[[Array], Array]) -> Found:
     held = task.split.held
     x = embed(held.x).astype(np.float32)
     rows = Labelled(x, np.unique(held.y, return_inverse=True)[1])
-    judge = _Judge(rows, torch.device("cpu"), np.random.RandomState(0), _MOST_QUERIES)
+    judge = Judge(rows, torch.device("cpu"), np.random.RandomState(0), MOST_QUERIES)
     return Found(judge(Affine(np.eye(x.shape[1]), np.zeros(x.shape[1]))), embed)
 
 
@@ -200,7 +200,7 @@ def evaluate(x: Array, y: Array, queries: int) -> dict[str, float]:
     """Mean average precision and recall at 1, of some queries that rank all other rows."""
     x, rng = x.astype(np.float32), np.random.RandomState(0)
     rows = Labelled(x, np.unique(y, return_inverse=True)[1])
-    judge = _Judge(rows, torch.device("cpu"), rng, queries)
+    judge = Judge(rows, torch.device("cpu"), rng, queries)
     some, (x, y) = judge.queries, rows.take(np.argsort(rows.y, kind="stable"))
     scores = x[some] @ x.T
     scores[np.arange(len(some)), some] = -np.inf
