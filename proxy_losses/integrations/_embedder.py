@@ -54,7 +54,7 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
        from the mean of their class, in units of its mean eigenvalue, the map is
        :math:`W_a (x - m)`, :math:`W_a = ((1 - a) S + a I)^{-1/2}`, for several shrinkages `a`.
        Of these and the raw embeddings it takes what has the best mean average precision on the
-       held-out classes, each row ranking all others;
+       held-out classes: each row of them, or 512 drawn at random, ranks all others;
     3. from there runs Adam on one minus Smooth-AP, in batches of `batch_classes` classes by
        `class_rows` rows, and keeps the step whose held-out mean average precision is best, the
        start included: so far nothing is worse on the held-out classes than the raw or the whitened
@@ -62,9 +62,9 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     4. does the same again with all classes: that shrinkage and that many steps. Where the raw
        embeddings were best, they are the result.
 
-    A row that is alone in its class has nothing to find: in training it is
-    left out of the batches, and when held out it is only there to be ranked. With fewer than four
-    classes of two rows or more, rows are held out instead of classes. There is no `sample_weight`.
+    A row that is alone in its class has nothing to find: in training it is left out of the batches,
+    and when held out it is only there to be ranked. With fewer than four classes of two rows or
+    more, rows are held out instead of classes. There is no `sample_weight`.
 
     Args:
         n_components: features of the result, at most those of X; None means as many. With fewer,
@@ -84,7 +84,8 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         tol: by how much it must grow to count as better.
         validation_fraction: share of the classes held out, in (0, 1). Not used with `X_val`.
         refit: whether to make step 4. Not used with `X_val`.
-        device: where steps 3 and 4 run, such as "cpu"; None is "cuda" where torch has it.
+        device: where training and validation run, such as "cpu"; None is "cuda" where torch has
+            it.
         random_state: seed of the held-out classes and of the batches: an int, a RandomState or
             None.
         verbose: above 0 shows a progress bar.
