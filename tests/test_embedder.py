@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
-from proxy_losses.integrations import _embedder
+from proxy_losses.integrations import _classes, _embedder
 from proxy_losses.integrations.sklearn import LinearEmbedder
 
 WIDTH = 12
@@ -94,7 +94,7 @@ def test_precision_of_ties_is_that_of_scikit_learn():
     rest = np.arange(60) != 27
     expected = average_precision_score(mine[rest], scores[rest])
     scores[27] = -np.inf
-    found = _embedder._precision(scores, np.sort(scores), (20, 40))
+    found = _classes._precision(scores, np.sort(scores), (20, 40))
     assert found == pytest.approx(expected, abs=1e-12)
 
 
@@ -107,8 +107,8 @@ def test_whitening_is_the_formula():
             apart = row - x[y == label].mean(0)
             within += np.outer(apart, apart)
     within /= np.linalg.eigvalsh(within).mean()
-    rows = _embedder.Labelled(x, 2 * y)  # labels may have gaps
-    for a, found in _embedder._whitenings(rows, [0.2, 1.0]):
+    rows = _classes.Labelled(x, 2 * y)  # labels may have gaps
+    for a, found in _classes.whitenings(rows, [0.2, 1.0]):
         np.testing.assert_allclose(found.mean, x.mean(0), atol=1e-12)
         inverse = found.weight @ found.weight
         np.testing.assert_allclose(
@@ -136,8 +136,8 @@ def test_keeps_the_raw_embeddings_where_nothing_is_better():
 def test_holds_out_whole_classes():
     x, y = made(20, 5)
     x, y = np.vstack([x, x[:4]]), np.append(y, range(90, 94))
-    rows = _embedder.Labelled(x, np.unique(y, return_inverse=True)[1])
-    train, held = _embedder._hold_out(rows, 0.25, np.random.RandomState(0))
+    rows = _classes.Labelled(x, np.unique(y, return_inverse=True)[1])
+    train, held = _classes.hold_out(rows, 0.25, np.random.RandomState(0))
     assert not set(train.y) & set(held.y)
     assert (np.bincount(held.y) == 5).sum() == 5
     assert (np.bincount(held.y) == 1).sum() == 1  # of the four
@@ -149,9 +149,9 @@ def test_few_classes():
     with pytest.warns(UserWarning, match="rows are held out instead of classes"):
         model = fitted(x, y)
     assert 0 < model.validation_score_ <= 1
-    rows = _embedder.Labelled(x, y)
+    rows = _classes.Labelled(x, y)
     with pytest.warns(UserWarning, match="rows are held out"):
-        train, held = _embedder._hold_out(rows, 0.25, np.random.RandomState(0))
+        train, held = _classes.hold_out(rows, 0.25, np.random.RandomState(0))
     assert np.bincount(held.y).tolist() == [2, 2, 2]
     assert np.bincount(train.y).tolist() == [6, 6, 6]
     with pytest.warns(UserWarning, match="training and for validation alike"):
@@ -160,7 +160,7 @@ def test_few_classes():
 
 def test_batches_hold_rows_that_have_something_to_find():
     y = np.array([0] * 9 + [1] * 3 + [2] + [3] * 2 + [5])
-    batches = _embedder._Batches(y, 2, 4, np.random.RandomState(0))
+    batches = _classes.Batches(y, 2, 4, np.random.RandomState(0))
     seen = set()
     for _ in range(40):
         rows = batches.draw()
@@ -192,7 +192,7 @@ def test_fits_again_with_all_classes():
     x, y = made(30, 6)
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     whitened = fitted(x, y, max_iter=0)
-    again = dict(_embedder._whitenings(_embedder.Labelled(unit, y), [whitened.shrinkage_]))
+    again = dict(_classes.whitenings(_classes.Labelled(unit, y), [whitened.shrinkage_]))
     np.testing.assert_allclose(
         whitened.components_, again[whitened.shrinkage_].weight, rtol=1e-9, atol=1e-12
     )
@@ -251,8 +251,8 @@ def test_validation_rows_of_ones_own():
 
 
 def test_few_queries_stand_for_many(monkeypatch):
-    monkeypatch.setattr(_embedder, "_MOST_QUERIES", 30)
-    monkeypatch.setattr(_embedder, "_QUERIES", 7)
+    monkeypatch.setattr(_embedder, "MOST_QUERIES", 30)
+    monkeypatch.setattr(_classes, "_QUERIES", 7)
     x, y = made(12, 10)
     model = fitted(x, y, max_iter=0, validation_fraction=0.5)
     monkeypatch.undo()

@@ -53,6 +53,18 @@ def test_quick_run(tmp_path, capsys):
     assert json.loads(path.read_text())["cpu_s"] == cpu
     assert program.main(["--report", "--out", str(path)]) == 0
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    # An arm of another record runs anew, and it alone.
+    written["protocol"]["arms"]["raw"]["values"] = ["other"]
+    kept = [
+        one.pop("raw")["map"]
+        for cell in written["results"]["made"].values()
+        for one in (dict(found) for found in cell.values())
+    ]
+    path.write_text(json.dumps(written))
+    assert program.main(argv) == 0
+    again = json.loads(path.read_text())
+    assert [f["raw"]["map"] for c in again["results"]["made"].values() for f in c.values()] == kept
+    assert len(again["earlier_commits"]) == 2
     written["protocol"]["unit"] = "another"
     path.write_text(json.dumps(written))
     with pytest.raises(SystemExit, match="of another protocol"):
@@ -75,12 +87,9 @@ def test_peers_are_trained_alike():
     embedder(32.0, task, make=lambda alpha, *sizes: Spy(*sizes, alpha=alpha))
     theirs = arms()["SupCon"].fit(0.1, task)
     mine = arms()[OURS].fit(0.05, task)
-    # Proxies start at the means of the classes, and move from the second batch on.
     embeddings, labels, proxies = seen[0]
-    assert proxies.shape == (len(set(parts.train.y)), 16)
-    assert labels.max() < len(proxies)
-    near = torch.nn.functional.normalize(embeddings) @ torch.nn.functional.normalize(proxies).T
-    assert (near.argmax(1) == labels).double().mean() > 1 / len(proxies)
+    assert embeddings.shape[1:] == proxies.shape[1:] == (16,)
+    assert labels.max() < len(proxies) == len(set(parts.train.y))
     assert not torch.equal(seen[1][2], proxies)
     assert theirs.value != mine.value
 

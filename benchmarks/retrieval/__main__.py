@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.retrieval --data FOLDER`` (npz files with x and y) writes
 ``results/retrieval.json`` after every split, and its plot. A file of the same protocol is gone on
-with, so that the run may be stopped, also by ``--minutes``. ``--report`` writes plot and page from
-that file, ``--quick`` runs all of it on a few made rows.
+with, so that the run may be stopped, also by ``--minutes``; arms that have changed run anew.
+``--report`` writes plot and page from that file, ``--quick`` runs all of it on a few made rows.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 
 from .. import harness, report
 from . import page
-from .arms import FULL, NCA_ROWS, NCA_STEPS, PROXY_RATE, QUICK, arms, run, step_times
+from .arms import FULL, NCA_ROWS, NCA_STEPS, QUICK, arms, run, step_times
 from .data import SHARES, Cell, Rows, load, made, split
 
 OUT = report.ROOT / report.RESULTS / "retrieval.json"
@@ -46,11 +46,8 @@ def protocol(data: dict[str, Rows], quick: bool) -> dict[str, Any]:
         "selected_by": "mean average precision of the validation classes",
         "unit": "a split of the classes",
         "effort": effort._asdict(),
-        "proxy_rate": PROXY_RATE, "nca": {"rows": NCA_ROWS, "steps": NCA_STEPS},
-        "arms": {
-            name: {"parameter": arm.parameter, "values": list(arm.values)}
-            for name, arm in arms().items()
-        },
+        "nca": {"rows": NCA_ROWS, "steps": NCA_STEPS},
+        "arms": {name: arm.record() for name, arm in arms().items()},
         "cells": {cell.name: count for cells in (MAIN, MORE) for cell, count in cells.items()},
         "data": {
             name: {"rows": len(rows.y), "classes": len({*rows.y.tolist()})}
@@ -60,14 +57,18 @@ def protocol(data: dict[str, Rows], quick: bool) -> dict[str, Any]:
 
 
 def begun(path: Path | None, wanted: dict[str, Any]) -> dict[str, Any]:
-    """The results in the file, if it is of this protocol."""
+    """What the file holds of this protocol, without arms that have changed."""
     if path is None or not path.exists():
         return {}
-    written = json.loads(path.read_text())
-    if written["protocol"] != wanted:
+    written: dict[str, Any] = json.loads(path.read_text())
+    before, now = written["protocol"], wanted["arms"]
+    if any(before.get(key) != wanted[key] for key in wanted if key != "arms"):
         raise SystemExit(f"{path.name} is of another protocol: move it away to start anew")
-    kept: dict[str, Any] = written
-    return kept
+    for cells in written["results"].values():
+        for cell in cells.values():
+            for seed, found in cell.items():
+                cell[seed] = {a: r for a, r in found.items() if before["arms"][a] == now.get(a)}
+    return written
 
 
 def publish(written: dict[str, Any], out: Path | None) -> None:
@@ -111,15 +112,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     written = report.heading("retrieval", __doc__.splitlines()[0], versions) | {
         "quick": args.quick, "protocol": wanted,
         "step_ms": before.get("step_ms") or step_times(3 if args.quick else 15),
-        "results": before.get("results", {}), "cpu_s": before.get("cpu_s", 0.0),
+        "results": before.get("results", {}),
+        "earlier_commits": [*before.get("earlier_commits", []), before["commit"]] if before else [],
+        "cpu_s": before.get("cpu_s", 0.0),
     }  # fmt: skip
     for cell, name, seed in order(list(data)):
         found = written["results"].setdefault(name, {}).setdefault(cell.name, {})
-        if str(seed) in found or (args.quick and seed > 1):
+        known = found.get(str(seed), {})
+        if {*known} == {*wanted["arms"]} or (args.quick and seed > 1):
             continue
         begin = time.process_time()
         parts = split(data[name], cell, seed)
-        found[str(seed)] = run(parts, QUICK if args.quick else FULL)
+        found[str(seed)] = run(parts, QUICK if args.quick else FULL, known)
         written["cpu_s"] = round(written["cpu_s"] + time.process_time() - begin, 1)
         if out is not None:
             report.write(written, out)

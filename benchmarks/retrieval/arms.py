@@ -14,13 +14,13 @@ from sklearn.neighbors import NeighborhoodComponentsAnalysis
 from sklearn.preprocessing import normalize
 from torch import Tensor
 
-from proxy_losses.integrations._embedder import _MOST_QUERIES, Affine, Labelled, _Judge
+from proxy_losses.integrations._classes import MOST_QUERIES, Affine, Judge, Labelled
 from proxy_losses.integrations.sklearn import LinearEmbedder
 
 from .data import Array, Split
 
 OURS = "LinearEmbedder"
-PROXY_RATE = 1e-3  # of Adam on proxies of classes, which start at the means of the classes
+PROXY_RATE = 1e-2  # of Adam on the proxies of classes, which start as their package draws them
 NCA_ROWS, NCA_STEPS = 600, 20
 
 
@@ -51,6 +51,7 @@ class Task(NamedTuple):
     shrinkage: float  # of the whitening that is best on the validation classes
 
 
+Results = dict[str, dict[str, Any]]  # of every arm
 Fit = Callable[[Any, Task], Found]  # value of the arm's parameter -> what it finds
 
 
@@ -60,6 +61,11 @@ class Arm(NamedTuple):
     fit: Fit
     parameter: str
     values: tuple[Any, ...]
+    proxy_rate: float | None = None
+
+    def record(self) -> dict[str, Any]:
+        """What is tried, in words and numbers."""
+        return {k: v for k, v in self._asdict().items() if k != "fit" and v is not None}
 
 
 class WithLoss(LinearEmbedder):
@@ -68,15 +74,11 @@ class WithLoss(LinearEmbedder):
     make: Callable[[int, int], torch.nn.Module]  # (classes, width)
 
     def _steps(self, start: Affine, rows: Labelled, *more: Any) -> Iterator[Tensor]:
-        self._module = self.make(int(rows.y.max()) + 1, len(start.weight))
-        self._optimizer = None
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(0)
+            self._module = self.make(int(rows.y.max()) + 1, len(start.weight))
         proxies = [*self._module.parameters()]
-        if proxies:
-            means = _means(normalize(start.of(rows.x)), rows.y)
-            with torch.no_grad():  # [classes, width] or its transpose
-                (proxy,) = proxies
-                proxy.copy_(torch.from_numpy(means if proxy.shape == means.shape else means.T))
-            self._optimizer = torch.optim.Adam(proxies, lr=PROXY_RATE)
+        self._optimizer = torch.optim.Adam(proxies, lr=PROXY_RATE) if proxies else None
         return super()._steps(start, rows, *more)
 
     def _loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -84,10 +86,6 @@ class WithLoss(LinearEmbedder):
             self._optimizer.step()
             self._optimizer.zero_grad()
         return self._module(embeddings, labels)
-
-
-def _means(x: Array, y: Array) -> Array:
-    return np.stack([x[y == label].mean(0) for label in range(y.max() + 1)])
 
 
 def embedder(value: Any, task: Task, make: Any = None) -> Found:
@@ -139,7 +137,7 @@ def judged(task: Task, embed: Callable[[Array], Array]) -> Found:
     held = task.split.held
     x = embed(held.x).astype(np.float32)
     rows = Labelled(x, np.unique(held.y, return_inverse=True)[1])
-    judge = _Judge(rows, torch.device("cpu"), np.random.RandomState(0), _MOST_QUERIES)
+    judge = Judge(rows, torch.device("cpu"), np.random.RandomState(0), MOST_QUERIES)
     return Found(judge(Affine(np.eye(x.shape[1]), np.zeros(x.shape[1]))), embed)
 
 
@@ -166,41 +164,49 @@ def arms() -> dict[str, Arm]:
         ),
         "ProxyAnchor": Arm(
             peer(lambda alpha, *sizes: losses.ProxyAnchorLoss(*sizes, alpha=alpha)),
-            "alpha", (32.0, 16.0),
+            "alpha", (32.0, 8.0), PROXY_RATE,
         ),
         "normalised softmax": Arm(
             peer(lambda tau, *sizes: losses.NormalizedSoftmaxLoss(*sizes, temperature=tau)),
-            "temperature", (0.05, 0.1),
+            "temperature", (0.05, 0.1), PROXY_RATE,
         ),
         "NCA": Arm(nca, "norm of the rows", (3.0, 6.0)),
         "LDA": Arm(lda, "shrinkage", (0.5, 0.9)),
     }  # fmt: skip
 
 
-def run(split: Split, effort: Effort) -> dict[str, dict[str, Any]]:
-    """Every arm on the test classes, with its best configuration on the validation classes."""
+def run(split: Split, effort: Effort, before: Results) -> Results:
+    """Every arm on the test classes, with its best configuration on the validation classes.
+
+    What was found before is kept.
+    """
     task, found = Task(split, effort, 1.0), {}
     for name, arm in arms().items():
-        begin = time.process_time()
-        tried = [arm.fit(value, task) for value in arm.values]
-        best = max(range(len(tried)), key=lambda k: tried[k].value)
-        seconds = time.process_time() - begin
-        found[name] = {
-            **evaluate(tried[best].embed(split.test.x), split.test.y, effort.queries),
-            "chosen": arm.values[best],
-            "validation": [round(one.value, 5) for one in tried],
-            "cpu_s": round(seconds, 2),
-        }
+        found[name] = before.get(name) or _judge_arm(arm, task)
         if name == "whitened":
-            task = task._replace(shrinkage=arm.values[best])
+            task = task._replace(shrinkage=found[name]["chosen"])
     return found
+
+
+def _judge_arm(arm: Arm, task: Task) -> dict[str, Any]:
+    begin = time.process_time()
+    tried = [arm.fit(value, task) for value in arm.values]
+    best = max(range(len(tried)), key=lambda k: tried[k].value)
+    seconds = time.process_time() - begin
+    test = task.split.test
+    return {
+        **evaluate(tried[best].embed(test.x), test.y, task.effort.queries),
+        "chosen": arm.values[best],
+        "validation": [round(one.value, 5) for one in tried],
+        "cpu_s": round(seconds, 2),
+    }
 
 
 def evaluate(x: Array, y: Array, queries: int) -> dict[str, float]:
     """Mean average precision and recall at 1, of some queries that rank all other rows."""
     x, rng = x.astype(np.float32), np.random.RandomState(0)
     rows = Labelled(x, np.unique(y, return_inverse=True)[1])
-    judge = _Judge(rows, torch.device("cpu"), rng, queries)
+    judge = Judge(rows, torch.device("cpu"), rng, queries)
     some, (x, y) = judge.queries, rows.take(np.argsort(rows.y, kind="stable"))
     scores = x[some] @ x.T
     scores[np.arange(len(some)), some] = -np.inf

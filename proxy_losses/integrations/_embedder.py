@@ -6,10 +6,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from numbers import Integral, Real
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from sklearn.base import (
     BaseEstimator,
@@ -26,37 +25,21 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .. import retrieval_lists, smooth_ap, smooth_ap_defined
+from ._classes import (
+    MOST_QUERIES,
+    Affine,
+    Array,
+    Batches,
+    Floats,
+    Judge,
+    Labelled,
+    hold_out,
+    leading,
+    whitenings,
+)
 
 EVERY = 20  # steps from one validation to the next
-_MOST_QUERIES = 512  # of a validation; all rows are ranked for each
-_QUERIES = 256  # that are ranked together
-_FEWEST = 4  # classes of two rows or more, of which some can be held out whole
 _DTYPES = (np.float32, np.float64)
-
-Array = npt.NDArray[Any]
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.intp]
-
-
-class Labelled(NamedTuple):
-    """Unit rows and their classes."""
-
-    x: Array  # [rows, features]
-    y: Ints  # [rows]
-
-    def take(self, index: npt.NDArray[Any]) -> Labelled:
-        return Labelled(self.x[index], self.y[index])
-
-
-class Affine(NamedTuple):
-    """``weight @ (x - mean)`` of a unit row x."""
-
-    weight: Floats  # [components, features]
-    mean: Floats  # [features]
-
-    def of(self, x: Array) -> Array:
-        mapped: Array = (x - self.mean.astype(x.dtype)) @ self.weight.T.astype(x.dtype)
-        return mapped
 
 
 class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -71,7 +54,7 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
        from the mean of their class, in units of its mean eigenvalue, the map is
        :math:`W_a (x - m)`, :math:`W_a = ((1 - a) S + a I)^{-1/2}`, for several shrinkages `a`.
        Of these and the raw embeddings it takes what has the best mean average precision on the
-       held-out classes, each row ranking all others;
+       held-out classes: each row of them, or 512 drawn at random, ranks all others;
     3. from there runs Adam on one minus Smooth-AP, in batches of `batch_classes` classes by
        `class_rows` rows, and keeps the step whose held-out mean average precision is best, the
        start included: so far nothing is worse on the held-out classes than the raw or the whitened
@@ -79,9 +62,9 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     4. does the same again with all classes: that shrinkage and that many steps. Where the raw
        embeddings were best, they are the result.
 
-    A row that is alone in its class has nothing to find: in training it is
-    left out of the batches, and when held out it is only there to be ranked. With fewer than four
-    classes of two rows or more, rows are held out instead of classes. There is no `sample_weight`.
+    A row that is alone in its class has nothing to find: in training it is left out of the batches,
+    and when held out it is only there to be ranked. With fewer than four classes of two rows or
+    more, rows are held out instead of classes. There is no `sample_weight`.
 
     Args:
         n_components: features of the result, at most those of X; None means as many. With fewer,
@@ -101,7 +84,8 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         tol: by how much it must grow to count as better.
         validation_fraction: share of the classes held out, in (0, 1). Not used with `X_val`.
         refit: whether to make step 4. Not used with `X_val`.
-        device: where steps 3 and 4 run, such as "cpu"; None is "cuda" where torch has it.
+        device: where training and validation run, such as "cpu"; None is "cuda" where torch has
+            it.
         random_state: seed of the held-out classes and of the batches: an int, a RandomState or
             None.
         verbose: above 0 shows a progress bar.
@@ -219,13 +203,13 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 f"expected n_components of at most the {self.n_features_in_} features of X, "
                 f"got {width}"
             )
-        judge = _Judge(held, device, rng, _MOST_QUERIES)
+        judge = Judge(held, device, rng, MOST_QUERIES)
 
         raw = Affine(np.eye(self.n_features_in_), np.zeros(self.n_features_in_))
         self.baseline_score_ = judge(raw)
         tried: list[tuple[float, float | None, Affine]] = []
-        for a, full in [(None, raw), *_whitenings(train, shrinkages)]:
-            found = _leading(full, train.x, width)
+        for a, full in [(None, raw), *whitenings(train, shrinkages)]:
+            found = leading(full, train.x, width)
             tried.append((self.baseline_score_ if found is raw else judge(found), a, found))
         self.whitened_score_ = max((value for value, *_ in tried[1:]), default=self.baseline_score_)
         value, shrinkage, start = max(tried, key=lambda one: one[0])
@@ -236,8 +220,8 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         )
         self.improved_ = self.validation_score_ > self.baseline_score_
         if whole is not None:
-            full = raw if shrinkage is None else _whitenings(whole, [shrinkage])[0][1]
-            best = self._repeat(_leading(full, whole.x, width), whole, rng, device)
+            full = raw if shrinkage is None else whitenings(whole, [shrinkage])[0][1]
+            best = self._repeat(leading(full, whole.x, width), whole, rng, device)
         self.components_, self.mean_ = (of.astype(train.x.dtype) for of in best)
         return self
 
@@ -253,7 +237,7 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         check_is_fitted(self)
         X, y = validate_data(self, X, y, reset=False, dtype=_DTYPES)
         rows = Labelled(unit_rows(X), np.unique(y, return_inverse=True)[1])
-        return _Judge(rows, torch.device("cpu"))(self._map())
+        return Judge(rows, torch.device("cpu"))(self._map())
 
     def _map(self) -> Affine:
         return Affine(self.components_, self.mean_)
@@ -280,7 +264,7 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         if X_val is None:
             if y_val is not None:
                 raise ValueError("y_val needs X_val, which is None")
-            return *_hold_out(rows, self.validation_fraction, rng), rows if self.refit else None
+            return *hold_out(rows, self.validation_fraction, rng), rows if self.refit else None
         if y_val is None:
             raise ValueError("X_val needs y_val, which is None")
         X_val = validate_data(self, X_val, reset=False, dtype=_DTYPES)
@@ -293,7 +277,7 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         value: float,
         start: Affine,
         train: Labelled,
-        judge: _Judge,
+        judge: Judge,
         rng: np.random.RandomState,
         device: torch.device,
     ) -> tuple[float, Affine, int, int]:
@@ -331,7 +315,7 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         """The map's weight after each step of Adam, without end; one tensor, written in place."""
         x = torch.from_numpy(rows.x - start.mean).to(device, torch.float32)
         y = torch.from_numpy(rows.y).to(device)
-        batches = _Batches(rows.y, self.batch_classes, self.class_rows, rng)
+        batches = Batches(rows.y, self.batch_classes, self.class_rows, rng)
         weight = torch.tensor(start.weight, dtype=torch.float32, device=device, requires_grad=True)
         optimizer = torch.optim.Adam([weight], lr=self.learning_rate / len(start.mean) ** 0.5)
         while True:
@@ -358,132 +342,6 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 def _array(weight: Tensor) -> Floats:
     array: Floats = weight.detach().cpu().double().numpy()
     return array
-
-
-class _Batches:
-    """Rows of some classes, drawn evenly among the classes of two rows or more."""
-
-    def __init__(self, y: Ints, classes: int, rows: int, rng: np.random.RandomState) -> None:
-        order = np.argsort(y, kind="stable")
-        members = np.split(order, np.flatnonzero(np.diff(y[order])) + 1)
-        self.members = [rows for rows in members if len(rows) > 1]
-        self.classes, self.rows, self.rng = min(classes, len(self.members)), rows, rng
-
-    def draw(self) -> Ints:
-        drawn = self.rng.permutation(len(self.members))[: self.classes]
-        return np.concatenate(
-            [self.rng.permutation(self.members[k])[: self.rows] for k in drawn.tolist()]
-        )
-
-
-class _Judge:
-    """Mean average precision of labelled rows under a map, every row ranking the others."""
-
-    def __init__(
-        self,
-        rows: Labelled,
-        device: torch.device,
-        rng: np.random.RandomState | None = None,
-        most: int | None = None,
-    ) -> None:
-        """Of more queries than `most`, as many are drawn by rng."""
-        x, y = rows.take(np.argsort(rows.y, kind="stable"))
-        queries = np.flatnonzero(np.bincount(y)[y] > 1)
-        if not len(queries):
-            raise ValueError("expected rows to rank of which two share a class, got none")
-        if rng is not None and most is not None and len(queries) > most:
-            queries = np.sort(rng.permutation(queries)[:most])
-        self.x, self.queries = torch.from_numpy(x).to(device), queries
-        first, last = (np.searchsorted(y, y[queries], side) for side in ("left", "right"))
-        self.spans = [*zip(first.tolist(), last.tolist(), strict=True)]  # rows of its class
-
-    def __call__(self, affine: Affine) -> float:
-        weight, mean = (torch.from_numpy(of).to(self.x) for of in affine)
-        z = torch.nn.functional.normalize((self.x - mean) @ weight.T)
-        values: list[float] = []
-        for some in np.split(self.queries, range(_QUERIES, len(self.queries), _QUERIES)):
-            found = (z[torch.from_numpy(some).to(z.device)] @ z.T).cpu().numpy()
-            found[np.arange(len(some)), some] = -np.inf  # the query itself comes last
-            spans = self.spans[len(values) :]
-            values += map(_precision, found, np.sort(found), spans)
-        return float(np.mean(values))
-
-
-def _precision(scores: Array, ascending: Array, span: tuple[int, int]) -> float:
-    """Average precision of rows first to last, as scikit-learn's: ties share the last place.
-
-    Of the scores one is -inf, and that is of one of these rows, which does not count.
-    """
-    mine = np.sort(scores[slice(*span)])[1:]
-    found = len(mine) - np.searchsorted(mine, mine)
-    return float(np.mean(found / (len(scores) - np.searchsorted(ascending, mine))))
-
-
-def _whitenings(rows: Labelled, shrinkages: Sequence[float]) -> list[tuple[float, Affine]]:
-    """(a, ((1 - a) S + a I)^(-1/2) of centred rows), S within classes and of mean eigenvalue 1."""
-    x = rows.x.astype(np.float64)
-    sizes = np.bincount(rows.y)
-    sums = np.zeros((len(sizes), x.shape[1]))
-    np.add.at(sums, rows.y, x)
-    apart = x - (sums / sizes.clip(min=1)[:, None])[rows.y]
-    values, vectors = np.linalg.eigh(apart.T @ apart)
-    average = values.mean()
-    if not average > 0:  # equal rows in every class
-        return []
-    values, mean = values.clip(min=0.0) / average, x.mean(0)
-    return [
-        (a, Affine((vectors * ((1.0 - a) * values + a) ** -0.5) @ vectors.T, mean))
-        for a in shrinkages
-    ]
-
-
-def _leading(affine: Affine, x: Array, width: int) -> Affine:
-    """The map, or onto the directions in which its unit rows spread most about the origin."""
-    if width == len(affine.weight):
-        return affine
-    mapped = unit_rows(affine.of(x.astype(np.float64)))
-    vectors = np.linalg.eigh(mapped.T @ mapped)[1][:, : -width - 1 : -1]
-    return affine._replace(weight=vectors.T @ affine.weight)
-
-
-def _hold_out(
-    rows: Labelled, fraction: float, rng: np.random.RandomState
-) -> tuple[Labelled, Labelled]:
-    """Rows to train on and rows of other classes to validate on; of few classes, other rows.
-
-    At least two classes of two rows or more are on either side. Classes of one row are shared
-    out in the same proportion.
-    """
-    sizes = np.bincount(rows.y)
-    several, single = np.flatnonzero(sizes > 1), np.flatnonzero(sizes == 1)
-    if len(several) < _FEWEST:
-        return _hold_out_rows(rows, fraction, rng)
-    count = int(np.clip(round(fraction * len(several)), 2, len(several) - 2))
-    held = np.zeros(len(sizes), dtype=bool)
-    held[rng.permutation(several)[:count]] = True
-    held[rng.permutation(single)[: round(fraction * len(single))]] = True
-    side = held[rows.y]
-    return rows.take(~side), rows.take(side)
-
-
-def _hold_out_rows(
-    rows: Labelled, fraction: float, rng: np.random.RandomState
-) -> tuple[Labelled, Labelled]:
-    """The fraction of each class of four rows or more, two at least on either side."""
-    side = np.zeros(len(rows.y), dtype=bool)
-    for label, size in enumerate(np.bincount(rows.y).tolist()):
-        if size >= 4:
-            count = int(np.clip(round(fraction * size), 2, size - 2))
-            side[rng.permutation(np.flatnonzero(rows.y == label))[:count]] = True
-    alike = not side.any()
-    warnings.warn(
-        f"fewer than {_FEWEST} classes of two rows or more: "
-        + ("all rows are used for training and for validation alike" if alike
-           else "rows are held out instead of classes"),
-        UserWarning,
-        stacklevel=2,
-    )  # fmt: skip
-    return (rows, rows) if alike else (rows.take(~side), rows.take(side))
 
 
 def _checked(shrinkages: Any) -> list[float]:
