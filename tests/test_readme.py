@@ -228,6 +228,41 @@ def test_the_map_is_that_of_the_runs():
     assert interval(compared["ap, 5 features"]["continued"]["ap"]["overall"]) in COMMITTED
 
 
+def results(name: str) -> dict:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+
+
+def test_retrieval_of_digits_is_as_measured():
+    page = (GUIDE / "retrieval.md").read_text()
+    for split, names in results("metric_learning")["results"].items():
+        means = {name: sum(x["map"]) / len(x["map"]) for name, x in names.items()}
+        if split == "new images":
+            del means["untrained network"]
+            said = means.values()
+        else:  # of the trained ones the best and the worst
+            peers = sorted(x for name, x in means.items() if name.startswith("peer"))
+            said = [means[n] for n in ("Smooth-AP", "untrained network", "raw pixels")]
+            said += [peers[0], peers[-1]]
+        for mean in said:
+            assert f"{mean:.3f}" in page, f"{split}: {mean:.4f}"
+
+
+def test_times_are_as_measured():
+    page = (ROOT / "benchmarks/README.md").read_text()
+    theirs = {c["name"]: c["contenders"]["imbalanced_losses"] for c in results("losses")["cases"]}
+    for loss, cells in re.findall(r"^\| `(\w+)` \| (.+) \|$", page, re.MULTILINE):
+        if loss.endswith("Loss"):
+            for classes, cell in zip(("1 class", "10 classes", "1000 classes"), cells.split(" | ")):
+                if cell != "-":
+                    ratio = theirs[f"{loss}, {classes}"]["ratio"]
+                    assert float(cell) == pytest.approx(ratio, rel=0.025), f"{loss}, {classes}"
+    (said,) = re.findall(r"normal scores, tau 0.01 / 0.05 / 0.5 \| .* \| ([\d. /]+) of", page)
+    sort = {c["name"]: c["contenders"]["torch.sort"] for c in results("ranks")["cases"]}
+    for tau, cell in zip((0.01, 0.05, 0.5), said.split(" / ")):
+        measured = sort[f"smooth_ap, normal, M = 1,000,000, 5 %, tau {tau:g}"]["ratio"]
+        assert float(cell) == pytest.approx(1 / measured, abs=0.006)
+
+
 def test_differences_from_the_published_packages_are_tested():
     named = re.findall(r"\| `(test_\w+)` \|", (GUIDE / "migrating.md").read_text())
     assert len(named) >= 8
