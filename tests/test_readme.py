@@ -252,15 +252,16 @@ def test_times_are_as_measured():
     theirs = {c["name"]: c["contenders"]["imbalanced_losses"] for c in results("losses")["cases"]}
     for loss, cells in re.findall(r"^\| `(\w+)` \| (.+) \|$", page, re.MULTILINE):
         if loss.endswith("Loss"):
-            for classes, cell in zip(("1 class", "10 classes", "1000 classes"), cells.split(" | ")):
+            sizes = "1 class", "10 classes", "1000 classes"
+            for classes, cell in zip(sizes, cells.split(" | "), strict=True):
                 if cell != "-":
                     ratio = theirs[f"{loss}, {classes}"]["ratio"]
                     assert float(cell) == pytest.approx(ratio, rel=0.025), f"{loss}, {classes}"
     (said,) = re.findall(r"normal scores, tau 0.01 / 0.05 / 0.5 \| .* \| ([\d. /]+) of", page)
-    sort = {c["name"]: c["contenders"]["torch.sort"] for c in results("ranks")["cases"]}
-    for tau, cell in zip((0.01, 0.05, 0.5), said.split(" / ")):
-        measured = sort[f"smooth_ap, normal, M = 1,000,000, 5 %, tau {tau:g}"]["ratio"]
-        assert float(cell) == pytest.approx(1 / measured, abs=0.006)
+    cases = {c["name"]: c["contenders"] for c in results("ranks")["cases"]}
+    for tau, cell in zip((0.01, 0.05, 0.5), said.split(" / "), strict=True):
+        found = cases[f"smooth_ap, normal, M = 1,000,000, 5 %, tau {tau:g}"]["torch.sort"]
+        assert float(cell) == pytest.approx(1 / found["ratio"], abs=0.006)
 
 
 def test_differences_from_the_published_packages_are_tested():
