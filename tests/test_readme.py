@@ -119,7 +119,8 @@ def test_pages_of_losses_keep_the_form(path):
     heads = re.findall(r"^# .+: `\w+`", text, re.MULTILINE)
     assert len(heads) == 1
     assert text.startswith(heads[0])
-    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == PARTS
+    parts = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    assert [part for part in parts if part in PARTS] == PARTS
     assert len(text.splitlines()) <= 62
     (block,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len([line for line in block.splitlines() if line.strip()]) <= 12
