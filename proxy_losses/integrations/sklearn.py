@@ -1,4 +1,4 @@
-"""A linear scorecard fitted for a ranking metric, as a scikit-learn classifier."""
+"""Linear models fitted for a ranking metric, as scikit-learn estimators."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ try:
     from sklearn.utils.validation import check_is_fitted, validate_data
 
     from . import _scorecard as card
+    from ._embedder import LinearEmbedder
 except ImportError as error:
     raise ImportError(
         "proxy_losses.integrations.sklearn needs scikit-learn >= 1.6 and tqdm: "
@@ -24,7 +25,7 @@ except ImportError as error:
     ) from error
 from ._rows import Rows, as_table, hold_out, merged, positives, scaling, weighted_rows
 
-__all__ = ["LinearRanker", "ScorecardRow"]
+__all__ = ["LinearEmbedder", "LinearRanker", "ScorecardRow"]
 
 Array = npt.NDArray[Any]
 
