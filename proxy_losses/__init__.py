@@ -24,6 +24,7 @@ from ._losses import (
     smooth_ap_loss,
     smooth_auroc_loss,
     smooth_mrr_loss,
+    smooth_ndcg_loss,
 )
 from ._metrics.at_k import precision_at_k, recall_at_k
 from ._metrics.focal import sigmoid_focal, softmax_focal
@@ -32,10 +33,18 @@ from ._metrics.recall import recall_at_quantile, recall_defined, recall_saturati
 from ._metrics.smooth_ap import smooth_ap, smooth_ap_defined, smooth_ap_saturation
 from ._metrics.smooth_auroc import smooth_auroc, smooth_auroc_defined
 from ._metrics.smooth_mrr import smooth_mrr, smooth_mrr_defined
+from ._metrics.smooth_ndcg import smooth_ndcg, smooth_ndcg_defined
 from ._numerics import score_spread
 from ._old_names import old_name
 from ._queue import QueueState, enqueue, init_queue, queue_rows, reset_queue
 from ._ranks import SoftRanks, sigmoid_sums, soft_ranks
+from ._retrieval import (
+    MemoryState,
+    enqueue_embeddings,
+    init_memory,
+    reset_memory,
+    retrieval_loss,
+)
 from ._schedule import (
     Schedule,
     ScheduleState,
@@ -54,10 +63,12 @@ from .nn import (
     AUROCLoss,
     LossWarmupWrapper,
     MRRLoss,
+    NDCGLoss,
     PAUCAtBudgetLoss,
     PrecisionAtKLoss,
     RecallAtKLoss,
     RecallAtQuantileLoss,
+    RetrievalLoss,
     SigmoidFocalLoss,
     SmoothAPLoss,
     SoftmaxFocalLoss,
@@ -74,14 +85,17 @@ def __getattr__(name: str) -> Any:
 __all__ = [
     "AUROCLoss",
     "MRRLoss",
+    "NDCGLoss",
     "QueryLists",
     "LossWarmupWrapper",
+    "MemoryState",
     "PAUCAtBudgetLoss",
     "PrecisionAtKLoss",
     "QueueState",
     "RecallAtKLoss",
     "RecallAtQuantileLoss",
     "RetrievalLists",
+    "RetrievalLoss",
     "Schedule",
     "ScheduleState",
     "SigmoidFocalLoss",
@@ -93,9 +107,11 @@ __all__ = [
     "all_gather_with_grad",
     "blend_weight",
     "enqueue",
+    "enqueue_embeddings",
     "query_lists",
     "in_blend",
     "in_warmup",
+    "init_memory",
     "init_queue",
     "init_schedule",
     "partial_auc",
@@ -110,10 +126,12 @@ __all__ = [
     "recall_at_quantile_loss",
     "recall_defined",
     "recall_saturation",
+    "reset_memory",
     "reset_queue",
     "score_spread",
     "set_debug",
     "retrieval_lists",
+    "retrieval_loss",
     "sigmoid_focal",
     "sigmoid_sums",
     "smooth_ap",
@@ -126,6 +144,9 @@ __all__ = [
     "smooth_mrr",
     "smooth_mrr_defined",
     "smooth_mrr_loss",
+    "smooth_ndcg",
+    "smooth_ndcg_defined",
+    "smooth_ndcg_loss",
     "soft_ranks",
     "softmax_focal",
     "start_epoch",

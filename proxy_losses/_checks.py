@@ -84,17 +84,23 @@ def check_same_list(name: str, x: Tensor, scores: Tensor) -> None:
 
 def check_lists(
     scores: Tensor, pos_mask: Tensor, valid_mask: Tensor | None = None,
-    sample_weight: Tensor | None = None, **masks: Tensor | None,
+    sample_weight: Tensor | None = None, gains: Tensor | None = None, **masks: Tensor | None,
 ) -> torch.Size:  # fmt: skip
     """Check the arguments that every list-wise metric takes, and further bool masks by name.
+
+    With gains it is these that were given, and pos_mask was made of them.
 
     Returns the shape [..., M] that they have together.
     """
     check_floating("scores", scores)
     if scores.dim() == 0:
         raise ValueError("scores must have at least one axis [..., M], got a 0-d tensor")
-    check_bool("pos_mask", pos_mask)
-    check_same_list("pos_mask", pos_mask, scores)
+    if gains is None:
+        check_bool("pos_mask", pos_mask)
+        check_same_list("pos_mask", pos_mask, scores)
+    else:
+        check_real("gains", gains)
+        check_same_list("gains", gains, scores)
     for name, mask in {"valid_mask": valid_mask, **masks}.items():
         if mask is not None:
             check_bool(name, mask)
@@ -273,6 +279,16 @@ def check_query_ids(query_ids: Tensor | None, n: int) -> None:
         fail_type("query_ids", "integer query ids", query_ids)
 
 
+def check_row_ids(name: str, row_ids: Tensor | None, n: int) -> None:
+    """Raise unless row_ids is None or [N] integer ids of rows."""
+    if row_ids is None:
+        return
+    if not isinstance(row_ids, Tensor) or not _is_integer(row_ids):
+        fail_type(name, "integer ids of rows", row_ids)
+    if row_ids.shape != (n,):
+        raise ValueError(f"{name} must be one id for each row: [{n}], got {list(row_ids.shape)}")
+
+
 def check_label_mask(label_mask: Tensor | None, shape: torch.Size, like: str = "logits") -> None:
     """Raise unless label_mask is None or bool of this shape, that of the logits."""
     if label_mask is None:
@@ -287,9 +303,9 @@ def check_label_mask(label_mask: Tensor | None, shape: torch.Size, like: str = "
 
 def check_row_extras(
     shape: torch.Size, sample_weight: Tensor | None, iid_mask: Tensor | None,
-    query_ids: Tensor | None, label_mask: Tensor | None,
+    query_ids: Tensor | None, label_mask: Tensor | None, gains: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """Check what rows of logits [N, C] may carry: weights, flags, query ids, known labels."""
+    """Check what rows of logits [N, C] may carry: weights, flags, query ids, known labels, gains."""
     n = shape[0]
     check_rows("sample_weight", sample_weight, n)
     if sample_weight is not None:
@@ -299,6 +315,10 @@ def check_row_extras(
         check_bool("iid_mask", iid_mask)
     check_query_ids(query_ids, n)
     check_label_mask(label_mask, shape)
+    if gains is not None:
+        check_floating("gains", gains)
+        if gains.shape != shape:
+            raise ValueError(f"gains must be [N, C] = {list(shape)}, got {list(gains.shape)}")
 
 
 def as_list_shape(name: str, shape: Any) -> tuple[int, int] | None:

@@ -38,13 +38,15 @@ class Batch(NamedTuple):
     iid_mask: Tensor | None = None  # [N] bool, None for True
     query_ids: Tensor | None = None  # [N] int64 query ids, None for one list of all
     label_mask: Tensor | None = None  # [N, C] bool, labels that are known, None for all
+    gains: Tensor | None = None  # [N, C] floating, of the positives, None for 1
     floats: Tensor | None = None  # [N] or [N, C] targets as given, if floats; one may tell of a row
 
 
 class Pool(NamedTuple):
     """The rows a loss ranks: the live batch, then the stored rows; one list per class."""
 
-    lists: Lists  # scores and pos [C, M], valid [M] or, with unknown labels, [C, M], others [M]
+    # Scores, pos and gains [C, M], valid [M] or, with unknown labels, [C, M], others [M].
+    lists: Lists
     query_ids: Tensor | None = None  # [M] int64 query ids, None for one list of all
 
     def take(self, rows: Tensor) -> Pool:
@@ -82,6 +84,31 @@ def valid_rows(targets: Tensor, ignore_index: int) -> Tensor | None:
     return None if is_labels(targets) else wide(targets) != ignore_index
 
 
+def from_grades(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Tensor, Tensor | None]:
+    """Class ids or labels that say which rows have a gain, and `Batch.gains`.
+
+    For a metric that reads gains: targets [N] for one class and [N, C] for several are relevance
+    grades. Others stay as they are, for `check_batch` to judge.
+    """
+    if not isinstance(logits, Tensor) or not isinstance(targets, Tensor) or targets.is_complex():
+        return targets, None
+    n, classes = (*logits.shape, 0, 0)[:2]
+    if classes == 1 and targets.shape == (n,) and targets.dtype != torch.bool:
+        grades = targets if targets.is_floating_point() else targets.to(torch.int64)
+        padding = grades == ignore_index
+        pos = (grades != 0) > padding  # a NaN is one, and shows
+        ids = pos * (2 if ignore_index == 1 else 1)
+        targets, grades = torch.where(padding, ignore_index, ids), grades[:, None]
+        pos = pos[:, None]
+    elif classes > 1 and targets.shape == (n, classes) and targets.dtype != torch.bool:
+        grades, pos = targets, targets != 0
+        targets = pos
+    else:
+        return targets, None
+    grades = grades if grades.is_floating_point() else grades.to(torch.float32)
+    return targets, torch.where(pos, grades, 1.0)
+
+
 def rows_of(valid: Tensor) -> Tensor:
     """[M] bool from valid [M] or [C, M]: rows that count for some class."""
     return valid if valid.dim() == 1 else valid.any(0)
@@ -106,12 +133,12 @@ def make_pool(
     """Live rows, then stored rows (in the live dtype, without gradient), as one list per class.
 
     Nothing is made up that nobody gave: without a queue weights are those of the batch or None,
-    and flags are there if `reads` names them, "iid" or "live".
+    and flags and gains are there if `reads` names them: "iid", "live", "gains".
     """
     if queue is not None:
         check_queue(queue)
     check_batch(batch.logits, batch.targets, None if queue is None else queue.logits.shape[1])
-    check_row_extras(batch.logits.shape, *batch[2:6])
+    check_row_extras(batch.logits.shape, *batch[2:7])
     batch = batch._replace(targets=wide(batch.targets))
     return join(batch, queue, ignore_index, reads)
 
@@ -121,7 +148,7 @@ def join(
     known: Known = NOTHING,
 ) -> Pool:  # fmt: skip
     """`make_pool` of what was checked, with targets in int64 or bool."""
-    logits, targets, weight, iid, query_ids, labelled, _ = batch
+    logits, targets, weight, iid, query_ids, labelled, gains, _ = batch
     n, num_classes = logits.shape
     if query_ids is not None:
         query_ids = query_ids.to(torch.int64)  # a narrower id could not tell NO_QUERY
@@ -130,7 +157,7 @@ def join(
         valid = valid_rows(targets, ignore_index)
         iid = iid if "iid" in reads else None
     else:
-        queue = match_queue(queue, targets, query_ids, labelled)
+        queue = match_queue(queue, targets, query_ids, labelled, gains)
         logits = torch.cat([logits, queue.logits.detach().to(logits)])
         both = torch.cat([targets, queue.targets.to(targets.device)])
         if known.tidy and not is_labels(targets):
@@ -158,13 +185,21 @@ def join(
             before = queue.label_mask.to(logits.device)
             labelled = before.new_ones(n, num_classes) if labelled is None else labelled
             labelled = torch.cat([labelled, before])
+        if gains is not None or (
+            "gains" in reads and "gains" not in known.ones and queue.gains.numel()
+        ):  # fmt: skip
+            before = queue.gains.to(logits.device if gains is None else gains)
+            gains = before.new_ones(n, num_classes) if gains is None else gains
+            gains = torch.cat([gains, before])
     if labelled is not None:  # in the layout of the scores, lest sums add up in another order
         told = labelled.T.contiguous()
         valid = told if valid is None else valid & told
     if query_ids is not None:
         placed = query_ids != NO_QUERY
         valid = placed if valid is None else valid & placed
-    lists = Lists(logits.T, positives(targets, num_classes), valid, weight, iid, live)
+    if gains is not None:
+        gains = gains.T.contiguous()
+    lists = Lists(logits.T, positives(targets, num_classes), valid, weight, iid, live, gains)
     return Pool(lists, query_ids)
 
 
@@ -371,7 +406,7 @@ def retrieval_lists(
     that is always first; ``ref_embeddings=embeddings, ref_labels=labels`` gives that.
     """
     check_choice("similarity", similarity, SIMILARITIES)
-    _check_retrieval(embeddings, labels, ref_embeddings, ref_labels)
+    check_retrieval(embeddings, labels, ref_embeddings, ref_labels)
     lists: RetrievalLists = _similarities(
         embeddings, labels, ref_embeddings, ref_labels, similarity
     )
@@ -383,19 +418,27 @@ def _similarities(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None, ref_labels: Tensor | None,
     similarity: str,
 ) -> RetrievalLists:  # fmt: skip
-    queries = _unit_rows(embeddings) if similarity == "cosine" else embeddings
+    queries = directions(embeddings, similarity)
     if ref_embeddings is None or ref_labels is None:
         refs, ref_labels = queries, labels
         valid = ~torch.eye(queries.shape[-2], dtype=torch.bool, device=queries.device)
     else:
-        refs = ref_embeddings.to(queries.dtype)
-        refs = _unit_rows(refs) if similarity == "cosine" else refs
+        refs = directions(ref_embeddings.to(queries.dtype), similarity)
         valid = torch.ones((), dtype=torch.bool, device=queries.device)
-    if labels.dtype == torch.bool:  # how many labels they share
-        pos = labels.to(queries.dtype) @ ref_labels.to(queries.dtype).mT > 0
-    else:
-        pos = labels[..., :, None] == ref_labels[..., None, :]
+    pos = share_label(labels, ref_labels, queries.dtype)
     return RetrievalLists(*torch.broadcast_tensors(queries @ refs.mT, pos, valid))
+
+
+def share_label(labels: Tensor, ref_labels: Tensor, dtype: torch.dtype) -> Tensor:
+    """[..., Q, M] bool; multi-labels are counted in the dtype."""
+    if labels.dtype == torch.bool:
+        return labels.to(dtype) @ ref_labels.to(dtype).mT > 0
+    return labels[..., :, None] == ref_labels[..., None, :]
+
+
+def directions(x: Tensor, similarity: str) -> Tensor:
+    """Rows [..., D] whose products are the similarities."""
+    return _unit_rows(x) if similarity == "cosine" else x
 
 
 def _unit_rows(x: Tensor) -> Tensor:
@@ -408,18 +451,14 @@ def _unit_rows(x: Tensor) -> Tensor:
     return x / torch.where(zero, 1.0, (x * x).sum(-1, keepdim=True)).sqrt()
 
 
-def _check_retrieval(
+def check_retrieval(
     embeddings: Tensor, labels: Tensor, ref_embeddings: Tensor | None, ref_labels: Tensor | None
 ) -> None:
     """Check queries, embeddings [..., Q, D] and their labels, and references likewise or None."""
-    leading = [_check_labelled("", embeddings, labels)]
+    leading = [check_labelled("", embeddings, labels)]
     if ref_embeddings is not None and ref_labels is not None:
-        leading.append(_check_labelled("ref_", ref_embeddings, ref_labels))
-        if ref_embeddings.shape[-1] != embeddings.shape[-1]:
-            raise ValueError(
-                "ref_embeddings must have the width of embeddings: "
-                f"expected [..., {embeddings.shape[-1]}], got {list(ref_embeddings.shape)}"
-            )
+        leading.append(check_labelled("ref_", ref_embeddings, ref_labels))
+        check_width(embeddings, ref_embeddings)
         if (ref_labels.dtype == torch.bool) != (labels.dtype == torch.bool):
             fail_type("ref_labels", f"of the kind of labels, {labels.dtype}", ref_labels)
         if labels.dtype == torch.bool and ref_labels.shape[-1] != labels.shape[-1]:
@@ -439,12 +478,26 @@ def _check_retrieval(
         ) from None
 
 
-def _check_labelled(prefix: str, embeddings: Tensor, labels: Tensor) -> torch.Size:
+def check_embeddings(name: str, x: Tensor) -> None:
+    """Raise unless x is [..., rows, D] floating."""
+    check_floating(name, x)
+    if x.dim() < 2 or x.shape[-1] == 0:
+        raise ValueError(f"{name} must be [..., rows, D] with D >= 1, got {list(x.shape)}")
+
+
+def check_width(embeddings: Tensor, ref_embeddings: Tensor) -> None:
+    """Raise `ValueError` unless references are as wide as queries."""
+    if ref_embeddings.shape[-1] != embeddings.shape[-1]:
+        raise ValueError(
+            "ref_embeddings must have the width of embeddings: "
+            f"expected [..., {embeddings.shape[-1]}], got {list(ref_embeddings.shape)}"
+        )
+
+
+def check_labelled(prefix: str, embeddings: Tensor, labels: Tensor) -> torch.Size:
     """Check rows [..., N, D] and their labels, [..., N] integers or [..., N, L] bool; [...]."""
     name = f"{prefix}embeddings"
-    check_floating(name, embeddings)
-    if embeddings.dim() < 2 or embeddings.shape[-1] == 0:
-        raise ValueError(f"{name} must be [..., rows, D] with D >= 1, got {list(embeddings.shape)}")
+    check_embeddings(name, embeddings)
     what = "integers [..., rows] or bool [..., rows, L]"
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
         fail_type(f"{prefix}labels", what, labels)

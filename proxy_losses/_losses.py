@@ -24,12 +24,22 @@ from ._lists import (
     Pool,
     QueryLists,
     every_list,
+    from_grades,
     make_pool,
     padding_rows,
     rows_of,
     some_valid,
 )
-from ._metrics import AUROC, MRR, PARTIAL_AUC, PRECISION_AT_K, RECALL, RECALL_AT_K, SMOOTH_AP
+from ._metrics import (
+    AUROC,
+    MRR,
+    NDCG,
+    PARTIAL_AUC,
+    PRECISION_AT_K,
+    RECALL,
+    RECALL_AT_K,
+    SMOOTH_AP,
+)
 from ._metrics._record import (
     Found,
     Metric,
@@ -38,6 +48,7 @@ from ._metrics._record import (
     check_settings,
     defaults_of,
     over_lists,
+    reads_gains,
     reads_of,
 )
 from ._old_names import takes_old_names
@@ -165,6 +176,9 @@ def reduce_classes(found: Found, reduction: str, pool: Pool, name: str = "") -> 
 def is_sound(batch: Batch, dtype: torch.dtype, *, ignore_index: int) -> Tensor:
     """[] bool: the numbers of all rows that count are finite in the dtype they are stored in."""
     zeros = batch.logits.detach().to(dtype) * 0.0  # NaN where they are not finite
+    if batch.gains is not None:
+        gains = batch.gains.detach()
+        zeros = torch.where((gains >= 0.0) & (gains < MAX_WEIGHT), zeros, torch.nan)
     if batch.label_mask is not None:
         zeros = torch.where(batch.label_mask, zeros, 0.0)
     sound = (zeros.squeeze(-1) if zeros.shape[-1] == 1 else zeros.sum(-1)) == 0.0
@@ -196,7 +210,7 @@ def stored(queue: QueueState, batch: Batch, where: Tensor) -> QueueState:
     return enqueue(
         queue, batch.logits, batch.targets, sample_weight=batch.sample_weight,
         iid_mask=batch.iid_mask, query_ids=batch.query_ids, label_mask=batch.label_mask,
-        where=where,
+        gains=batch.gains, where=where,
     )  # fmt: skip
 
 
@@ -225,8 +239,12 @@ def loss_function(metric: Metric) -> LossFunction:
         settings = {name: more.get(name, default) for name, default in defaults.items()}
         check_settings(metric, settings)
         check_int("ignore_index", ignore_index)
-        batch = Batch(logits, targets, sample_weight, more.get("iid_mask"), query_ids, label_mask)
-        pool = make_pool(batch, queue, ignore_index=ignore_index, reads=reads_of(metric, settings))
+        reads, gains = reads_of(metric, settings), None
+        if "gains" in reads:
+            targets, gains = from_grades(logits, targets, ignore_index)
+        extras = sample_weight, more.get("iid_mask"), query_ids, label_mask, gains
+        batch = Batch(logits, targets, *extras)
+        pool = make_pool(batch, queue, ignore_index=ignore_index, reads=reads)
         found = over_classes(metric, pool, tau, settings, options)
         value = reduce_classes(found, reduction, pool)
         if queue is None:
@@ -245,6 +263,9 @@ Arguments: TypeAlias = tuple[list[Option], list[Option]]  # positional ones, key
 
 TARGETS = """[N] class ids (C > 1: one-vs-rest; C = 1: {0, 1}, any other id counts as positive),
     or [N, C] bool labels when C > 1."""
+GRADES = """relevance grades >= 0, any real dtype: [N] when C = 1, [N, C] otherwise. With C > 1 also
+    [N] class ids (the gain is 1 in the row's class and 0 in others). Gains are the grades as given:
+    for 2^grade - 1, pass that."""
 UNIT = """"score" for tau in units of the logits, "spread" to multiply it by the detached
     `score_spread` of the pool, class by class, so that it keeps its meaning as logits grow."""
 QUERY_IDS = """[N] integer query ids, or None. Each query is a list of its own, and the value of a
@@ -262,7 +283,7 @@ def _arguments(metric: Metric) -> Arguments:
     own = " in units of the reference's spread" if metric.own_spread else ""
     data = [
         Option("logits", REQUIRED, "Tensor", "[N, C] floating."),
-        Option("targets", REQUIRED, "Tensor", TARGETS),
+        Option("targets", REQUIRED, "Tensor", GRADES if reads_gains(metric) else TARGETS),
         Option(
             "queue", REQUIRED, "QueueState | None",
             "`QueueState` of rows seen before, or None. It has its own ignore_index.",
@@ -365,3 +386,4 @@ precision_at_k_loss = loss_function(PRECISION_AT_K)
 recall_at_k_loss = loss_function(RECALL_AT_K)
 smooth_auroc_loss = loss_function(AUROC)
 smooth_mrr_loss = loss_function(MRR)
+smooth_ndcg_loss = loss_function(NDCG)

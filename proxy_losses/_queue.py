@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, SupportsIndex, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from ._checks import check_batch, check_bool, check_int, check_row_extras, is_la
 from ._numerics import size_known
 from ._old_names import takes_old_names
 
+_NO_GAINS = torch.ones(0, dtype=torch.float32, device="cpu")  # of states saved before there were
 NO_QUERY = torch.iinfo(torch.int64).min  # query id of rows stored without one
 
 
@@ -37,6 +38,7 @@ class QueueState(NamedTuple):
     ignore_index: Tensor  # [] int64, class id of rows that do not count
     query_ids: Tensor  # [capacity] int64 query ids, or [0] until a batch brings some
     label_mask: Tensor  # [capacity, C] bool, known labels; or [0, C] until a batch brings a mask
+    gains: Tensor = _NO_GAINS  # [capacity, C] float32, of the positives; or [0] until some come
 
 
 def init_queue(
@@ -86,6 +88,7 @@ def init_queue(
         ignore_index=torch.full((), ignore_index, dtype=torch.int64, device=device),
         query_ids=torch.zeros(0, dtype=torch.int64, device=device),
         label_mask=torch.ones(0, num_classes, dtype=torch.bool, device=device),
+        gains=torch.ones(0, dtype=torch.float32, device=device),
     )
 
 
@@ -112,6 +115,7 @@ def reset_queue(queue: QueueState) -> QueueState:
         enqueued=torch.zeros_like(queue.enqueued),
         query_ids=torch.full_like(queue.query_ids, NO_QUERY),
         label_mask=torch.ones_like(queue.label_mask),
+        gains=torch.ones_like(queue.gains),
     )
 
 
@@ -119,7 +123,7 @@ def reset_queue(queue: QueueState) -> QueueState:
 def enqueue(
     queue: QueueState, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None,
     iid_mask: Tensor | None = None, query_ids: Tensor | None = None,
-    label_mask: Tensor | None = None, where: Tensor | None = None,
+    label_mask: Tensor | None = None, gains: Tensor | None = None, where: Tensor | None = None,
 ) -> QueueState:  # fmt: skip
     """Store a batch over the oldest rows; of a batch above capacity the last rows remain.
 
@@ -132,6 +136,8 @@ def enqueue(
         query_ids: [N] integer query ids or None; rows stored without one are in no query.
         label_mask: [N, C] bool, labels that are known, or None for all; a row does not count for
             a class whose label is unknown.
+        gains: [N, C] floating >= 0, gains of the positives, or None for 1; `smooth_ndcg_loss`
+            makes targets and gains from relevance grades.
         where: [] bool or None; False stores nothing, as does a batch of 0 rows.
 
     Returns:
@@ -150,15 +156,16 @@ def enqueue(
     num_classes = queue.logits.shape[1]
     check_batch(logits, targets, num_classes)
     n = logits.shape[0]
-    check_row_extras(logits.shape, sample_weight, iid_mask, query_ids, label_mask)
+    check_row_extras(logits.shape, sample_weight, iid_mask, query_ids, label_mask, gains)
     if where is not None:
         check_bool("where", where)
         if where.dim():
             raise ValueError(f"where must be one bool for the whole batch, got {list(where.shape)}")
     known, turns = size_known(n), is_labels(targets) and not is_labels(queue.targets)
     if known and turns and (not n or _is_false(where)):
-        return QueueState(*(field.clone() for field in _with_room(queue, query_ids, label_mask)))
-    queue = match_queue(queue, targets, query_ids, label_mask)
+        room = _with_room(queue, query_ids, label_mask, gains)
+        return QueueState(*(field.clone() for field in room))
+    queue = match_queue(queue, targets, query_ids, label_mask, gains)
     with_ids = queue.query_ids.numel() > 0
     if with_ids and query_ids is None:
         query_ids = torch.full_like(logits[:, 0], NO_QUERY, dtype=torch.int64)
@@ -174,22 +181,32 @@ def enqueue(
         label_mask=(
             put(queue.label_mask, label_mask) if queue.label_mask.numel() else queue.label_mask
         ),
+        gains=put(queue.gains, gains) if queue.gains.numel() else queue.gains,
         enqueued=torch.where(where, enqueued, queue.enqueued),
     )
 
 
-def next_slots(queue: QueueState, n: int) -> tuple[int, Tensor]:
+class Ring(Protocol):
+    """A state with a row for each slot in its first field."""
+
+    def __getitem__(self, field: SupportsIndex, /) -> Tensor: ...
+
+    @property
+    def enqueued(self) -> Tensor: ...
+
+
+def next_slots(queue: Ring, n: int) -> tuple[int, Tensor]:
     """Of n rows how many to drop, and the slots of the others."""
-    capacity = queue.logits.shape[0]
+    capacity = queue[0].shape[0]
     if n >= capacity:  # only the last rows survive; they start a new turn at slot 0
         return n - capacity, torch.arange(capacity, device=queue.enqueued.device)
     slots = torch.arange(n, device=queue.enqueued.device)
     return 0, (queue.enqueued + slots) % capacity
 
 
-def counter_after(queue: QueueState, n: int) -> Tensor:
+def counter_after(queue: Ring, n: int) -> Tensor:
     """The counter after n rows in the slots of `next_slots`."""
-    capacity = queue.logits.shape[0]
+    capacity = queue[0].shape[0]
     if n < capacity:
         return queue.enqueued + n
     last = queue.enqueued + n + capacity - 1
@@ -199,7 +216,7 @@ def counter_after(queue: QueueState, n: int) -> Tensor:
 Put: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]  # a field and its new rows, None for 1
 
 
-def into_slots(queue: QueueState, n: int, where: Tensor) -> tuple[Put, Tensor]:
+def into_slots(queue: Ring, n: int, where: Tensor) -> tuple[Put, Tensor]:
     """How to write n rows over the oldest, and the counter after them."""
     drop, slots = next_slots(queue, n)
 
@@ -214,12 +231,12 @@ def into_slots(queue: QueueState, n: int, where: Tensor) -> tuple[Put, Tensor]:
     return put, counter_after(queue, n)
 
 
-def into_all_slots(queue: QueueState, n: int, where: Tensor) -> tuple[Put, Tensor]:
+def into_all_slots(queue: Ring, n: int, where: Tensor) -> tuple[Put, Tensor]:
     """`into_slots` without a branch on the number of rows, which compiled gathers do not know.
 
     Every slot looks up its row, so all slots are written: `into_slots` is cheaper.
     """
-    capacity = queue.logits.shape[0]
+    capacity = queue[0].shape[0]
     end = queue.enqueued + n
     turn = end + (capacity - 1) - (end + capacity - 1) % capacity
     end = torch.where(torch.zeros_like(end) + n >= capacity, turn, end)
@@ -258,10 +275,11 @@ def _is_false(where: Tensor | None) -> bool:
 
 
 def match_queue(
-    queue: QueueState, targets: Tensor, query_ids: Tensor | None, label_mask: Tensor | None
-) -> QueueState:
+    queue: QueueState, targets: Tensor, query_ids: Tensor | None, label_mask: Tensor | None,
+    gains: Tensor | None,
+) -> QueueState:  # fmt: skip
     """The queue with room for what a batch brings; rows with other targets are dropped."""
-    queue = _with_room(queue, query_ids, label_mask)
+    queue = _with_room(queue, query_ids, label_mask, gains)
     if is_labels(targets) == is_labels(queue.targets):
         return queue
     if is_labels(queue.targets):
@@ -274,14 +292,16 @@ def match_queue(
 
 
 def _with_room(
-    queue: QueueState, query_ids: Tensor | None, label_mask: Tensor | None
+    queue: QueueState, query_ids: Tensor | None, label_mask: Tensor | None, gains: Tensor | None
 ) -> QueueState:
-    """The queue with room for query_ids and label_mask, if there are any."""
+    """The queue with room for query_ids, label_mask and gains, if there are any."""
     if query_ids is not None and not queue.query_ids.numel():
         ids = torch.full_like(queue.iid_mask, NO_QUERY, dtype=torch.int64)
         queue = queue._replace(query_ids=ids)
     if label_mask is not None and not queue.label_mask.numel():
         queue = queue._replace(label_mask=torch.ones_like(queue.logits, dtype=torch.bool))
+    if gains is not None and not queue.gains.numel():
+        queue = queue._replace(gains=torch.ones_like(queue.logits, dtype=torch.float32))
     return queue
 
 

@@ -50,6 +50,11 @@ def default_group() -> ProcessGroup:
     return dist.group.WORLD  # type: ignore[return-value]
 
 
+def default_rank() -> int:
+    """Of this process among all; compiled code knows it."""
+    return dist.get_rank()
+
+
 def _group(name: str) -> ProcessGroup:
     return dist.distributed_c10d._resolve_process_group(name)  # type: ignore[attr-defined, arg-type]
 

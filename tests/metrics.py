@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, ndcg_score, roc_auc_score
 from torch import Tensor
 
 from proxy_losses._metrics import METRICS as RECORDS
 from proxy_losses._metrics import Example, examples
+from proxy_losses._metrics._record import reads_gains
 
 from . import reference
 
@@ -33,8 +34,10 @@ class Metric(NamedTuple):
     counts: Callable[..., Tensor]  # (scores, pos, valid, weight)
     needs_negative: bool
     tau_of_spread: bool  # tau multiplies a spread of the scores
+    graded: bool  # its second argument are gains
     exact: Callable[..., float] | None = None  # (scores, pos): the metric it becomes as tau -> 0
     perfect: float = 1.0  # value as tau -> 0 when all positives lead
+    worst: float = 0.1  # above its value as tau -> 0 when 4 positives come last among 40 rows
     least: float = 0.0  # below which it never is
     most: float = 1.0  # above which it never is
     # (scores, pos, weight) -> value of any scores in plain torch, at TAU, with what is a constant
@@ -151,6 +154,19 @@ def frozen_at(scores, pos, weight, *, ks: tuple[int, ...], over: str) -> Thresho
     return value
 
 
+def frozen_ndcg(scores: Tensor, pos: Tensor, weight: Tensor, *, k: int) -> Threshold:
+    ordered, gain = scores.sort(descending=True).values, torch.where(pos, weight, 0.0)
+    middle = (ordered[..., k - 1 : k] + ordered[..., k : k + 1]) / 2
+    at, best = moving(middle, scores, torch.ones_like(pos), TAU), gain.topk(k).values
+    ideal = (best / (torch.arange(k) + 2.0).double().log2()).sum(-1)
+
+    def value(s: Tensor) -> Tensor:
+        rank = 0.5 + torch.sigmoid((s[..., None, :] - s[..., :, None]) / TAU).sum(-1)
+        return (gain * torch.sigmoid((s - at(s)) / TAU) / (1.0 + rank).log2()).sum(-1) / ideal
+
+    return value
+
+
 def of_places(ks: tuple[int, ...], over: str) -> dict[str, Any]:
     forms = {"exact": exact_at, "frozen": frozen_at}
     return {what: functools.partial(form, ks=ks, over=over) for what, form in forms.items()}
@@ -165,6 +181,12 @@ MORE: dict[str, dict[str, Any]] = {
     "smooth_ap": {"exact": lambda s, p: average_precision_score(p, s)},
     "smooth_auroc": {"exact": lambda s, p: roc_auc_score(p, s)},
     "smooth_auroc_logistic": {"least": -math.inf},
+    "smooth_ndcg": {"exact": lambda s, p: ndcg_score([p], [s]), "worst": 0.3},
+    "smooth_ndcg_k=3": {
+        "exact": lambda s, p: ndcg_score([p], [s], k=3),
+        "most": math.inf,
+        "frozen": functools.partial(frozen_ndcg, k=3),
+    },
     "smooth_mrr": {"exact": lambda s, p: 1.0 / (1 + (s[~p] > s[p].max()).sum())},
     **{
         f"{name}_{how}": {"exact": exact, "frozen": functools.partial(frozen, threshold)}
@@ -205,6 +227,7 @@ def as_tested(name: str, example: Example) -> Metric:
         counts,
         record.needs_negative,
         record.own_spread,
+        reads_gains(record),
         **MORE.get(name, {}),
     )
 

@@ -67,6 +67,24 @@ def smooth_mrr(scores, pos, tau, valid=None, weight=None) -> float:
     return 1.0 / rank
 
 
+def smooth_ndcg(scores, gains, tau, valid=None, weight=None, k=None) -> float:
+    rows = [j for j in range(len(scores)) if valid is None or valid[j]]
+    g = {j: float(gains[j]) * (1.0 if weight is None else float(weight[j])) for j in rows}
+    best = sorted(g.values(), reverse=True)
+    if not best or best[0] == best[-1]:
+        return 0.0
+    ideal = sum(x / math.log2(1 + place) for place, x in enumerate(best[:k], 1))
+    ordered = sorted((scores[j] for j in rows), reverse=True)
+    total = 0.0
+    for i in rows:
+        if g[i] > 0:
+            part = g[i] / math.log2(1.0 + soft_rank(scores, i, rows, tau))
+            if k is not None and k < len(rows):
+                part *= sigmoid((scores[i] - (ordered[k - 1] + ordered[k]) / 2) / tau)
+            total += part
+    return total / ideal
+
+
 def recall_at_quantile(
     scores, pos, tau, valid=None, weight=None, quantile=0.005, interpolation="higher"
 ) -> float:

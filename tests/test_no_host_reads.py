@@ -16,6 +16,7 @@ from torch import Tensor
 import proxy_losses as P
 from proxy_losses._checks import INTERPOLATIONS
 from proxy_losses._metrics import METRICS
+from proxy_losses._retrieval import BY_NAME
 from proxy_losses.nn import _late
 
 from .launches import launches, watched
@@ -213,6 +214,32 @@ def test_queues(n):
 # -- losses
 
 
+@pytest.mark.parametrize(("name", "labels"), [("ap", 3), *((name, None) for name in BY_NAME)])
+def test_retrieval_losses(name, labels):
+    """The module, alone and with its memory, and the function; in a wrapper's blend too."""
+    known = {"memory_size": 8, "embedding_dim": 4, "num_labels": labels}
+    loss_fn = P.RetrievalLoss(name, **known).to(META)
+    wrapper = P.LossWarmupWrapper(lambda x, y: (x * x).mean(), loss_fn, blend_steps=9,
+                                  warmup_steps=0)  # fmt: skip
+    memory = P.init_memory(8, 4, num_labels=labels, device=META)
+    addresses = [id(buffer) for buffer in loss_fn.buffers()]
+    for n in (6, 9):
+        tags = ids if labels is None else lambda rows: mask(rows, labels)
+        x, refs, more = scores(n, 4), scores(5, 4), {"row_ids": ids(n)}
+        given = {"ref_embeddings": refs, "ref_labels": tags(5), "ref_row_ids": ids(5)}
+        with watched():
+            wrapper.on_train_batch_start(n)
+            for call in (loss_fn, loss_fn.eval(), wrapper.train()):
+                back(call(x, tags(n), **more), x)
+            back(loss_fn(x, tags(n), **more, **given), x, refs)
+            loss, memory = P.retrieval_loss(x, tags(n), memory, floats(), metric=name)
+            back(loss, x)
+            for grades in (mask(n, 5), floats(n, 5)):
+                back(P.RetrievalLoss(name)(x, grades, refs), x, refs)
+            P.reset_memory(memory)
+    assert [id(buffer) for buffer in loss_fn.buffers()] == addresses
+
+
 @every_example
 @pytest.mark.parametrize("classes", [1, 10])
 @pytest.mark.parametrize("capacity", [None, 8])
@@ -253,7 +280,9 @@ OPTIONS = [
 
 def takes(make, options) -> bool:
     known = inspect.signature(type(make())).parameters.keys()
-    return options.keys() <= known and (make is pauc or "surrogate" not in options)
+    if "surrogate" in options and make is not pauc:
+        return False
+    return options.keys() <= known and not ("k" in options and make()._graded)  # of one k
 
 
 @pytest.mark.parametrize("classes", [1, 10])
@@ -348,7 +377,9 @@ def step(make, classes: int = 1, batch: int = 512, **options) -> int:
 
 # Our two ops count as eight each, a sort as four. What these are is in `launches`.
 REACHED = {"smooth_ap": 40, "recall_at_quantile": 66, "partial_auc": 83, "smooth_mrr": 114}
-REACHED |= dict.fromkeys(("precision_at_k", "recall_at_k"), 108)  # thresholds with a gradient: 25
+REACHED |= {"smooth_ndcg": 90} | dict.fromkeys(
+    ("precision_at_k", "recall_at_k"), 108
+)  # thresholds with a gradient: 25
 
 
 @every_loss

@@ -29,6 +29,7 @@ LACKS = {
     "smooth_ap_defined": {"Raises"},  # nothing is checked
     "smooth_auroc_defined": {"Raises"},
     "smooth_mrr_defined": {"Raises"},
+    "smooth_ndcg_defined": {"Raises"},
     "recall_defined": {"Raises"},
     "score_spread": {"Raises"},
     "queue_rows": {"Raises"},
@@ -42,7 +43,7 @@ NO_FORMULA = {
     "all_gather_no_grad", "all_gather_with_grad", "enqueue", "query_lists", "init_queue",
     "init_schedule", "make_compute_loss", "partial_auc_defined", "queue_rows", "recall_defined",
     "reset_queue", "set_debug", "smooth_ap_defined", "smooth_auroc_defined", "smooth_mrr_defined",
-    "start_epoch", "start_step", "state_temp", "state_weight", "world_size",
+    "smooth_ndcg_defined", "start_epoch", "start_step", "state_temp", "state_weight", "world_size",
 }  # fmt: skip
 MODULES = reference.public_modules()
 NAMES = [

@@ -122,6 +122,9 @@ RANKING: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     "smooth_mrr": lambda s, p, v, w, iid, live, t: P.smooth_mrr(
         s, p, t, valid_mask=v, sample_weight=w
     ),
+    "smooth_ndcg": lambda s, p, v, w, iid, live, t: P.smooth_ndcg(
+        s, torch.where(p, s.detach().abs(), 0.0), t, k=9, valid_mask=v, sample_weight=w
+    ),
     "recall_at_quantile": lambda s, p, v, w, iid, live, t: P.recall_at_quantile(
         s, p, t, quantile=0.2, valid_mask=v, sample_weight=w, interpolation="linear"
     ),
@@ -161,6 +164,7 @@ RANKING: dict[str, Callable[..., Tensor | tuple[Tensor, ...]]] = {
     "smooth_ap_defined": lambda s, p, v, w, iid, live, t: P.smooth_ap_defined(p, v, w),
     "smooth_auroc_defined": lambda s, p, v, w, iid, live, t: P.smooth_auroc_defined(p, v, w),
     "smooth_mrr_defined": lambda s, p, v, w, iid, live, t: P.smooth_mrr_defined(p, v, w),
+    "smooth_ndcg_defined": lambda s, p, v, w, iid, live, t: P.smooth_ndcg_defined(p, v, w),
     "recall_defined": lambda s, p, v, w, iid, live, t: P.recall_defined(p, v, w),
     "partial_auc_defined": lambda s, p, v, w, iid, live, t: P.partial_auc_defined(
         s, p, beta=0.4, valid_mask=v, sample_weight=w, iid_mask=iid, live_mask=live
@@ -240,11 +244,13 @@ MODULES: dict[str, Callable] = {
     "PAUCAtBudgetLoss": loss_call(P.PAUCAtBudgetLoss, beta=0.4),
     "AUROCLoss": loss_call(P.AUROCLoss, surrogate="logistic"),
     "MRRLoss": loss_call(P.MRRLoss),
+    "NDCGLoss": loss_call(P.NDCGLoss),
     "PrecisionAtKLoss": loss_call(P.PrecisionAtKLoss, k=5),
     "RecallAtKLoss": loss_call(P.RecallAtKLoss, k=5),
     "smooth_ap_loss": function_call(P.smooth_ap_loss),
     "smooth_auroc_loss": function_call(P.smooth_auroc_loss),
     "smooth_mrr_loss": function_call(P.smooth_mrr_loss),
+    "smooth_ndcg_loss": function_call(P.smooth_ndcg_loss),
     "recall_at_quantile_loss": function_call(P.recall_at_quantile_loss, quantile=0.2),
     "partial_auc_loss": function_call(P.partial_auc_loss, beta=0.4),
     "precision_at_k_loss": function_call(P.precision_at_k_loss, k=5),

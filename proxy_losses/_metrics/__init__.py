@@ -7,11 +7,12 @@ from .recall import RECALL
 from .smooth_ap import SMOOTH_AP
 from .smooth_auroc import AUROC
 from .smooth_mrr import MRR
+from .smooth_ndcg import NDCG
 
 __all__ = [
-    "AUROC", "METRICS", "MRR", "PARTIAL_AUC", "PRECISION_AT_K", "RECALL", "RECALL_AT_K",
+    "AUROC", "METRICS", "MRR", "NDCG", "PARTIAL_AUC", "PRECISION_AT_K", "RECALL", "RECALL_AT_K",
     "SMOOTH_AP", "Example", "Found", "Metric", "Option", "examples", "over_lists", "table_row",
 ]  # fmt: skip
 
 # A new metric joins here.
-METRICS = (SMOOTH_AP, RECALL, PARTIAL_AUC, PRECISION_AT_K, RECALL_AT_K, AUROC, MRR)
+METRICS = (SMOOTH_AP, RECALL, PARTIAL_AUC, PRECISION_AT_K, RECALL_AT_K, AUROC, MRR, NDCG)

@@ -78,7 +78,8 @@ class Metric(NamedTuple):
     defined: Callable[..., Tensor]  # the public function that says which lists count
     options: tuple[Option, ...] = ()
     check: Callable[[Settings], None] | None = None  # raises for options out of range
-    # Of Lists, beside scores, pos, valid and weight: "iid", "live"; or what the settings ask for.
+    # Of Lists, beside scores, pos, valid and weight: "iid", "live", "gains"; or what the settings
+    # ask for.
     reads: tuple[str, ...] | Callable[[Settings], tuple[str, ...]] = ()
     temperature: float = 0.01  # default of the module
     own_spread: bool = False  # tau multiplies a spread of the metric's own: no temperature_unit
@@ -102,6 +103,11 @@ def reads_of(metric: Metric, settings: Settings) -> tuple[str, ...]:
 def defaults_of(metric: Metric) -> dict[str, Any]:
     """Settings that nobody chose."""
     return {o.name: o.default for o in metric.options}
+
+
+def reads_gains(metric: Metric) -> bool:
+    """Whether it is of graded relevance: targets of its loss are grades."""
+    return "gains" in reads_of(metric, defaults_of(metric))
 
 
 def check_settings(metric: Metric, settings: Settings, *, published: bool = False) -> None:
@@ -139,14 +145,15 @@ def of_arguments(
     """`over_lists` of what a caller of the metric's function gives: all of it is checked first."""
     check_settings(metric, settings)
     check_rtol(how.rtol)
-    check_tau(tau, check_lists(*lists[:4])[:-1])
+    check_tau(tau, check_lists(*lists[:4], gains=lists.gains)[:-1])
     return over_lists(metric, lists, tau, settings, how, stats=stats)
 
 
 def table_row(metric: Metric) -> str:
     """The metric's row in the README's table of pieces."""
     shown = "".join(f", {o.name}={o.default!r}" for o in metric.options if o.name == metric.shown)
-    call = f"`{metric.name}(scores, pos_mask, tau{shown})`"
+    labels = "gains" if reads_gains(metric) else "pos_mask"
+    call = f"`{metric.name}(scores, {labels}, tau{shown})`"
     return f"| {metric.table} | {call} | `{metric.module}` |"
 
 
@@ -166,8 +173,14 @@ class Example(NamedTuple):
 
 def examples(metrics: tuple[Metric, ...]) -> list[Example]:
     """Every example of every metric, under the name of the module and of what it chooses."""
+
+    def chosen(metric: Metric, settings: dict[str, Any]) -> list[str]:
+        optional = {o.name for o in metric.options if o.default is None}
+        told = {name: f"{name}={x}" for name, x in settings.items() if name in optional}
+        return [told.get(name, x) for name, x in settings.items() if name in told or type(x) is str]
+
     return [
-        Example(", ".join([m.module, *(x for x in s.values() if isinstance(x, str))]), m, dict(s))
+        Example(", ".join([m.module, *chosen(m, s)]), m, dict(s))
         for m in metrics
         for s in m.examples
     ]

@@ -190,7 +190,7 @@ def _settings(alpha: float, beta: float, surrogate: str, **others: object) -> Se
 def _checked(lists: Lists, tau: float | Tensor, settings: Settings, how: How) -> Found:
     check_settings(PARTIAL_AUC, settings)
     check_rtol(how.rtol)
-    scores, pos, valid, weight, iid, live = lists
+    scores, pos, valid, weight, iid, live = lists[:6]
     shape = check_lists(scores, pos, valid, weight, iid_mask=iid, live_mask=live)
     check_tau(tau, shape[:-1])
     found: Found = num.full_precision(_evaluate)(lists, tau, settings, how, stats=False)
@@ -209,7 +209,7 @@ def _evaluate(
     lists: Lists, tau: float | Tensor, settings: Settings, how: How, *, stats: bool
 ) -> Found:
     """The formula, over checked lists in full precision."""
-    scores, pos, valid, given, iid, live = lists
+    scores, pos, valid, given, iid, live = lists[:6]
     name = group_name(how.group)
     pos, negative = num.sides(pos, valid)
     reference = negative if iid is None else negative & iid

@@ -12,14 +12,14 @@ from .._numerics import beside
 from ..distributed import average_grad, group_name
 from . import op, shard  # noqa: F401  shard registers its ops
 from .lists import METHODS, How, Lists, Pairs
-from .phi import OUTRANKED, PRECISION, Phi
+from .phi import DISCOUNT, OUTRANKED, PRECISION, Phi
 
 if TYPE_CHECKING:
     from ..distributed import ProcessGroup
 
 __all__ = [
-    "PRECISION", "How", "Lists", "Phi", "SoftRanks", "default_rtol", "pairs_won", "rank_mean",
-    "rank_slopes", "sigmoid_sums", "soft_ranks", "softplus_sums",
+    "DISCOUNT", "PRECISION", "How", "Lists", "Phi", "SoftRanks", "default_rtol", "pairs_won",
+    "rank_mean", "rank_slopes", "sigmoid_sums", "soft_ranks", "softplus_sums",
 ]  # fmt: skip
 
 
@@ -192,8 +192,8 @@ def rank_mean(
         how: accuracy, method and processes.
 
     Returns:
-        (mean [...], defined [...] bool). A list counts if it has a positive of weight > 0 and a
-        negative; otherwise its mean is 0.
+        (mean [...], defined [...] bool). A list counts if it has a positive of weight > 0 and, if
+        phi needs one, a negative; otherwise its mean is 0.
     """
     how = how or How()
     scores, pos, valid, weight, *_ = lists

@@ -21,6 +21,7 @@ class Lists(NamedTuple):
     weight: Tensor | None = None  # [..., M] floating >= 0, read at valid positives; None for 1
     iid: Tensor | None = None  # [..., M] bool, rows that may set a band; None for all
     live: Tensor | None = None  # [..., M] bool, rows of the present batch; None for all
+    gains: Tensor | None = None  # [..., M] real >= 0, of the positives; None for 1
 
 
 class How(NamedTuple):

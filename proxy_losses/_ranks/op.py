@@ -109,7 +109,10 @@ def rank_mean(
     positives, *others = census.counts
     everyone = [rows] * lists if valid is None else others.pop(0)
     heavy, even = (positives, None) if weight is None else (others[0], others[1])
-    defined = [0 < n < m and h > 0 for n, m, h in zip(positives, everyone, heavy, strict=True)]
+    room = int(PHIS[phi].needs_negative)  # for negatives
+    defined = [
+        0 < n <= m - room and h > 0 for n, m, h in zip(positives, everyone, heavy, strict=True)
+    ]
     counting = pos.new_ones(lists) if all(defined) else torch.tensor(defined, device=pos.device)
     if not any(defined):
         return scores.new_zeros(lists), counting, scores.new_zeros(shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ class Phi(NamedTuple):
     # Value, d / dR, d / dR+; a derivative that is the same everywhere is a number.
     at: Callable[[Tensor, Tensor | float], tuple[Tensor, Tensor | float, Tensor | float]]
     mates: bool = True  # False where it depends on R - R+ alone: positives do not feel each other
+    needs_negative: bool = True  # a list without negatives does not count
 
 
 def define(phi: Phi) -> Phi:
@@ -42,5 +44,12 @@ def _outranked(rank: Tensor, rank_pos: Tensor | float) -> tuple[Tensor, float, f
     return rank - rank_pos, 1.0, -1.0
 
 
+def _discount(rank: Tensor, rank_pos: Tensor | float) -> tuple[Tensor, Tensor, float]:
+    past = rank + 1.0
+    value = math.log(2.0) / past.log()
+    return value, value.square() / (past * -math.log(2.0)), 0.0
+
+
 PRECISION = define(Phi("precision", _precision))
 OUTRANKED = define(Phi("outranked", _outranked, mates=False))  # negatives above, softly counted
+DISCOUNT = define(Phi("discount", _discount, needs_negative=False))  # 1 / log2(1 + R)

@@ -126,7 +126,8 @@ def rank_mean(
     census = look(scores, tau, [heavy.sum(1), negative.sum(1)], group)
     scores, tau = _sound(scores.contiguous(), tau)
     broken = torch.tensor(census.broken, device=scores.device)
-    defined = [a > 0 and b > 0 for a, b in zip(*census.counts, strict=True)]
+    alone = not PHIS[phi].needs_negative
+    defined = [a > 0 and (b > 0 or alone) for a, b in zip(*census.counts, strict=True)]
     counting = torch.tensor(defined, device=scores.device)
     if any(defined):
         every = [x for x in (scores, pos, valid, weight) if x is not None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from ..nn import LossWarmupWrapper, RankingLoss
+from ..nn import LossWarmupWrapper, ScheduledLoss
 
 
 def find_wrappers(root: nn.Module) -> dict[str, LossWarmupWrapper]:
@@ -22,9 +22,9 @@ def find_wrappers(root: nn.Module) -> dict[str, LossWarmupWrapper]:
     return found
 
 
-def own_queue_losses(root: nn.Module) -> dict[str, RankingLoss]:
+def own_queue_losses(root: nn.Module) -> dict[str, ScheduledLoss]:
     """The losses in a module whose queue is each process's own, by their path in it."""
-    losses = {n: m for n, m in root.named_modules() if isinstance(m, RankingLoss)}
+    losses = {n: m for n, m in root.named_modules() if isinstance(m, ScheduledLoss)}
     return {
         n: m for n, m in losses.items() if m.distributed == "shard" or m.gather_distributed is False
     }
@@ -33,7 +33,7 @@ def own_queue_losses(root: nn.Module) -> dict[str, RankingLoss]:
 def reset_losses(root: nn.Module) -> None:
     """Every ranking loss and every wrapper in a module as at the start of its first run."""
     for module in root.modules():
-        if isinstance(module, RankingLoss):
+        if isinstance(module, ScheduledLoss):
             temperature = module.temperature
             module.reset()
             module.temperature = temperature  # outside of a wrapper it is the user's

@@ -9,7 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .._checks import check_flag, warn_user
 from ..distributed import all_gather_no_grad
-from ..nn import LossWarmupWrapper, RankingLoss
+from ..nn import LossWarmupWrapper, ScheduledLoss
 from ._common import find_wrappers, own_queue_losses, progress, reset_losses
 
 if TYPE_CHECKING:
@@ -170,12 +170,12 @@ def _buffer_names(root: nn.Module) -> set[str]:
     return {
         f"{path}.{name}" if path else name
         for path, module in root.named_modules()
-        if isinstance(module, (RankingLoss, LossWarmupWrapper))
-        for name, _ in module.named_buffers(recurse=isinstance(module, RankingLoss))
+        if isinstance(module, (ScheduledLoss, LossWarmupWrapper))
+        for name, _ in module.named_buffers(recurse=isinstance(module, ScheduledLoss))
     }
 
 
-def _gather_queue(loss: RankingLoss) -> dict[str, Tensor]:
+def _gather_queue(loss: ScheduledLoss) -> dict[str, Tensor]:
     """[processes, ...] of every saved buffer of the queue that is not empty."""
     if loss._queue is None:
         return {}

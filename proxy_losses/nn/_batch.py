@@ -1,4 +1,4 @@
-"""What every loss module does to a batch before the mathematics: value checks and gathering."""
+"""What loss modules share: value checks of a batch, gathering, and what a wrapper schedules."""
 
 from __future__ import annotations
 
@@ -8,10 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._checks import MAX_WEIGHT, warn_user
+from .._checks import MAX_WEIGHT, as_number, check_temperature, warn_user
 from ..distributed import all_gather_with_grad, world_size
 from . import _late
 from ._state import StateModule
+
+UNFILLED = (
+    "the state of {name} is on the meta device: load_state_dict(..., assign=True), or "
+    "to_empty(device=...) and then load_state_dict, give it a place and values"
+)
 
 
 def as_floating(sample_weight: Any) -> Any:
@@ -113,6 +118,16 @@ class BatchLoss(StateModule):
                 "no gradient"
             )
 
+    def _judge_gains(self, said: Mapping[str, float], at: str = "") -> None:
+        """Raise about grades of this range, as of weights."""
+        low, high = said["least gain"], said["largest gain"]
+        if not (low >= 0 and high < MAX_WEIGHT):
+            raise ValueError(
+                f"{at}targets, which are relevance grades, must be finite and >= 0, below "
+                f"{MAX_WEIGHT:.1e}, got {low if not low >= 0 else high}; where a grade is missing "
+                "pass label_mask=, [N, C] bool, False there"
+            )
+
     def __getstate__(self) -> dict[str, Any]:
         """A copy may land in another process group: it decides for itself whether to gather."""
         return {**self.__dict__, "_gather_resolved": None, "_pending": None}
@@ -130,3 +145,88 @@ class BatchLoss(StateModule):
         # One call: fewer collectives, and in a compiled function the results share one size.
         found = iter(all_gather_with_grad(inputs, *(r.detach() for r in rows if r is not None)))
         return next(found), *(None if r is None else next(found) for r in rows)
+
+
+class ScheduledLoss(BatchLoss):
+    """A loss with a temperature and, if it has one, a queue: what a `LossWarmupWrapper` moves."""
+
+    distributed = "gather"
+    _queue: Any  # a module with a `reset()`, or None
+    _tau: Tensor
+    _no_grad_warned = False
+
+    def add_temperature(self, value: float) -> None:
+        """Register the temperature; `fill` gives it this value."""
+        value = as_number("temperature", value)
+        check_temperature("temperature", value)
+        self._first_temperature = float(value)
+        self.add_state("_tau", (), torch.float64)
+
+    def fill(self) -> None:
+        """The temperature of the constructor; the queue is a module of its own."""
+        self._tau.fill_(self._first_temperature)
+
+    @property
+    def temperature(self) -> float:
+        """Temperature in units of the scores; writable, and saved with the queue.
+
+        It lives in a buffer, on the device of the module: asking for it may wait for the device,
+        training does not. On the meta device, where there are no numbers, it is the constructor's.
+        A checkpoint that has none leaves it as it is.
+        """
+        return self._first_temperature if self._tau.is_meta else float(self._tau)
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        value = as_number("temperature", value)
+        check_temperature("temperature", value)
+        self._tau.fill_(float(value))
+
+    def reset_queue(self) -> None:
+        """Empty the queue."""
+        if self._queue is not None:
+            self._queue.reset()
+
+    def reset(self) -> None:
+        """Start anew: no stored rows, the temperature of the constructor, no warning given yet.
+
+        Settings that were overwritten since stay. For a run of its own with the same loss, as in
+        cross-validation.
+
+        Example:
+            >>> loss_fn = SmoothAPLoss(1, queue_size=8, temperature=0.5)
+            >>> first = loss_fn(torch.tensor([[0.3], [0.1]]), torch.tensor([0, 1]))
+            >>> loss_fn.temperature = 0.1
+            >>> loss_fn.reset()
+            >>> bool(loss_fn(torch.tensor([[0.3], [0.1]]), torch.tensor([0, 1])) == first)
+            True
+        """
+        self.reset_queue()
+        self.fill()
+        self._forget_warnings()
+        self._pending = None
+
+    def _forget_warnings(self) -> None:
+        """What was said may be said again."""
+        self._zero_weight_warned = self._no_grad_warned = False
+
+    def problems_with(self, state_dict: dict[str, Any], prefix: str) -> list[str]:
+        """What keeps a checkpoint from being loaded."""
+        raise NotImplementedError
+
+    def _begin(self, inputs: Tensor) -> None:
+        if self._tau.is_meta and not inputs.is_meta:
+            raise RuntimeError(UNFILLED.format(name=type(self).__name__))
+        super()._begin(inputs)
+
+    def _warn_no_grad(self, rows: int) -> None:
+        """Say once that rows are stored which look like those of a validation."""
+        if torch.compiler.is_compiling() or self._no_grad_warned or self._queue is None:
+            return
+        if rows and not torch.is_grad_enabled():
+            self._no_grad_warned = True
+            warn_user(
+                f"{type(self).__name__}: rows are stored in the queue while gradients are "
+                "disabled, as in a validation whose loss was left in training mode: call "
+                "loss.eval() first, or pass store=False"
+            )

@@ -7,9 +7,8 @@ parts before the error, and keys that are missing or too many it reports after l
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from .._checks import is_labels
 from .._lists import Batch
 from ..distributed import all_reduce, rank_and_size
 from ._batch import readable
-from ._state import StateModule
+from ._seal import AVERAGED, SealedState, seal_of
 
 # Names of buffers are those of imbalanced-losses, so that its checkpoints load. Flags are bytes:
 # torch averages no bool.
@@ -30,31 +29,19 @@ _BUFFERS = {
     "enqueued": "_q_enqueued",
     "query_ids": "_q_query_ids",
     "label_mask": "_q_label_mask",
+    "gains": "_q_gains",
 }
 _IDS, _LABELS = "_q_targets", "_q_labels"
 ROWS = {f: b for f, b in _BUFFERS.items() if f != "enqueued"}  # fields with a row for each slot
-PLAIN = {"sample_weight": 1, "iid_mask": 1, "query_ids": q.NO_QUERY, "label_mask": 1}  # for None
+# What stands for None.
+PLAIN = {"sample_weight": 1, "iid_mask": 1, "query_ids": q.NO_QUERY, "label_mask": 1, "gains": 1}
 
-T = TypeVar("T", int, Tensor)
 NOBODY = -1
-ONES = ("sample_weight", "iid_mask", "label_mask")  # fields in which 1 or True stands for None
-_TURN, _FACTOR, _BITS = 2**40, 2**21 - 9, 0x14057B7EF767814F  # of the seal, below 2^63
-
-
-def _seal_of(count: T) -> T:
-    """A number of many digits, not linear in the counter: no average of two is that of a third."""
-    return count % _TURN * _FACTOR ^ _BITS
-
-
-AVERAGED = (
-    "the memory queue of this loss was averaged or never filled: its rows, class ids and counter "
-    "belong to no batch. An average (torch's AveragedModel, Lightning's WeightAveraging) must "
-    "leave buffers alone, use_buffers=False; reset() or reset_queue() empties the queue of a copy"
-)
+ONES = ("sample_weight", "iid_mask", "label_mask", "gains")  # where it is 1 or True
 OTHER_KIND = "this queue stores multi-label targets: expected [N, C] labels, got [N] class ids"
 
 
-class MemoryQueue(StateModule):
+class MemoryQueue(SealedState):
     """Remembers a `QueueState` between calls and in checkpoints.
 
     Class ids and labels have a buffer each, as far as `multi_label` leaves open which will come:
@@ -70,18 +57,16 @@ class MemoryQueue(StateModule):
     _q_iid: Tensor  # [capacity] 0 or 1
     _q_query_ids: Tensor
     _q_label_mask: Tensor  # [capacity, C] 0 or 1
-    _q_enqueued: Tensor
+    _q_gains: Tensor  # [capacity, C] of the positives; for metrics that read gains alone
     _q_owner: Tensor  # [] the process whose rows they are, see `check_owner`
-    _q_seal: Tensor  # [] a function of the counter that no average keeps
-    _q_mark: Tensor  # [1] the seal as a floating number: some averages leave integers alone
 
     def __init__(
-        self, capacity: int, num_classes: int, ignore_index: int, multi_label: bool | None = None
-    ) -> None:
+        self, capacity: int, num_classes: int, ignore_index: int, multi_label: bool | None = None,
+        *, gains: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.ignore_index = ignore_index
         self.multi_label = False if num_classes == 1 else multi_label
-        self._left: dict[str, tuple[weakref.ref[Tensor], int]] = {}
         with torch.inference_mode(False):  # a constant, made once
             self._ignored = torch.full((), ignore_index, dtype=torch.int64, device="cpu")
         rows, number = (capacity,), ()
@@ -96,11 +81,11 @@ class MemoryQueue(StateModule):
         self.add_state("_q_iid", rows, torch.uint8)
         self.add_state("_q_query_ids", rows, torch.int64)
         self.add_state("_q_label_mask", (capacity, num_classes), torch.uint8)
-        self.add_state("_q_enqueued", number, torch.int64)
+        if gains:
+            self.add_state("_q_gains", (capacity, num_classes), torch.float32)
+        self.rows = {f: name for f, name in ROWS.items() if name in self._buffers}
         self.add_state("_q_owner", number, torch.int64)
-        self.add_state("_q_seal", number, torch.int64)
-        # Not []: torch.compile takes that for a Python number and forgets what is written.
-        self.add_state("_q_mark", (1,), torch.float64)
+        self.add_seal()
         self.fill()
 
     @torch.no_grad()
@@ -108,14 +93,14 @@ class MemoryQueue(StateModule):
         """Empty the queue."""
         for name, value in self._empty().items():
             self._buffers[name].fill_(value)  # type: ignore[union-attr]
-        self.see_ones(*PLAIN)
+        self.see_ones(*(field for field in PLAIN if _BUFFERS[field] in self._buffers))
         self._remember("_q_seal")
 
     def _empty(self) -> dict[str, float]:
         """Values of the buffers of an empty queue."""
         values: dict[str, float] = dict.fromkeys((_LABELS, "_q_multi_label", "_q_logits"), 0)
         values |= {_IDS: self.ignore_index, "_q_owner": NOBODY, "_q_enqueued": 0}
-        values |= {"_q_seal": _seal_of(0), "_q_mark": float(_seal_of(0))}
+        values |= {"_q_seal": seal_of(0), "_q_mark": float(seal_of(0))}
         values |= {ROWS[field]: value for field, value in PLAIN.items()}
         return {name: value for name, value in values.items() if name in self._buffers}
 
@@ -154,7 +139,8 @@ class MemoryQueue(StateModule):
         return state
 
     def _seen_by(self, labels: bool) -> q.QueueState:
-        found = {field: self._buffers[name] for field, name in _BUFFERS.items()}
+        found = {field: self._buffers[name] for field, name in self.rows.items()}
+        found["enqueued"] = self._q_enqueued
         # In compiled code and under transforms bytes are no flags by another name.
         plain = readable(self._q_enqueued)
         flags = (lambda x: x.view(torch.bool)) if plain else torch.Tensor.bool
@@ -164,10 +150,6 @@ class MemoryQueue(StateModule):
         if self._q_enqueued.device != self._ignored.device:
             found["ignore_index"] = torch.full_like(self._q_enqueued, self.ignore_index)
         return q.QueueState(**found)  # type: ignore[arg-type]
-
-    def _tells(self) -> bool:
-        """Whether Python may ask for the value of a buffer: on the CPU, in eager code."""
-        return self._q_enqueued.is_cpu and readable(self._q_enqueued)
 
     def _turns(self, labels: bool) -> bool:
         """Whether rows of this kind would be the first of their kind."""
@@ -187,7 +169,7 @@ class MemoryQueue(StateModule):
         """Take over what `enqueue` made of `view` and of the batch; False stores nothing."""
         labels = is_labels(state.targets)
         plain = () if batch is None else self.plain()
-        for field, name in ROWS.items():
+        for field, name in self.rows.items():
             if field not in plain or getattr(batch, field) is not None:
                 self._buffers[name].copy_(getattr(state, field))  # type: ignore[union-attr]
         (self._q_labels if labels else self._q_targets).copy_(state.targets)
@@ -216,10 +198,7 @@ class MemoryQueue(StateModule):
             self._q_targets.copy_(ignored)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """What is known of the values stays known where they are moved."""
-        stayed = [name for name in self._left if self._stayed(name)]
         moved = super()._apply(fn, recurse)
-        self._remember(*stayed)
         self._ignored = torch.full_like(self._q_enqueued, self.ignore_index)
         return moved
 
@@ -239,7 +218,7 @@ class MemoryQueue(StateModule):
         state = self._seen_by(labels) if where is None else self.view(batch.targets)
         drop, slots = q.next_slots(state, n)
         plain = self.plain()
-        into = {field: self._buffers[name] for field, name in ROWS.items()}
+        into = {field: self._buffers[name] for field, name in self.rows.items()}
         into["targets"] = self._q_labels if labels else self._q_targets
         for field, buffer in into.items():
             assert buffer is not None
@@ -276,17 +255,15 @@ class MemoryQueue(StateModule):
         state = self.view(targets)
         self.store(q.enqueue(state, logits, targets, sample_weight=sample_weight, iid_mask=is_iid))
 
-    def reset(self) -> None:
-        """Empty the queue."""
-        self.fill()
-
     # -- what is known without asking
 
     def plain(self) -> tuple[str, ...]:
         """Fields known to hold nothing but what stands for None: they did, and stayed as is."""
         if torch.compiler.is_compiling():
             return ()
-        return tuple(field for field in PLAIN if self._stayed(_BUFFERS[field]))
+        return tuple(
+            field for field in PLAIN if field not in self.rows or self._stayed(ROWS[field])
+        )
 
     def ones(self) -> tuple[str, ...]:
         """Those of `plain` in which 1 or True stands for None."""
@@ -296,49 +273,7 @@ class MemoryQueue(StateModule):
         """Remember that these fields hold nothing but what stands for None."""
         self._remember(*(_BUFFERS[field] for field in fields))
 
-    def _remember(self, *names: str) -> None:
-        if torch.compiler.is_compiling():
-            return
-        for name in names:
-            buffer = self._buffers[name]
-            assert buffer is not None
-            self._left[name] = weakref.ref(buffer), buffer._version
-
-    def _stayed(self, name: str) -> bool:
-        """Whether nobody wrote to the buffer since it was remembered."""
-        ref, version = self._left.get(name, (None, 0))
-        buffer = self._buffers[name]
-        # By identity: weak references compare what they refer to.
-        return ref is not None and id(ref()) == id(buffer) and buffer._version == version  # type: ignore[union-attr]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy has tensors of its own."""
-        return {**self.__dict__, "_left": {}}
-
-    # -- whether they are rows
-
-    def _sign(self) -> None:
-        """Seal the counter that was just written."""
-        if self._tells():
-            seal = _seal_of(int(self._q_enqueued))
-            self._q_seal.fill_(seal)
-            self._q_mark.fill_(float(seal))
-        else:
-            self._q_seal.copy_(_seal_of(self._q_enqueued))
-            self._q_mark.copy_(self._q_seal)
-        self._remember("_q_seal")
-
-    def is_sound(self) -> bool:
-        """False for an average of states and for memory that was never written; for the CPU."""
-        seal = int(self._q_seal)
-        return seal == _seal_of(int(self._q_enqueued)) and float(self._q_mark) == float(seal)
-
-    def doubts(self) -> Tensor | None:
-        """[] bool, `is_sound` where Python may not ask; None where it is known."""
-        if self._tells() or (not torch.compiler.is_compiling() and self._stayed("_q_seal")):
-            return None
-        sealed = self._q_seal == _seal_of(self._q_enqueued)
-        return sealed & (self._q_mark[0] == self._q_seal.to(self._q_mark.dtype))
+    # -- whose they are
 
     def check_owner(self, group: str) -> None:
         """Raise on every process if the rows of one were replaced by those of another."""
@@ -389,10 +324,10 @@ class MemoryQueue(StateModule):
         targets = saved.get(prefix + _IDS)
         if targets is not None and targets.dim() == 2:
             saved[prefix + _LABELS] = saved.pop(prefix + _IDS)
-        for name in (_IDS, _LABELS, "_q_multi_label"):
+        for name in (_IDS, _LABELS, "_q_multi_label", "_q_gains"):
             if name not in self._buffers:
                 saved.pop(prefix + name, None)
-        give("_q_seal", _seal_of(saved[prefix + "_q_enqueued"].to(torch.int64)))
+        give("_q_seal", seal_of(saved[prefix + "_q_enqueued"].to(torch.int64)))
         give("_q_mark", saved[prefix + "_q_seal"])
         for name, value in {**self._empty(), "_q_multi_label": int(labels)}.items():
             give(name, value)
@@ -454,6 +389,7 @@ def queue_problems(queue: MemoryQueue, saved: dict[str, Any], prefix: str) -> li
         "_q_ptr": [(1,), ()],
         "_q_query_ids": [(0,), (capacity,)],
         "_q_label_mask": [(0, classes), (capacity, classes)],
+        "_q_gains": [(capacity, classes)],
         "_q_owner": [()],
         "_q_seal": [()],
         "_q_mark": [(1,)],

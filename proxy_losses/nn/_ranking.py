@@ -17,7 +17,6 @@ from .._checks import (
     REDUCTIONS,
     TEMPERATURE_UNITS,
     as_list_shape,
-    as_number,
     check_batch,
     check_choice,
     check_flag,
@@ -28,16 +27,32 @@ from .._checks import (
 )
 from .._lists import NOTHING, Batch, Known, Pool
 from .._losses import REQUIRED, Arguments, Options
-from .._metrics import AUROC, MRR, PARTIAL_AUC, PRECISION_AT_K, RECALL, RECALL_AT_K, SMOOTH_AP
-from .._metrics._record import Found, Metric, Option, Settings, check_settings, reads_of
+from .._metrics import (
+    AUROC,
+    MRR,
+    NDCG,
+    PARTIAL_AUC,
+    PRECISION_AT_K,
+    RECALL,
+    RECALL_AT_K,
+    SMOOTH_AP,
+)
+from .._metrics._record import (
+    Found,
+    Metric,
+    Option,
+    Settings,
+    check_settings,
+    reads_gains,
+    reads_of,
+)
 from .._numerics import lift
 from .._old_names import takes_old_names
 from ..distributed import default_group, group_name
 from . import _late
-from ._batch import BatchLoss, as_floating, check_class_ids, judge_class_ids, readable
+from ._batch import ScheduledLoss, as_floating, check_class_ids, judge_class_ids, readable
 from ._published import PublishedNames
 from ._queue import (
-    AVERAGED,
     ONES,
     MemoryQueue,
     check_kind,
@@ -45,6 +60,7 @@ from ._queue import (
     queue_problems,
     refuse,
 )
+from ._seal import AVERAGED
 from ._state import guard
 
 if TYPE_CHECKING:
@@ -52,13 +68,9 @@ if TYPE_CHECKING:
 
 LossOutput: TypeAlias = Tensor | tuple[Any, ...]
 STRAY = torch.iinfo(torch.int64).max  # a class id that no class has
-UNFILLED = (
-    "the state of {name} is on the meta device: load_state_dict(..., assign=True), or "
-    "to_empty(device=...) and then load_state_dict, give it a place and values"
-)
 
 
-class RankingLoss(PublishedNames, BatchLoss):
+class RankingLoss(PublishedNames, ScheduledLoss):
     """What the ranking losses share: pooling, queue, reduction, gather.
 
     ``class MyLoss(RankingLoss, metric=MY_METRIC)`` makes a loss from the record of a metric:
@@ -114,16 +126,12 @@ class RankingLoss(PublishedNames, BatchLoss):
         self.distributed: str
         self.temperature_unit: str
         self.multi_label: bool | None
-        self._tau: Tensor
-        self.add_state("_tau", (), torch.float64)
+        self.add_temperature(given["temperature"])
         for name, value in given.items():
             setattr(self, name, value)
-        self._first_temperature = float(as_number("temperature", given["temperature"]))
-        size = self.queue_size
-        self._queue = (
-            MemoryQueue(size, self.num_classes, self.ignore_index, self.multi_label)
-            if size else None
-        )  # fmt: skip
+        size, kind = self.queue_size, (self.num_classes, self.ignore_index, self.multi_label)
+        self._graded = reads_gains(metric)  # targets are relevance grades
+        self._queue = MemoryQueue(size, *kind, gains=self._graded) if size else None
         self._subsample_warned = self._degenerate_warned = False
         self._want_diag = False  # a published name: whether the last call asked for diagnostics
         if self.max_pool_size is not None:
@@ -132,51 +140,14 @@ class RankingLoss(PublishedNames, BatchLoss):
         self.fill()
 
     def fill(self) -> None:
-        """The temperature of the constructor, and no draw yet; the queue is a module of its own."""
-        self._tau.fill_(self._first_temperature)
+        """The temperature of the constructor, and no draw yet."""
+        super().fill()
         if self.max_pool_size is not None:
             self._draws.zero_()
 
-    @property
-    def temperature(self) -> float:
-        """Temperature in units of the logits; writable, and saved with the queue.
-
-        It lives in a buffer, on the device of the module: asking for it may wait for the device,
-        training does not. On the meta device, where there are no numbers, it is the constructor's.
-        A checkpoint that has none leaves it as it is.
-        """
-        return self._first_temperature if self._tau.is_meta else float(self._tau)
-
-    @temperature.setter
-    def temperature(self, value: float) -> None:
-        value = as_number("temperature", value)
-        check_temperature("temperature", value)
-        self._tau.fill_(float(value))
-
-    def reset_queue(self) -> None:
-        """Empty the queue."""
-        if self._queue is not None:
-            self._queue.reset()
-
-    def reset(self) -> None:
-        """Start anew: no stored rows, the temperature of the constructor, no warning given yet.
-
-        Settings that were overwritten since stay. For a run of its own with the same loss, as in
-        cross-validation.
-
-        Example:
-            >>> loss_fn = SmoothAPLoss(1, queue_size=8, temperature=0.5)
-            >>> first = loss_fn(torch.tensor([[0.3], [0.1]]), torch.tensor([0, 1]))
-            >>> loss_fn.temperature = 0.1
-            >>> loss_fn.reset()
-            >>> bool(loss_fn(torch.tensor([[0.3], [0.1]]), torch.tensor([0, 1])) == first)
-            True
-        """
-        self.reset_queue()
-        self.fill()
-        self._subsample_warned = self._degenerate_warned = self._zero_weight_warned = False
-        self._unstored_warned = self._no_grad_warned = False
-        self._pending = None
+    def _forget_warnings(self) -> None:
+        super()._forget_warnings()
+        self._subsample_warned = self._degenerate_warned = self._unstored_warned = False
 
     @takes_old_names
     def forward(
@@ -189,7 +160,8 @@ class RankingLoss(PublishedNames, BatchLoss):
 
         Args:
             logits: [N, C] floating.
-            targets: [N] or [N, 1] class ids; with C > 1 also [N, C] labels, bool or 0/1 floats.
+            targets: [N] or [N, 1] class ids; with C > 1 also [N, C] labels, bool or 0/1 floats. Of
+                `NDCGLoss` relevance grades, [N] or [N, 1] with C = 1, else [N, C].
             iid_mask: [N] bool or None for all, stored with the rows; the rows that may set the
                 band of `PAUCAtBudgetLoss`, not read by the other losses. A bool here means
                 return_per_class, as it did in proxy-losses 0.1.1.
@@ -222,16 +194,19 @@ class RankingLoss(PublishedNames, BatchLoss):
         """
         if isinstance(iid_mask, bool):
             return_per_class, iid_mask = iid_mask, None
+        gains = None
+        if self._graded:
+            targets, gains = _lists.from_grades(logits, _narrow(targets), self.ignore_index)
         given, targets = targets, self._as_targets(targets)
         check_batch(logits, targets, self.num_classes)
         check_kind(self.multi_label, targets)
         check_flag("store", store)
         if self.num_classes == 1 and isinstance(label_mask, Tensor) and label_mask.dim() == 1:
             label_mask = label_mask[:, None]
-        extras = as_floating(sample_weight), iid_mask, query_ids, label_mask
+        extras = as_floating(sample_weight), iid_mask, query_ids, label_mask, gains
         check_row_extras(logits.shape, *extras)
-        if self._tau.is_meta and not logits.is_meta:
-            raise RuntimeError(UNFILLED.format(name=type(self).__name__))
+        if gains is not None and label_mask is not None:  # what is unknown may be anything
+            extras = *extras[:4], torch.where(label_mask, gains, 1.0)
         self._begin(logits)
         targets, floats = self._true_targets(targets, given, label_mask)
         local = Batch(logits, targets, *extras, floats)
@@ -267,8 +242,8 @@ class RankingLoss(PublishedNames, BatchLoss):
         keep = self._look(batch, pool, found, known, group, stores=stores)
         self._warn_capped(rows)
         if stores:  # last: nothing can fail any more
-            if not torch.is_grad_enabled() and keep is not False:
-                self._warn_no_grad(batch)
+            if keep is not False and not self.update_queue_in_eval:
+                self._warn_no_grad(batch.logits.shape[0])
             self._store(batch, pool, group, keep)
             if keep is False and self._queue is not None and not self._unstored_warned:
                 sound = self._is_sound(batch)
@@ -329,8 +304,7 @@ class RankingLoss(PublishedNames, BatchLoss):
         """
         if not isinstance(targets, Tensor):
             return targets
-        if targets.dim() == 2 and targets.shape[1] == 1:
-            targets = targets[:, 0]
+        targets = _narrow(targets)
         if targets.is_complex() or targets.dtype == torch.bool:
             return targets
         floating = targets.is_floating_point()
@@ -413,6 +387,8 @@ class RankingLoss(PublishedNames, BatchLoss):
             self._warn_binary(said, name, targets)
         if "least weight" in said:
             self._judge_weight(said, at)
+        if "least gain" in said:
+            self._judge_gains(said, at)
         if stray and self.num_classes > 1 and targets is not None:
             check_class_ids(targets, self.num_classes, self.ignore_index)
         elif stray and self.num_classes > 1:
@@ -436,7 +412,7 @@ class RankingLoss(PublishedNames, BatchLoss):
         targets, weight, queue, ask = batch.targets, batch.sample_weight, self._queue, {}
         stores = now and stores and (queue is not None or self.max_pool_size is not None)
         if n := batch.logits.shape[0]:
-            ids = targets.dim() == 1 and targets.dtype != torch.bool
+            ids = targets.dim() == 1 and targets.dtype != torch.bool and batch.gains is None
             ids = ids and (self.num_classes == 1 or self._metric.checks_ids)
             counted = None
             if pool.lists.valid is not None and (stores or ids):
@@ -452,6 +428,8 @@ class RankingLoss(PublishedNames, BatchLoss):
                 ask["least rest of label"], ask["largest rest of label"] = rest.aminmax()
             if weight is not None:
                 ask["least weight"], ask["largest weight"] = weight.aminmax()
+            if batch.gains is not None:
+                ask["least gain"], ask["largest gain"] = batch.gains.detach().aminmax()
             if stores:
                 rows = batch.logits.detach().to(self._stored_dtype(batch))
                 ask["least logit"], ask["largest logit"] = rows.aminmax()
@@ -459,7 +437,11 @@ class RankingLoss(PublishedNames, BatchLoss):
                     ask["some row"] = counted.amax()
         if queue is not None and now:  # what was learnt once need not be read again
             for field in ONES:
-                if field not in known.ones and getattr(batch, field) is None:
+                if (
+                    field in queue.rows
+                    and field not in known.ones
+                    and getattr(batch, field) is None
+                ):
                     ask[field] = (getattr(queue.state, field) == 1).all().to(torch.float32)
         capped = self.max_pool_size is not None and not self._subsample_warned
         if capped and not now and pool.lists.valid is not None:
@@ -488,19 +470,7 @@ class RankingLoss(PublishedNames, BatchLoss):
         name = f"{at}{type(self).__name__}"
         raise ValueError(f"{name}: targets must be {expected}, got {got}; {hint}")
 
-    _unstored_warned = _no_grad_warned = False
-
-    def _warn_no_grad(self, batch: Batch) -> None:
-        """Say once that rows are stored which look like those of a validation."""
-        if torch.compiler.is_compiling() or self._no_grad_warned or self._queue is None:
-            return
-        if batch.logits.shape[0] and not self.update_queue_in_eval:
-            self._no_grad_warned = True
-            warn_user(
-                f"{type(self).__name__}: rows are stored in the queue while gradients are "
-                "disabled, as in a validation whose loss was left in training mode: call "
-                "loss.eval() first, or pass store=False"
-            )
+    _unstored_warned = False
 
     def _unstored(self, sound: Tensor, found: Found) -> Tensor:
         """[] bool: some row that counts keeps the batch from being stored, and no NaN says so."""
@@ -586,6 +556,13 @@ class RankingLoss(PublishedNames, BatchLoss):
                     prefix + name, torch.zeros((), dtype=torch.int64, device="cpu")
                 )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def _narrow(targets: Any) -> Any:
+    """[N, 1] to [N]."""
+    if isinstance(targets, Tensor) and targets.dim() == 2 and targets.shape[1] == 1:
+        return targets[:, 0]
+    return targets
 
 
 # -- from the record of a metric to the class
@@ -698,3 +675,6 @@ class AUROCLoss(RankingLoss, metric=AUROC): ...
 
 
 class MRRLoss(RankingLoss, metric=MRR): ...
+
+
+class NDCGLoss(RankingLoss, metric=NDCG): ...

@@ -22,10 +22,9 @@ from .._checks import (
 )
 from .._old_names import takes_old_names
 from .._schedule import Clock, Schedule, ScheduleState
-from ._batch import readable
+from ._batch import ScheduledLoss, readable
 from ._published import BATCH_HOOK, EPOCH_HOOK, PublishedSchedule
 from ._queue import problems_of, refuse
-from ._ranking import RankingLoss
 from ._state import StateModule, guard
 
 PARALLEL = DataParallel, DistributedDataParallel
@@ -166,7 +165,7 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
         self.reset_queue_each_epoch = reset_queue_each_epoch
         self.gather_distributed = gather_distributed
         self.strict = strict
-        own = isinstance(_bare(main_loss), RankingLoss)
+        own = isinstance(_bare(main_loss), ScheduledLoss)
         self._has_temperature = own or hasattr(main_loss, "temperature")
         self._weight_to_warmup = takes(warmup_loss, "sample_weight")
         self._mask_to_warmup = takes(warmup_loss, "label_mask", by_name=True)
@@ -243,7 +242,7 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
             raise RuntimeError(AVERAGED)
         if progress != self._seen:
             self._see(progress)
-            if not isinstance(_bare(self.main_loss), RankingLoss):  # those have it in a buffer
+            if not isinstance(_bare(self.main_loss), ScheduledLoss):  # those have it in a buffer
                 self._set_temperature()
         return progress
 
@@ -362,7 +361,8 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
     def forward(
         self, logits: Tensor, targets: Tensor, *, sample_weight: Tensor | None = None,
         iid_mask: Tensor | None = None, query_ids: Tensor | None = None,
-        label_mask: Tensor | None = None, store: bool = True, **kwargs: Any,
+        label_mask: Tensor | None = None, row_ids: Tensor | None = None, store: bool = True,
+        **kwargs: Any,
     ) -> Any:  # fmt: skip
         """Loss of the current phase.
 
@@ -373,6 +373,7 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
             iid_mask: goes to main_loss, in the blend too.
             query_ids: goes to main_loss, in the blend too.
             label_mask: goes to main_loss, and to warmup_loss if it declares the argument.
+            row_ids: goes to main_loss, in the blend too, see `RetrievalLoss`.
             store: False goes to the losses that declare the argument: the queue stays as it is.
             **kwargs: go to main_loss, and only when it is the whole loss (main_weight 1).
 
@@ -393,7 +394,10 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
         elif self.training:  # a sanity check before training is no mistake
             self._warn_undriven()
         weights = {} if sample_weight is None else {"sample_weight": sample_weight}
-        rows = {"iid_mask": iid_mask, "query_ids": query_ids, "label_mask": label_mask}
+        rows = {
+            "iid_mask": iid_mask, "query_ids": query_ids, "label_mask": label_mask,
+            "row_ids": row_ids,
+        }  # fmt: skip
         extras: dict[str, Any] = {
             **weights,
             **{name: x for name, x in rows.items() if x is not None},
@@ -453,7 +457,7 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
         elif old in state_dict:  # up to 0.4, and of imbalanced-losses
             problems += schedule_problems(state_dict[old], self._clock)
         for name, module in self.named_modules():
-            if isinstance(module, RankingLoss):
+            if isinstance(module, ScheduledLoss):
                 problems += module.problems_with(state_dict, f"{prefix}{name}.")
         refuse(self, problems)
         if key not in state_dict:  # checkpoints from before the schedule was saved stay loadable
@@ -463,7 +467,7 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
             progress = Progress(*self._progress.tolist())
             if _is_sealed(progress):  # else a call says so
                 self._see(progress)
-                if not isinstance(_bare(self.main_loss), RankingLoss):
+                if not isinstance(_bare(self.main_loss), ScheduledLoss):
                     self._set_temperature()
 
     def _continued(self, state: Mapping[str, Any]) -> Tensor:

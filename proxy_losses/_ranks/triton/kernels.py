@@ -224,8 +224,8 @@ def _coefficients(negatives, positives, far, near, PHI: tl.constexpr, MATES: tl.
 @triton.jit
 def mean_coefficients(
     part_ptr, rows_ptr, n_ptr, bad_ptr, total_ptr, weight_ptr, coef_ptr, mean_ptr, defined_ptr,
-    M, L, SPLIT, PHI: tl.constexpr, MATES: tl.constexpr, WEIGHTED: tl.constexpr,
-    GRAD: tl.constexpr, DT: tl.constexpr, BLOCK: tl.constexpr,
+    M, L, SPLIT, PHI: tl.constexpr, MATES: tl.constexpr, PAIRED: tl.constexpr,
+    WEIGHTED: tl.constexpr, GRAD: tl.constexpr, DT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """From the parts to the mean [L], which lists count, and coef [L, 3, M] of the gradient."""
     one = tl.program_id(0).to(tl.int64)
@@ -233,7 +233,9 @@ def mean_coefficients(
     bad = tl.load(bad_ptr + one)
     total = tl.load(total_ptr + one)
     # A NaN among the weights shows.
-    good = (count > 0) & (count < tl.load(n_ptr + L + one)) & ((total <= 0.0) == 0)
+    good = (count > 0) & ((total <= 0.0) == 0)
+    if PAIRED:
+        good &= count < tl.load(n_ptr + L + one)
     share = tl.where(good, 1.0 / tl.where(good, total, 1.0), 0.0)
     groups = 2 if MATES else 1
     kinds = 2 if GRAD else 1
@@ -635,8 +637,8 @@ def bin_sums(
 def bin_means(
     s_ptr, starts_ptr, first_ptr, tau_ptr, base_ptr, x_ptr, mu_ptr, above_ptr, total_ptr,
     value_ptr, node_ptr, window_ptr, M, L, BINS, K, PHI: tl.constexpr, MATES: tl.constexpr,
-    WEIGHTED: tl.constexpr, GRAD: tl.constexpr, NODES: tl.constexpr, DT: tl.constexpr,
-    BS: tl.constexpr,
+    PAIRED: tl.constexpr, WEIGHTED: tl.constexpr, GRAD: tl.constexpr, NODES: tl.constexpr,
+    DT: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
     """Every bin's part of the mean, and at its points what positives there pull by.
 
@@ -658,7 +660,7 @@ def bin_means(
         if MATES:
             n1 += tl.load(above_ptr + _wide(BINS) + left).to(DT)
         value, pull, mates, own = _coefficients(n0, n1, d0, d1, PHI, MATES)
-        share, _ = _share(total_ptr, one, L, WEIGHTED)
+        share, _ = _share(total_ptr, one, L, PAIRED, WEIGHTED)
         mine = tl.load(omega + slot)
         tl.store(value_ptr + b, tl.sum((mine * value).to(tl.float64)) * share)
         if GRAD:
@@ -671,20 +673,21 @@ def bin_means(
 
 
 @triton.jit
-def _share(total_ptr, one, L, WEIGHTED: tl.constexpr):
-    """1 / the weight of all positives, and whether the list counts."""
-    negatives = tl.load(total_ptr + one)
+def _share(total_ptr, one, L, PAIRED: tl.constexpr, WEIGHTED: tl.constexpr):
+    """1 / the weight of all positives, and whether the list counts: for PAIRED, has negatives."""
     positives = tl.load(total_ptr + L + one)
     weight = positives
     if WEIGHTED:
         weight = tl.load(total_ptr + 2 * L + one)
-    good = (positives > 0.0) & (negatives > 0.0) & ((weight <= 0.0) == 0)  # a NaN shows
+    good = (positives > 0.0) & ((weight <= 0.0) == 0)  # a NaN shows
+    if PAIRED:
+        good &= tl.load(total_ptr + one) > 0.0
     return tl.where(good, 1.0 / tl.where(good, weight, 1.0), 0.0), good
 
 
 @triton.jit
 def add_bins(
-    value_ptr, first_ptr, total_ptr, broken_ptr, mean_ptr, defined_ptr, L,
+    value_ptr, first_ptr, total_ptr, broken_ptr, mean_ptr, defined_ptr, L, PAIRED: tl.constexpr,
     WEIGHTED: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Mean [L] of the bins' parts, and which lists count."""
@@ -694,7 +697,7 @@ def add_bins(
     for start in range(tl.load(first_ptr + one), end, BLOCK):
         b = start + tl.arange(0, BLOCK)
         total += tl.load(value_ptr + b, mask=b < end, other=0.0)
-    _, good = _share(total_ptr, one, L, WEIGHTED)
+    _, good = _share(total_ptr, one, L, PAIRED, WEIGHTED)
     mean = tl.where(good, tl.sum(total), 0.0)
     mean = tl.where(good & (tl.load(broken_ptr + one) > 0), float("nan"), mean)
     tl.store(mean_ptr + one, mean)

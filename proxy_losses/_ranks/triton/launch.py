@@ -123,7 +123,7 @@ def rank_mean(
     valid = None if valid is None else _plain(valid)
     if weight is not None:
         weight = positive_weight(pos != 0, weight, kind)[0].contiguous()
-    flags = {"WEIGHTED": weight is not None}
+    flags = {"WEIGHTED": weight is not None, "PAIRED": PHIS[phi].needs_negative}
     weights = scores if weight is None else weight
     seen = (scores, 0) if valid is None else (valid, valid.stride(0))
     shown = defined.view(torch.int8)
@@ -176,7 +176,8 @@ def rank_mean(
         )  # fmt: skip
         kernels.read_gradient[(triton.cdiv(rows, 1024), lists)](
             bins.scores, bins.code, bins.order, bins.bin, bins.starts, mu, node[2 * slots :],
-            bins.weight, shown, broken, g, rows, bins.room, **flags, **sizes, BLOCK=1024,
+            bins.weight, shown, broken, g, rows, bins.room, WEIGHTED=weight is not None, **sizes,
+            BLOCK=1024,
         )  # fmt: skip
     return mean, defined, g
 
@@ -190,7 +191,9 @@ def _any_mean(
     scores = clean(scores, valid)
     sides = torch.stack([counts & ~pos, pos], 1)
     wide, some = positive_weight(pos, weight, torch.float64)
-    defined = some[:, 0] & sides.any(2).all(1)
+    defined = some[:, 0] & pos.any(1)
+    if PHIS[phi].needs_negative:
+        defined = defined & sides[:, 0].any(1)
     kinds = "value,slope" if grad else "value"
     sums = [s.double() for s in pair_sums(scores, sides, pos[:, None], tau, kinds, rtol, method)]
     near = sums[0][:, 1] + 0.5

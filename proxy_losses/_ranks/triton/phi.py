@@ -3,6 +3,8 @@
 import triton
 import triton.language as tl
 
+LN2 = tl.constexpr(0.6931471805599453)
+
 
 @triton.jit
 def _precision(rank, rank_pos):
@@ -17,4 +19,11 @@ def _outranked(rank, rank_pos):
     return rank - rank_pos, one, -one
 
 
-TWINS = {"precision": _precision, "outranked": _outranked}
+@triton.jit
+def _discount(rank, rank_pos):
+    past = rank + 1.0
+    value = LN2 / tl.log(past)
+    return value, -value * value / (LN2 * past), 0.0 * rank
+
+
+TWINS = {"precision": _precision, "outranked": _outranked, "discount": _discount}
