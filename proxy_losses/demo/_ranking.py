@@ -27,7 +27,9 @@ from ._common import (
     THEIRS,
     TIE,
     DemoError,
+    Interval,
     Parser,
+    interval,
     number,
     shortened,
     tidy,
@@ -82,14 +84,7 @@ class Outcome(NamedTuple):
     case: Case
     runs: list[Run]
     difference: Array  # [seeds]
-    mean: float
-    half: float  # of the 95 % interval; NaN of one seed
-
-    @property
-    def verdict(self) -> str:
-        if not abs(self.mean) > self.half:
-            return "-" if np.isnan(self.half) else "tie"
-        return "win" if self.mean > 0 else "loss"
+    gain: Interval
 
 
 def build_parser() -> Parser:
@@ -257,19 +252,10 @@ def train_pair(
 
 
 def conclude(case: Case, runs: list[Run]) -> Outcome:
-    """The paired differences, and the interval of their mean.
-
-    Splits of one table overlap, which a plain t-interval would not know: its variance is enlarged
-    by the share of test to training rows (Nadeau and Bengio, Machine Learning 2003).
-    """
-    from scipy import stats
-
+    """The paired differences on test."""
     tests = np.array([[*run.test.values()] for run in runs])
-    apart, n = tests[:, 1] - tests[:, 0], len(tests)
-    half = float("nan")
-    if n > 1:
-        half = float(stats.t.ppf(0.975, n - 1) * apart.std(ddof=1) * (1 / n + case.overlap) ** 0.5)
-    return Outcome(case, runs, apart, float(apart.mean()), half)
+    apart = tests[:, 1] - tests[:, 0]
+    return Outcome(case, runs, apart, interval(apart, case.overlap))
 
 
 def model_name(hidden: int) -> str:
@@ -288,18 +274,17 @@ def _ends_at_its_best(found: Outcome) -> bool:
 def table_head(plain: str, seeds: int) -> str:
     """The head of the result."""
     title = f"\nAP x 100 on test rows, mean of {seeds} paired seeds"
-    columns = f"{'rows':<16}  {'model':<15}  {plain:>6}  Smooth-AP  difference   95 % interval"
+    columns = f"{'rows':<16}  {'model':<15}  {plain:>6}  Smooth-AP    gain, 95 % interval"
     return f"{title}\n{columns}  up    verdict"
 
 
 def table_row(found: Outcome) -> str:
     """One line of the result."""
     means = [np.mean([run.test[arm] for run in found.runs]) for arm in found.runs[0].test]
-    interval = f"[{found.mean - found.half:+.2f}, {found.mean + found.half:+.2f}]"
     up = f"{int((found.difference > 0).sum())}/{len(found.runs)}"
     return (
         f"{found.case.name:<16.16}  {model_name(found.case.hidden):<15}  {means[0]:6.2f}  "
-        f"{means[1]:9.2f}  {found.mean:+10.2f}  {interval:>16}  {up:<4}  {found.verdict}"
+        f"{means[1]:9.2f}  {found.gain!s:>22}  {up:<4}  {found.gain.verdict}"
     )
 
 
@@ -307,15 +292,15 @@ def verdict(outcomes: Sequence[Outcome], plain: str) -> str:
     """What was measured in words."""
     lines = []
     for word in ("win", "loss", "tie"):
-        where = [name_of(o.case) for o in outcomes if o.verdict == word]
+        where = [name_of(o.case) for o in outcomes if o.gain.verdict == word]
         if where:
             lines.append(f"A {word} for Smooth-AP over {plain}: {', '.join(where)}.")
-    if any(o.verdict == "tie" for o in outcomes):
+    if any(o.gain.verdict == "tie" for o in outcomes):
         lines.append(
             "A tie: the interval holds 0, so these seeds cannot tell the two apart; it may still "
             "hide a gain or a loss as large as its ends."
         )
-    if np.isnan(outcomes[0].half):
+    if np.isnan(outcomes[0].gain.half):
         lines.append("One seed says nothing: it moves by points. Raise --seeds.")
     runs = [run for o in outcomes for run in o.runs]
     unused = sum(int(np.argmax(run.validation["Smooth-AP"])) < run.switch for run in runs)
@@ -410,13 +395,11 @@ def save_figure(
 
     colours = {"win": OURS, "loss": THEIRS}
     for at, found in enumerate(outcomes):
-        colour = colours.get(found.verdict, TIE)
-        if not np.isnan(found.half):
-            right.plot([found.mean - found.half, found.mean + found.half], [at, at], color=colour,
-                       linewidth=3, solid_capstyle="round")  # fmt: skip
+        colour = colours.get(found.gain.verdict, TIE)
+        right.errorbar(found.gain.mean, at, xerr=found.gain.half, color=colour, fmt="o",
+                       markersize=9, linewidth=3)  # fmt: skip
         right.plot(found.difference, np.full(len(found.runs), at + 0.2), "o", color=colour,
                    markersize=4, alpha=0.5)  # fmt: skip
-        right.plot(found.mean, at, "o", color=colour, markersize=9)
     right.axvline(0, color=INK, linewidth=1)
     names = [f"{o.case.name},\n{model_name(o.case.hidden)}" for o in outcomes]
     right.set_yticks(range(len(outcomes)), names)
