@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -89,6 +90,19 @@ def file_of(data: str, suffixes: tuple[str, ...]) -> Path:
     if not path.is_file() or path.suffix.lower() not in suffixes:
         raise DemoError(f"{path} is not a file that ends in {' or '.join(suffixes)}")
     return path
+
+
+def read_npz(path: Path, names: str) -> list[npt.NDArray[Any]]:
+    """Two arrays of a file, by their names in small letters."""
+    try:
+        with path.open("rb") as file:
+            archive = np.load(file)
+            found = {name.lower(): archive[name] for name in archive.files}
+    except (OSError, ValueError, AttributeError, EOFError, BadZipFile) as error:
+        raise DemoError(f"cannot read {path}: {error}") from error
+    if not {*names} <= {*found}:
+        raise DemoError(f"{path} must hold arrays {' and '.join(names)}, it holds: {[*found]}")
+    return [found[name] for name in names]
 
 
 class Interval(NamedTuple):

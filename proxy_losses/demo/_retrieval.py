@@ -28,6 +28,7 @@ from ._common import (
     file_of,
     interval,
     number,
+    read_npz,
     shortened,
     tidy,
     writable,
@@ -100,14 +101,7 @@ def made(seed: int) -> Rows:
 def load(data: str) -> Rows:
     """The embeddings of a file."""
     path = file_of(data, (".npz",))
-    try:
-        with np.load(path) as arrays:
-            found = {name.lower(): arrays[name] for name in arrays.files if name in "Xxy"}
-    except (OSError, ValueError, AttributeError, EOFError) as error:
-        raise DemoError(f"cannot read {path}: {error}") from error
-    if {*found} != {"x", "y"}:
-        raise DemoError(f"{path} must hold arrays x and y")
-    x, y = found["x"], found["y"]
+    x, y = read_npz(path, "xy")
     if x.ndim != 2 or x.dtype.kind not in "fiu" or y.shape != x.shape[:1]:
         raise DemoError(
             f"{path}: x must be numbers [rows, width] and y [rows], got {x.dtype} {list(x.shape)} "
@@ -201,7 +195,8 @@ def compare(parts: Sequence[Rows], noise: float, epochs: int, seed: int) -> Arra
     steps = epochs * STEPS
 
     def embedder(**settings: Any) -> LinearEmbedder:
-        return LinearEmbedder(random_state=seed, device="cpu", **settings).fit(*train, **given)
+        model = LinearEmbedder(random_state=seed, device="cpu", **settings)
+        return model.fit(train.x, train.y, **given)
 
     whitened = embedder(max_iter=0)
     ours = [RetrievalLoss(temperature=tau) for tau in TEMPERATURES]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ._common import DemoError, file_of
+from ._common import DemoError, file_of, read_npz
 
 SUFFIXES = (".csv", ".parquet", ".npz")
 DIGIT = 8
@@ -112,13 +112,11 @@ def _read(path: Path, target: str | None) -> tuple[str, Any, str | None]:
 
     try:
         if path.suffix.lower() == ".npz":
-            with np.load(path) as arrays:
-                if not {"X", "y"} <= {*arrays}:
-                    raise DemoError(f"{path} must hold arrays X and y, it holds: {list(arrays)}")
-                return path.name, pd.DataFrame(arrays["X"]).assign(y=arrays["y"].squeeze()), "y"
+            x, y = read_npz(path, "xy")
+            return path.name, pd.DataFrame(x).assign(y=y.squeeze()), "y"
         read = pd.read_csv if path.suffix.lower() == ".csv" else pd.read_parquet
         return path.name, read(path), target
-    except (OSError, ValueError, TypeError, AttributeError, EOFError, ImportError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise DemoError(f"cannot read {path}: {error}") from error
 
 
@@ -167,9 +165,8 @@ def _labels(raw: Any, multiclass: bool) -> tuple[Array, tuple[str, ...]]:
         raise DemoError(f"the label {raw.name!r} is missing in {raw.isna().sum():,} rows")
     counts = raw.value_counts()
     if len(counts) < 2:
-        only = counts.index[0]
-        what = "there are no positives" if only == 0 else "there is nothing to tell apart"
-        raise DemoError(f"the label {raw.name!r} is {only!r} in all rows: {what}")
+        what = "there are no positives" if (raw == 0).all() else "there is nothing to tell apart"
+        raise DemoError(f"the label {raw.name!r} is {counts.index[0]} in all rows: {what}")
     if multiclass:
         codes, names = pd.factorize(raw.astype(str), sort=True)
         return codes.astype(np.int64), tuple(names)
@@ -179,8 +176,9 @@ def _labels(raw: Any, multiclass: bool) -> tuple[Array, tuple[str, ...]]:
             f"the label {raw.name!r} is not binary, it has {len(counts):,} values ({some}, ...): "
             "add --multiclass to rank every class against the rest"
         )
-    positive = 1 if {*counts.index} == {0, 1} else counts.idxmin()
-    negative = next(value for value in counts.index if value != positive)
+    negative, positive = counts.index  # by count
+    if {negative, positive} == {0, 1}:
+        negative, positive = sorted(counts.index)
     return (raw == positive).to_numpy(np.int64), (str(negative), str(positive))
 
 
