@@ -17,6 +17,7 @@ collect_ignore = [
         "lightning": ("lightning", "pytorch_lightning"),
         "huggingface": ("transformers",),
         "sklearn": ("sklearn",),
+        "_classes": ("sklearn",),
         "_embedder": ("sklearn",),
         "_rows": ("sklearn",),
         "_scorecard": ("sklearn",),

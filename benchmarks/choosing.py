@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from scipy import stats
 from torch import Tensor
 
 import proxy_losses as P
@@ -31,7 +32,6 @@ from .choosing_runs import (
     make_data,
     train,
 )  # fmt: skip
-from .metric_figures import interval, paired
 from .trainer import average_precision
 
 FULL = Scale(seeds=10, steps=1000, batch=128, rows=20_000, held_out=40_000, pools=40, every=1)
@@ -46,6 +46,24 @@ POOLS = (128, 256, 512, 1024, 2048, 4096, 8192)
 RANKED = 2048  # rows of the pool whose saturation is shown
 ANCHORED = 0.5  # weight of the recall loss where the queue is varied
 USUAL = Setting(), Setting("recall", main=ANCHORED)  # what other arms are held against
+TIE = 1e-3  # closer than this is a tie
+
+
+def interval(values: Sequence[float]) -> dict[str, Any]:
+    """Mean and 95 % t interval of the mean over seeds."""
+    mean = sum(values) / len(values)
+    if max(values) == min(values):  # no spread, hence no t
+        return {"mean": mean, "interval": [mean, mean]}
+    low, high = stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    return {"mean": mean, "interval": [float(low), float(high)]}
+
+
+def paired(mine: Sequence[float], theirs: Sequence[float]) -> dict[str, Any]:
+    """Mine - theirs on the same seeds."""
+    apart = [a - b for a, b in zip(mine, theirs, strict=True)]
+    wins, losses = sum(d > TIE for d in apart), sum(d < -TIE for d in apart)
+    record = {"wins": wins, "ties": len(apart) - wins - losses, "losses": losses}
+    return {**interval(apart), **record}
 
 
 def questions(every: int) -> dict[str, list[Setting]]:

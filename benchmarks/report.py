@@ -22,6 +22,7 @@ Written = dict[str, Any]
 SCHEMA_VERSION = 2
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = "benchmarks/results"
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"  # in a page
 PEAK_RESOLUTION = 1 << 19  # bytes; the kernel counts resident pages in batches per CPU
 
 
@@ -263,6 +264,13 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     """A table, the first row its head."""
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+
+
+def replaced(page: str, block: str) -> str:
+    """The page with this between its marks."""
+    head, rest = page.split(BEGIN)
+    _, tail = rest.split(END)
+    return f"{head}{BEGIN}\n{block}\n{END}{tail}"
 
 
 def _table(title: str, report: Report, cell: Callable[[Entry, Entry], str]) -> list[str]:

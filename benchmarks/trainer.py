@@ -94,14 +94,14 @@ class Fitted(NamedTuple):
 
 
 def scores(weights: Weights, x: Tensor) -> Tensor:
-    """[seeds, configurations, rows], with a last axis where there are several outputs.
+    """[seeds, configurations, rows].
 
     x is [seeds, rows, features]: the configurations of a seed see the same rows.
     """
     h = torch.einsum("sbd,skdh->skbh", x, weights[0]) + weights[1]
     for weight, bias in zip(weights[2::2], weights[3::2], strict=True):
         h = h.relu() @ weight + bias
-    return h[..., 0] if h.shape[-1] == 1 else h
+    return h[..., 0]
 
 
 @torch.no_grad()

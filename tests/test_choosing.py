@@ -203,3 +203,12 @@ def test_figures_of_the_readme_are_measured():
     found = re.findall(rf"\+?{number} \[{number}, {number}\]", section.split("\n## ")[0])
     assert len(found) > 30
     assert set(found) <= known
+
+
+def test_interval_and_pairs():
+    found = choosing.paired([0.5, 0.6, 0.9], [0.4, 0.6, 1.0])
+    assert (found["wins"], found["ties"], found["losses"]) == (1, 1, 1)
+    assert found["mean"] == pytest.approx(0.0)
+    # t(0.975, 2) = 4.3027; standard error 0.1 / sqrt(3).
+    assert found["interval"] == pytest.approx([-0.24841, 0.24841], abs=1e-4)
+    assert choosing.interval([0.5, 0.5])["interval"] == [0.5, 0.5]

@@ -14,7 +14,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
-from proxy_losses.integrations import _embedder
+from proxy_losses.integrations import _classes, _embedder
 from proxy_losses.integrations.sklearn import LinearEmbedder
 
 WIDTH = 12
@@ -30,7 +30,8 @@ def made(classes, rows, seed=0, noisy=6):
 
 
 def fitted(x, y, **options):
-    return LinearEmbedder(**{"random_state": 0, "max_iter": 40, **options}).fit(x, y)
+    batch = {"batch_classes": 8, "class_rows": 4}
+    return LinearEmbedder(**{"random_state": 0, "max_iter": 40, **batch, **options}).fit(x, y)
 
 
 def precision(x, y):
@@ -61,9 +62,9 @@ def test_scikit_learn_contract(estimator, check):
 def test_finds_new_classes_better():
     x, y = made(60, 12)
     new, label = made(60, 12, seed=1)
-    model = fitted(x, y, max_iter=200)
+    model = fitted(x, y, max_iter=80)
     assert model.improved_
-    assert 0 < model.best_iter_ <= model.n_iter_ <= 200
+    assert 0 < model.best_iter_ <= model.n_iter_ <= 80
     assert model.baseline_score_ < model.whitened_score_ < model.validation_score_
     raw, whitened = precision(new, label), fitted(x, y, max_iter=0).score(new, label)
     # Mean average precision of 720 queries: its standard error is below sqrt(1/4 / 720) = 0.019
@@ -88,13 +89,13 @@ def test_score_is_that_of_the_rows_it_makes():
 
 
 def test_precision_of_ties_is_that_of_scikit_learn():
-    rng = np.random.default_rng(0)
-    y = rng.integers(0, 3, size=60)
-    scores = rng.integers(0, 8, size=60).astype(np.float32)
-    rest = np.arange(60) != 7
-    assert _embedder._precision(scores, y, 7) == pytest.approx(
-        average_precision_score(y[rest] == y[7], scores[rest]), abs=1e-12
-    )
+    scores = np.random.default_rng(0).integers(0, 8, size=60).astype(np.float32)
+    mine = np.arange(60) // 20 == 1
+    rest = np.arange(60) != 27
+    expected = average_precision_score(mine[rest], scores[rest])
+    scores[27] = -np.inf
+    found = _classes._precision(scores, np.sort(scores), (20, 40))
+    assert found == pytest.approx(expected, abs=1e-12)
 
 
 def test_whitening_is_the_formula():
@@ -106,8 +107,8 @@ def test_whitening_is_the_formula():
             apart = row - x[y == label].mean(0)
             within += np.outer(apart, apart)
     within /= np.linalg.eigvalsh(within).mean()
-    rows = _embedder.Labelled(x, 2 * y)  # labels may have gaps
-    for a, found in _embedder._whitenings(rows, [0.2, 1.0]):
+    rows = _classes.Labelled(x, 2 * y)  # labels may have gaps
+    for a, found in _classes.whitenings(rows, [0.2, 1.0]):
         np.testing.assert_allclose(found.mean, x.mean(0), atol=1e-12)
         inverse = found.weight @ found.weight
         np.testing.assert_allclose(
@@ -135,8 +136,8 @@ def test_keeps_the_raw_embeddings_where_nothing_is_better():
 def test_holds_out_whole_classes():
     x, y = made(20, 5)
     x, y = np.vstack([x, x[:4]]), np.append(y, range(90, 94))
-    rows = _embedder.Labelled(x, np.unique(y, return_inverse=True)[1])
-    train, held = _embedder._hold_out(rows, 0.25, np.random.RandomState(0))
+    rows = _classes.Labelled(x, np.unique(y, return_inverse=True)[1])
+    train, held = _classes.hold_out(rows, 0.25, np.random.RandomState(0))
     assert not set(train.y) & set(held.y)
     assert (np.bincount(held.y) == 5).sum() == 5
     assert (np.bincount(held.y) == 1).sum() == 1  # of the four
@@ -148,9 +149,9 @@ def test_few_classes():
     with pytest.warns(UserWarning, match="rows are held out instead of classes"):
         model = fitted(x, y)
     assert 0 < model.validation_score_ <= 1
-    rows = _embedder.Labelled(x, y)
+    rows = _classes.Labelled(x, y)
     with pytest.warns(UserWarning, match="rows are held out"):
-        train, held = _embedder._hold_out(rows, 0.25, np.random.RandomState(0))
+        train, held = _classes.hold_out(rows, 0.25, np.random.RandomState(0))
     assert np.bincount(held.y).tolist() == [2, 2, 2]
     assert np.bincount(train.y).tolist() == [6, 6, 6]
     with pytest.warns(UserWarning, match="training and for validation alike"):
@@ -159,7 +160,7 @@ def test_few_classes():
 
 def test_batches_hold_rows_that_have_something_to_find():
     y = np.array([0] * 9 + [1] * 3 + [2] + [3] * 2 + [5])
-    batches = _embedder._Batches(y, 2, 4, np.random.RandomState(0))
+    batches = _classes.Batches(y, 2, 4, np.random.RandomState(0))
     seen = set()
     for _ in range(40):
         rows = batches.draw()
@@ -180,12 +181,30 @@ def test_fewer_components():
     # Raw rows are then projected on their leading directions, as by a singular value decomposition.
     raw = fitted(x, y, n_components=4, shrinkages=(), max_iter=0)
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
-    train, _ = _embedder._hold_out(_embedder.Labelled(unit, y), 0.25, np.random.RandomState(0))
-    leading = np.linalg.svd(train.x)[2][:4]
+    leading = np.linalg.svd(unit)[2][:4]
     np.testing.assert_allclose(raw.components_.T @ raw.components_, leading.T @ leading, atol=1e-9)
     assert raw.validation_score_ != raw.baseline_score_
     full = fitted(x, y, shrinkages=(), max_iter=0)
     assert raw.baseline_score_ == full.validation_score_
+
+
+def test_fits_again_with_all_classes():
+    x, y = made(30, 6)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    whitened = fitted(x, y, max_iter=0)
+    again = dict(_classes.whitenings(_classes.Labelled(unit, y), [whitened.shrinkage_]))
+    np.testing.assert_allclose(
+        whitened.components_, again[whitened.shrinkage_].weight, rtol=1e-9, atol=1e-12
+    )
+    model, kept = fitted(x, y), fitted(x, y, refit=False)
+    assert model.best_iter_ == kept.best_iter_ > 0
+    assert model.validation_score_ == kept.validation_score_
+    np.testing.assert_allclose(model.mean_, unit.mean(0), atol=1e-12)
+    assert np.abs(kept.mean_ - unit.mean(0)).max() > 1e-3
+    # Adam moves an entry by a rate in its first step, and by (1 - 0.9) / sqrt(1 - 0.999) = 3.2
+    # rates at most in any.
+    moved = np.abs(model.components_ - whitened.components_).max()
+    assert 0.001 / WIDTH**0.5 < moved < 3.2 * model.best_iter_ * 0.005 / WIDTH**0.5
 
 
 def test_same_seed_same_bits():
@@ -232,8 +251,8 @@ def test_validation_rows_of_ones_own():
 
 
 def test_few_queries_stand_for_many(monkeypatch):
-    monkeypatch.setattr(_embedder, "_MOST_QUERIES", 30)
-    monkeypatch.setattr(_embedder, "_QUERIES", 7)
+    monkeypatch.setattr(_embedder, "MOST_QUERIES", 30)
+    monkeypatch.setattr(_classes, "_QUERIES", 7)
     x, y = made(12, 10)
     model = fitted(x, y, max_iter=0, validation_fraction=0.5)
     monkeypatch.undo()
@@ -294,6 +313,7 @@ def test_works_inside_scikit_learn():
         ({"n_iter_no_change": 0}, "'n_iter_no_change' parameter"),
         ({"tol": -1.0}, "'tol' parameter"),
         ({"validation_fraction": 1.0}, "'validation_fraction' parameter"),
+        ({"refit": "yes"}, "'refit' parameter"),
         ({"device": "nowhere"}, "a device that torch has here, got 'nowhere'"),
         ({"device": 3}, "'device' parameter"),
         ({"verbose": -1}, "'verbose' parameter"),

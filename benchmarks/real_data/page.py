@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..report import markdown
+from ..report import markdown, replaced
 from .stats import (
     OnTable,
     Written,
@@ -18,7 +18,6 @@ from .stats import (
 )
 
 PAGE = Path(__file__).with_name("README.md")
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 MARK = {"win": " **win**", "loss": " **loss**", "tie": ""}
 METRICS = {"ap": "AP", "recall": "recall", "pauc": "pAUC"}
 
@@ -38,9 +37,7 @@ def block(written: Written) -> str:
 
 def insert(page: str, written: Written) -> str:
     """The page with its block written anew."""
-    head, rest = page.split(BEGIN)
-    _, tail = rest.split(END)
-    return f"{head}{BEGIN}\n{block(written)}\n{END}{tail}"
+    return replaced(page, block(written))
 
 
 def _run(written: Written) -> str:

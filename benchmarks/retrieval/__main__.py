@@ -2,8 +2,8 @@
 
 ``python -m benchmarks.retrieval --data FOLDER`` (npz files with x and y) writes
 ``results/retrieval.json`` after every split, and its plot. A file of the same protocol is gone on
-with, so that the run may be stopped, also by ``--minutes``. ``--plot`` draws that file and prints
-its tables, ``--quick`` runs all of it on a few made rows.
+with, so that the run may be stopped, also by ``--minutes``; arms that have changed run anew.
+``--report`` writes plot and page from that file, ``--quick`` runs all of it on a few made rows.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import torch
 
 from .. import harness, report
 from . import page
-from .arms import FULL, NCA_ROWS, NCA_STEPS, PROXY_RATE, QUICK, arms, choose, step_times
+from .arms import FULL, NCA_ROWS, NCA_STEPS, QUICK, arms, run, step_times
 from .data import SHARES, Cell, Rows, load, made, split
 
+OUT = report.ROOT / report.RESULTS / "retrieval.json"
 PEERS = ("pytorch_metric_learning", "sklearn")
 # Splits of each cell, in the order in which they are run.
 MAIN = {Cell(0.0, None): 10, Cell(0.2, None): 10}
@@ -45,11 +46,8 @@ def protocol(data: dict[str, Rows], quick: bool) -> dict[str, Any]:
         "selected_by": "mean average precision of the validation classes",
         "unit": "a split of the classes",
         "effort": effort._asdict(),
-        "proxy_rate": PROXY_RATE, "nca": {"rows": NCA_ROWS, "steps": NCA_STEPS},
-        "arms": {
-            name: {"parameter": arm.parameter, "values": list(arm.values)}
-            for name, arm in arms().items()
-        },
+        "nca": {"rows": NCA_ROWS, "steps": NCA_STEPS},
+        "arms": {name: arm.record() for name, arm in arms().items()},
         "cells": {cell.name: count for cells in (MAIN, MORE) for cell, count in cells.items()},
         "data": {
             name: {"rows": len(rows.y), "classes": len({*rows.y.tolist()})}
@@ -59,14 +57,27 @@ def protocol(data: dict[str, Rows], quick: bool) -> dict[str, Any]:
 
 
 def begun(path: Path | None, wanted: dict[str, Any]) -> dict[str, Any]:
-    """The results in the file, if it is of this protocol."""
+    """What the file holds of this protocol, without arms that have changed."""
     if path is None or not path.exists():
         return {}
-    written = json.loads(path.read_text())
-    if written["protocol"] != wanted:
+    written: dict[str, Any] = json.loads(path.read_text())
+    before, now = written["protocol"], wanted["arms"]
+    if any(before.get(key) != wanted[key] for key in wanted if key != "arms"):
         raise SystemExit(f"{path.name} is of another protocol: move it away to start anew")
-    kept: dict[str, Any] = written
-    return kept
+    for cells in written["results"].values():
+        for cell in cells.values():
+            for seed, found in cell.items():
+                cell[seed] = {a: r for a, r in found.items() if before["arms"][a] == now.get(a)}
+    return written
+
+
+def publish(written: dict[str, Any], out: Path | None) -> None:
+    """Print, and write the plot and the page."""
+    print(page.block(written))
+    if out is not None:
+        page.draw(written, out.with_suffix(".png"))
+    if out == OUT:
+        page.PAGE.write_text(page.insert(page.PAGE.read_text(), written))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,16 +85,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.retrieval", description=__doc__.splitlines()[0]
     )
     parser.add_argument("--data", type=Path, help="a folder of .npz files with x and y")
-    parser.add_argument("--minutes", type=float, help="begin no split after so many CPU minutes")
+    parser.add_argument(
+        "--minutes", type=float, help="stop after the split that passes so many CPU minutes"
+    )
     parser.add_argument("--quick", action="store_true", help="a few made rows, to see it work")
-    parser.add_argument("--plot", action="store_true", help="draw the file, run nothing")
+    parser.add_argument(
+        "--report", action="store_true", help="plot and page from the file, run nothing"
+    )
     parser.add_argument("--out", type=Path, help="JSON file; without it, --quick writes none")
     args = parser.parse_args(argv)
-    out = args.out or (None if args.quick else report.ROOT / report.RESULTS / "retrieval.json")
-    if args.plot:
-        written = json.loads(out.read_text())
-        page.draw(written, out.with_suffix(".png"))
-        print(page.show(written))
+    out = args.out or (None if args.quick else OUT)
+    if args.report:
+        publish(json.loads((out or OUT).read_text()), out)
         return 0
     versions = {package: harness.peer(package)[1] for package in PEERS}
     for package, version in versions.items():
@@ -92,33 +105,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.data is None and not args.quick:
         parser.error("--data FOLDER is needed, except with --quick")
     torch.set_num_threads(1)
+    started = time.process_time()
     data = made() if args.quick else load(args.data)
     wanted = json.loads(json.dumps(protocol(data, args.quick)))
     before = begun(out, wanted)
     written = report.heading("retrieval", __doc__.splitlines()[0], versions) | {
         "quick": args.quick, "protocol": wanted,
         "step_ms": before.get("step_ms") or step_times(3 if args.quick else 15),
-        "results": before.get("results", {}), "cpu_s": before.get("cpu_s", 0.0),
+        "results": before.get("results", {}),
+        "earlier_commits": [*before.get("earlier_commits", []), before["commit"]] if before else [],
+        "cpu_s": before.get("cpu_s", 0.0),
     }  # fmt: skip
     for cell, name, seed in order(list(data)):
         found = written["results"].setdefault(name, {}).setdefault(cell.name, {})
-        if str(seed) in found or (args.quick and seed > 1):
+        known = found.get(str(seed), {})
+        if {*known} == {*wanted["arms"]} or (args.quick and seed > 1):
             continue
         begin = time.process_time()
-        if args.minutes is not None and begin > 60 * args.minutes:
-            break
         parts = split(data[name], cell, seed)
-        found[str(seed)] = {
-            arm: choose(what, parts, QUICK if args.quick else FULL) for arm, what in arms().items()
-        }
+        found[str(seed)] = run(parts, QUICK if args.quick else FULL, known)
         written["cpu_s"] = round(written["cpu_s"] + time.process_time() - begin, 1)
         if out is not None:
             report.write(written, out)
         print(f"{name}, {cell.name}, split {seed}: {written['cpu_s']:.0f} CPU s", file=sys.stderr)
-    print(page.show(written))
+        if args.minutes is not None and time.process_time() - started > 60 * args.minutes:
+            break
     if out is not None:
         report.write(written, out)
-        page.draw(written, out.with_suffix(".png"))
+    publish(written, out)
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,13 +14,13 @@ from sklearn.neighbors import NeighborhoodComponentsAnalysis
 from sklearn.preprocessing import normalize
 from torch import Tensor
 
-from proxy_losses.integrations._embedder import Affine, Labelled, _Judge
+from proxy_losses.integrations._classes import MOST_QUERIES, Affine, Judge, Labelled
 from proxy_losses.integrations.sklearn import LinearEmbedder
 
-from .data import Array, Rows, Split
+from .data import Array, Split
 
 OURS = "LinearEmbedder"
-PROXY_RATE = 1e-3  # of Adam on proxies of classes, which start at the means of the classes
+PROXY_RATE = 1e-2  # of Adam on the proxies of classes, which start as their package draws them
 NCA_ROWS, NCA_STEPS = 600, 20
 
 
@@ -43,7 +43,16 @@ class Found(NamedTuple):
     embed: Callable[[Array], Array]
 
 
-Fit = Callable[[Any, Split, Effort], Found]  # value of the arm's parameter -> what it finds
+class Task(NamedTuple):
+    """What an arm is given."""
+
+    split: Split
+    effort: Effort
+    shrinkage: float  # of the whitening that is best on the validation classes
+
+
+Results = dict[str, dict[str, Any]]  # of every arm
+Fit = Callable[[Any, Task], Found]  # value of the arm's parameter -> what it finds
 
 
 class Arm(NamedTuple):
@@ -52,6 +61,11 @@ class Arm(NamedTuple):
     fit: Fit
     parameter: str
     values: tuple[Any, ...]
+    proxy_rate: float | None = None
+
+    def record(self) -> dict[str, Any]:
+        """What is tried, in words and numbers."""
+        return {k: v for k, v in self._asdict().items() if k != "fit" and v is not None}
 
 
 class WithLoss(LinearEmbedder):
@@ -59,17 +73,13 @@ class WithLoss(LinearEmbedder):
 
     make: Callable[[int, int], torch.nn.Module]  # (classes, width)
 
-    def _ascend(self, value: float, start: Affine, train: Labelled, *more: Any) -> Any:
-        self._module = self.make(int(train.y.max()) + 1, len(start.weight))
-        self._optimizer = None
+    def _steps(self, start: Affine, rows: Labelled, *more: Any) -> Iterator[Tensor]:
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(0)
+            self._module = self.make(int(rows.y.max()) + 1, len(start.weight))
         proxies = [*self._module.parameters()]
-        if proxies:
-            means = _means(normalize(start.of(train.x)), train.y)
-            with torch.no_grad():  # [classes, width] or its transpose
-                (proxy,) = proxies
-                proxy.copy_(torch.from_numpy(means if proxy.shape == means.shape else means.T))
-            self._optimizer = torch.optim.Adam(proxies, lr=PROXY_RATE)
-        return super()._ascend(value, start, train, *more)
+        self._optimizer = torch.optim.Adam(proxies, lr=PROXY_RATE) if proxies else None
+        return super()._steps(start, rows, *more)
 
     def _loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         if self._optimizer is not None:  # the step after the gradient of the call before
@@ -78,58 +88,57 @@ class WithLoss(LinearEmbedder):
         return self._module(embeddings, labels)
 
 
-def _means(x: Array, y: Array) -> Array:
-    return np.stack([x[y == label].mean(0) for label in range(y.max() + 1)])
-
-
-def embedder(value: Any, split: Split, effort: Effort, make: Any = None, **options: Any) -> Found:
-    """Our estimator, or it with another loss."""
-    model = LinearEmbedder() if make is None else WithLoss()
-    if make is None:
-        options = {"tau": value, **options}
-    else:
+def embedder(value: Any, task: Task, make: Any = None) -> Found:
+    """Our estimator, or it with another loss, from the best whitening or the raw embeddings."""
+    model = LinearEmbedder(tau=value) if make is None else WithLoss()
+    if make is not None:
         model.make = partial(make, value)
-    model.set_params(
-        random_state=0, device="cpu", max_iter=effort.steps, n_iter_no_change=effort.patience,
-        **options,
+    effort = task.effort
+    return validated(
+        model.set_params(max_iter=effort.steps, n_iter_no_change=effort.patience),
+        task.split, task.shrinkage,
     )  # fmt: skip
+
+
+def whitened(value: float, task: Task) -> Found:
+    return validated(LinearEmbedder(max_iter=0), task.split, value)
+
+
+def validated(model: LinearEmbedder, split: Split, shrinkage: float) -> Found:
+    """Fitted with this shrinkage, or on the raw embeddings where these are better."""
+    model.set_params(shrinkages=(shrinkage,), device="cpu", random_state=0)
     model.fit(*split.train, X_val=split.held.x, y_val=split.held.y)
     return Found(model.validation_score_, model.transform)
 
 
-def whitened(value: float, split: Split, effort: Effort) -> Found:
-    model = LinearEmbedder(shrinkages=(value,), max_iter=0, device="cpu", random_state=0)
-    model.fit(*split.train, X_val=split.held.x, y_val=split.held.y)
-    return Found(model.validation_score_, model.transform)
-
-
-def lda(value: float, split: Split, effort: Effort) -> Found:
+def lda(value: float, task: Task) -> Found:
     model = LinearDiscriminantAnalysis(solver="eigen", shrinkage=value)
-    x = normalize(split.train.x).astype(np.float64)
-    model.fit(x, split.train.y)
-    return judged(split.held, lambda rows: normalize(model.transform(normalize(rows))))
+    x, y = task.split.train
+    model.fit(normalize(x).astype(np.float64), y)
+    return judged(task, lambda rows: normalize(model.transform(normalize(rows))))
 
 
-def nca(value: float, split: Split, effort: Effort) -> Found:
+def nca(value: float, task: Task) -> Found:
     """From centred unit rows of this norm, on some rows: its time is quadratic in them."""
-    mean = normalize(split.train.x).mean(0)
+    train = task.split.train
+    mean = normalize(train.x).mean(0)
 
     def centred(x: Array) -> Array:
         return value * normalize(normalize(x) - mean)
 
-    some = np.random.default_rng(0).permutation(len(split.train.y))[:NCA_ROWS]
+    some = np.random.default_rng(0).permutation(len(train.y))[:NCA_ROWS]
     model = NeighborhoodComponentsAnalysis(init="identity", max_iter=NCA_STEPS, random_state=0)
-    model.fit(centred(split.train.x[some]), split.train.y[some])
-    return judged(split.held, lambda rows: normalize(model.transform(centred(rows))))
+    model.fit(centred(train.x[some]), train.y[some])
+    return judged(task, lambda rows: normalize(model.transform(centred(rows))))
 
 
-def judged(held: Rows, embed: Callable[[Array], Array]) -> Found:
+def judged(task: Task, embed: Callable[[Array], Array]) -> Found:
     """With its held-out mean average precision, from the queries that `LinearEmbedder` asks."""
+    held = task.split.held
     x = embed(held.x).astype(np.float32)
-    same = Affine(np.eye(x.shape[1]), np.zeros(x.shape[1]))
-    y = np.unique(held.y, return_inverse=True)[1]
-    rng = np.random.RandomState(0)
-    return Found(_Judge(Labelled(x, y), rng, torch.device("cpu"))(same), embed)
+    rows = Labelled(x, np.unique(held.y, return_inverse=True)[1])
+    judge = Judge(rows, torch.device("cpu"), np.random.RandomState(0), MOST_QUERIES)
+    return Found(judge(Affine(np.eye(x.shape[1]), np.zeros(x.shape[1]))), embed)
 
 
 def arms() -> dict[str, Arm]:
@@ -144,7 +153,7 @@ def arms() -> dict[str, Arm]:
         return partial(embedder, make=make)
 
     return {
-        "raw": Arm(lambda _, split, effort: judged(split.held, normalize), "", (None,)),
+        "raw": Arm(lambda _, task: judged(task, normalize), "", (None,)),
         "whitened": Arm(whitened, "shrinkage", LinearEmbedder().shrinkages),
         OURS: Arm(embedder, "tau", (0.05, 0.1)),
         "MultiSimilarity": Arm(
@@ -155,42 +164,54 @@ def arms() -> dict[str, Arm]:
         ),
         "ProxyAnchor": Arm(
             peer(lambda alpha, *sizes: losses.ProxyAnchorLoss(*sizes, alpha=alpha)),
-            "alpha", (32.0, 16.0),
+            "alpha", (32.0, 8.0), PROXY_RATE,
         ),
         "normalised softmax": Arm(
             peer(lambda tau, *sizes: losses.NormalizedSoftmaxLoss(*sizes, temperature=tau)),
-            "temperature", (0.05, 0.1),
+            "temperature", (0.05, 0.1), PROXY_RATE,
         ),
         "NCA": Arm(nca, "norm of the rows", (3.0, 6.0)),
         "LDA": Arm(lda, "shrinkage", (0.5, 0.9)),
     }  # fmt: skip
 
 
-def choose(arm: Arm, split: Split, effort: Effort) -> dict[str, Any]:
-    """The configuration of the best held-out mean average precision, on the test classes."""
+def run(split: Split, effort: Effort, before: Results) -> Results:
+    """Every arm on the test classes, with its best configuration on the validation classes.
+
+    What was found before is kept.
+    """
+    task, found = Task(split, effort, 1.0), {}
+    for name, arm in arms().items():
+        found[name] = before.get(name) or _judge_arm(arm, task)
+        if name == "whitened":
+            task = task._replace(shrinkage=found[name]["chosen"])
+    return found
+
+
+def _judge_arm(arm: Arm, task: Task) -> dict[str, Any]:
     begin = time.process_time()
-    tried = [arm.fit(value, split, effort) for value in arm.values]
+    tried = [arm.fit(value, task) for value in arm.values]
     best = max(range(len(tried)), key=lambda k: tried[k].value)
     seconds = time.process_time() - begin
+    test = task.split.test
     return {
-        **evaluate(tried[best].embed(split.test.x), split.test.y, effort.queries),
+        **evaluate(tried[best].embed(test.x), test.y, task.effort.queries),
         "chosen": arm.values[best],
-        "validation": [round(found.value, 5) for found in tried],
+        "validation": [round(one.value, 5) for one in tried],
         "cpu_s": round(seconds, 2),
     }
 
 
 def evaluate(x: Array, y: Array, queries: int) -> dict[str, float]:
     """Mean average precision and recall at 1, of some queries that rank all other rows."""
-    some = np.random.default_rng(0).permutation(len(y))[:queries]
-    y = np.unique(y, return_inverse=True)[1]
-    same = Affine(np.eye(x.shape[1]), np.zeros(x.shape[1]))
-    judge = _Judge(Labelled(x, y), None, torch.device("cpu"))
-    judge.queries = some
+    x, rng = x.astype(np.float32), np.random.RandomState(0)
+    rows = Labelled(x, np.unique(y, return_inverse=True)[1])
+    judge = Judge(rows, torch.device("cpu"), rng, queries)
+    some, (x, y) = judge.queries, rows.take(np.argsort(rows.y, kind="stable"))
     scores = x[some] @ x.T
     scores[np.arange(len(some)), some] = -np.inf
     return {
-        "map": round(judge(same), 5),
+        "map": round(judge(Affine(np.eye(x.shape[1]), np.zeros(x.shape[1]))), 5),
         "recall_at_1": round(float((y[scores.argmax(1)] == y[some]).mean()), 5),
     }
 

@@ -13,9 +13,14 @@ from ..real_data.stats import holm, resampled
 from .arms import OURS
 from .data import OVERLAP
 
-METRICS = {"map": "mAP", "recall_at_1": "R@1"}
+PAGE = Path(__file__).with_name("README.md")
 
 Written = dict[str, Any]
+
+
+def insert(page: str, written: Written) -> str:
+    """The page with its tables written anew."""
+    return report.replaced(page, block(written))
 
 
 def values(cell: dict[str, Any], arm: str, metric: str = "map") -> list[float]:
@@ -102,13 +107,8 @@ def tried(written: Written) -> str:
     return f"{per_split} configurations a split, {splits} splits, {per_split * splits} fitted."
 
 
-def show(written: Written) -> str:
-    tables = (table(written), differences(written), recall(written), times(written))
-    return "\n\n".join([*("\n".join(report.align(rows)) for rows in tables), tried(written)])
-
-
 def block(written: Written) -> str:
-    """The same as Markdown."""
+    """Markdown, without the marks."""
     tables = (table(written), differences(written), recall(written), times(written))
     return "\n\n".join([*map(report.markdown, tables), tried(written)])
 

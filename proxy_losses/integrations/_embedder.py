@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from numbers import Integral, Real
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from sklearn.base import (
     BaseEstimator,
@@ -25,37 +25,21 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .. import retrieval_lists, smooth_ap, smooth_ap_defined
+from ._classes import (
+    MOST_QUERIES,
+    Affine,
+    Array,
+    Batches,
+    Floats,
+    Judge,
+    Labelled,
+    hold_out,
+    leading,
+    whitenings,
+)
 
 EVERY = 20  # steps from one validation to the next
-_MOST_QUERIES = 1024  # of a validation; all rows are ranked for each
-_QUERIES = 512  # that are ranked together
-_FEWEST = 4  # classes of two rows or more, of which some can be held out whole
 _DTYPES = (np.float32, np.float64)
-
-Array = npt.NDArray[Any]
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.intp]
-
-
-class Labelled(NamedTuple):
-    """Unit rows and their classes."""
-
-    x: Array  # [rows, features]
-    y: Ints  # [rows]
-
-    def take(self, index: npt.NDArray[Any]) -> Labelled:
-        return Labelled(self.x[index], self.y[index])
-
-
-class Affine(NamedTuple):
-    """``weight @ (x - mean)`` of a unit row x."""
-
-    weight: Floats  # [components, features]
-    mean: Floats  # [features]
-
-    def of(self, x: Array) -> Array:
-        mapped: Array = (x - self.mean.astype(x.dtype)) @ self.weight.T.astype(x.dtype)
-        return mapped
 
 
 class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -73,10 +57,12 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
        held-out classes, each row ranking all others;
     3. from there runs Adam on one minus Smooth-AP, in batches of `batch_classes` classes by
        `class_rows` rows, and keeps the step whose held-out mean average precision is best, the
-       start included.
+       start included: so far nothing is worse on the held-out classes than the raw or the whitened
+       embeddings;
+    4. does the same again with all classes: that shrinkage and that many steps. Where the raw
+       embeddings were best, they are the result.
 
-    So the result is never worse on the held-out classes than the raw or the whitened embeddings;
-    on others it may be. A row that is alone in its class has nothing to find: in training it is
+    A row that is alone in its class has nothing to find: in training it is
     left out of the batches, and when held out it is only there to be ranked. With fewer than four
     classes of two rows or more, rows are held out instead of classes. There is no `sample_weight`.
 
@@ -97,7 +83,8 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             (it is looked at every 20 steps); None never stops early.
         tol: by how much it must grow to count as better.
         validation_fraction: share of the classes held out, in (0, 1). Not used with `X_val`.
-        device: where step 3 runs, such as "cpu"; None is "cuda" where torch has it.
+        refit: whether to make step 4. Not used with `X_val`.
+        device: where steps 3 and 4 run, such as "cpu"; None is "cuda" where torch has it.
         random_state: seed of the held-out classes and of the batches: an int, a RandomState or
             None.
         verbose: above 0 shows a progress bar.
@@ -106,12 +93,12 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         components_: [n_components, features]; a unit row x becomes ``components_ @ (x - mean_)``.
         mean_: [features], 0 where step 2 kept the raw embeddings.
         shrinkage_: the `a` of step 2, 1.0 too where it kept the raw embeddings.
-        improved_: whether the result is better on the held-out classes than the raw embeddings.
+        improved_: whether step 3 found better than the raw embeddings on the held-out classes.
         baseline_score_: held-out mean average precision of the raw embeddings, of full width.
         whitened_score_: that of the best of `shrinkages`; `baseline_score_` if there are none.
-        validation_score_: that of the result. It was selected by it: measure on other classes.
+        validation_score_: that of step 3. It was selected by it: measure on other classes.
         n_iter_: steps of Adam made.
-        best_iter_: step kept, 0 for the map of step 2.
+        best_iter_: step that was best, 0 for the map of step 2.
         n_features_in_: number of features.
         feature_names_in_: their names, where X has any.
 
@@ -119,7 +106,7 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         >>> rng = np.random.default_rng(0)
         >>> y = np.arange(600) % 30
         >>> X = rng.normal(size=(30, 8))[y] + rng.normal(size=(600, 8)) * [4, 4, 1, 1, 1, 1, 1, 1]
-        >>> model = LinearEmbedder(random_state=0).fit(X[y < 20], y[y < 20])
+        >>> model = LinearEmbedder(max_iter=60, random_state=0).fit(X[y < 20], y[y < 20])
         >>> model.improved_
         True
         >>> raw = LinearEmbedder(shrinkages=(), max_iter=0, random_state=0).fit(X, y)
@@ -144,6 +131,7 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         "n_iter_no_change": [Interval(Integral, 1, None, closed="left"), None],
         "tol": [Interval(Real, 0, None, closed="left")],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
+        "refit": ["boolean"],
         "device": [str, torch.device, None],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
@@ -163,6 +151,7 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         n_iter_no_change: int | None = 100,
         tol: float = 0.0,
         validation_fraction: float = 0.25,
+        refit: bool = True,
         device: str | torch.device | None = None,
         random_state: Any = None,
         verbose: int = 0,
@@ -178,6 +167,7 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self.n_iter_no_change = n_iter_no_change
         self.tol = tol
         self.validation_fraction = validation_fraction
+        self.refit = refit
         self.device = device
         self.random_state = random_state
         self.verbose = verbose
@@ -205,31 +195,32 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         shrinkages = _checked(self.shrinkages)
         device = _device(self.device)
         rng = check_random_state(self.random_state)
-        train, held = self._parts(X, y, X_val, y_val, rng)
+        train, held, whole = self._parts(X, y, X_val, y_val, rng)
         width = self.n_components or self.n_features_in_
         if width > self.n_features_in_:
             raise ValueError(
                 f"expected n_components of at most the {self.n_features_in_} features of X, "
                 f"got {width}"
             )
-        judge = _Judge(held, rng, device)
+        judge = Judge(held, device, rng, MOST_QUERIES)
 
         raw = Affine(np.eye(self.n_features_in_), np.zeros(self.n_features_in_))
         self.baseline_score_ = judge(raw)
-        tried = []
-        for shrinkage, full in [(1.0, raw), *_whitenings(train, shrinkages)]:
-            found = _leading(full, train.x, width)
-            value = self.baseline_score_ if found is raw else judge(found)
-            tried.append((value, shrinkage, found))
-        self.whitened_score_ = max(
-            (value for value, _, _ in tried[1:]), default=self.baseline_score_
-        )
-        value, self.shrinkage_, best = max(tried, key=lambda one: one[0])
+        tried: list[tuple[float, float | None, Affine]] = []
+        for a, full in [(None, raw), *whitenings(train, shrinkages)]:
+            found = leading(full, train.x, width)
+            tried.append((self.baseline_score_ if found is raw else judge(found), a, found))
+        self.whitened_score_ = max((value for value, *_ in tried[1:]), default=self.baseline_score_)
+        value, shrinkage, start = max(tried, key=lambda one: one[0])
+        self.shrinkage_ = 1.0 if shrinkage is None else shrinkage
 
         self.validation_score_, best, self.best_iter_, self.n_iter_ = self._ascend(
-            value, best, train, judge, rng, device
+            value, start, train, judge, rng, device
         )
         self.improved_ = self.validation_score_ > self.baseline_score_
+        if whole is not None:
+            full = raw if shrinkage is None else whitenings(whole, [shrinkage])[0][1]
+            best = self._repeat(leading(full, whole.x, width), whole, rng, device)
         self.components_, self.mean_ = (of.astype(train.x.dtype) for of in best)
         return self
 
@@ -245,7 +236,7 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         check_is_fitted(self)
         X, y = validate_data(self, X, y, reset=False, dtype=_DTYPES)
         rows = Labelled(unit_rows(X), np.unique(y, return_inverse=True)[1])
-        return _Judge(rows, None, torch.device("cpu"))(self._map())
+        return Judge(rows, torch.device("cpu"))(self._map())
 
     def _map(self) -> Affine:
         return Affine(self.components_, self.mean_)
@@ -256,8 +247,8 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     def _parts(
         self, X: Any, y: Any, X_val: Any, y_val: Any, rng: np.random.RandomState
-    ) -> tuple[Labelled, Labelled]:
-        """Rows to learn from and rows to validate on."""
+    ) -> tuple[Labelled, Labelled, Labelled | None]:
+        """Rows to learn from, rows to validate on, and those to fit again on, if any."""
         X, y = validate_data(self, X, y, dtype=_DTYPES, ensure_min_samples=2)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
@@ -272,46 +263,72 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         if X_val is None:
             if y_val is not None:
                 raise ValueError("y_val needs X_val, which is None")
-            return _hold_out(rows, self.validation_fraction, rng)
+            return *hold_out(rows, self.validation_fraction, rng), rows if self.refit else None
         if y_val is None:
             raise ValueError("X_val needs y_val, which is None")
         X_val = validate_data(self, X_val, reset=False, dtype=_DTYPES)
         y_val = column_or_1d(y_val, warn=True)
         check_consistent_length(X_val, y_val)
-        return rows, Labelled(unit_rows(X_val), np.unique(y_val, return_inverse=True)[1])
+        return rows, Labelled(unit_rows(X_val), np.unique(y_val, return_inverse=True)[1]), None
 
     def _ascend(
         self,
         value: float,
         start: Affine,
         train: Labelled,
-        judge: _Judge,
+        judge: Judge,
         rng: np.random.RandomState,
         device: torch.device,
     ) -> tuple[float, Affine, int, int]:
         """The best validated map on the way of Adam, its value, its step, and the steps made."""
-        x = torch.from_numpy(train.x - start.mean).to(device, torch.float32)
-        y = torch.from_numpy(train.y).to(device)
-        batches = _Batches(train.y, self.batch_classes, self.class_rows, rng)
-        weight = torch.tensor(start.weight, dtype=torch.float32, device=device, requires_grad=True)
-        optimizer = torch.optim.Adam([weight], lr=self.learning_rate / len(start.mean) ** 0.5)
         best, best_step, step, patience = start, 0, 0, self.n_iter_no_change
+        steps = self._steps(start, train, rng, device)
         with tqdm(total=self.max_iter, desc="LinearEmbedder", disable=not self.verbose) as bar:
             while step < self.max_iter and (patience is None or step - best_step < patience):
                 step += 1
-                rows = torch.from_numpy(batches.draw()).to(device)
-                optimizer.zero_grad()
-                self._loss(x[rows] @ weight.T, y[rows]).backward()
-                optimizer.step()
+                weight = next(steps)
                 bar.update()
                 if step % EVERY and step < self.max_iter:
                     continue
-                now = start._replace(weight=weight.detach().cpu().double().numpy())
+                now = start._replace(weight=_array(weight))
                 reached = judge(now)
                 if reached > value + self.tol:
                     value, best, best_step = reached, now, step
                 bar.set_postfix(validation=f"{reached:.4f}", best=f"{value:.4f}")
         return value, best, best_step, step
+
+    def _repeat(
+        self, start: Affine, rows: Labelled, rng: np.random.RandomState, device: torch.device
+    ) -> Affine:
+        """As many steps as were best, with all rows."""
+        if not self.best_iter_:
+            return start
+        steps = islice(self._steps(start, rows, rng, device), self.best_iter_)
+        bar = tqdm(steps, "LinearEmbedder, all rows", self.best_iter_, disable=not self.verbose)
+        *_, weight = bar
+        return start._replace(weight=_array(weight))
+
+    def _steps(
+        self, start: Affine, rows: Labelled, rng: np.random.RandomState, device: torch.device
+    ) -> Iterator[Tensor]:
+        """The map's weight after each step of Adam, without end; one tensor, written in place."""
+        x = torch.from_numpy(rows.x - start.mean).to(device, torch.float32)
+        y = torch.from_numpy(rows.y).to(device)
+        batches = Batches(rows.y, self.batch_classes, self.class_rows, rng)
+        weight = torch.tensor(start.weight, dtype=torch.float32, device=device, requires_grad=True)
+        optimizer = torch.optim.Adam([weight], lr=self.learning_rate / len(start.mean) ** 0.5)
+        while True:
+            drawn = torch.from_numpy(batches.draw()).to(device)
+            optimizer.zero_grad()
+            self._loss(x[drawn] @ weight.T, y[drawn]).backward()
+            optimizer.step()
+            yield weight
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = True
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
 
     def _loss(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """1 - the mean Smooth-AP of the rows that have a positive."""
@@ -320,130 +337,10 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         counts = smooth_ap_defined(lists.pos_mask, lists.valid_mask)
         return 1.0 - value.sum() / counts.sum()
 
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.target_tags.required = True
-        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
-        return tags
 
-
-class _Batches:
-    """Rows of some classes, drawn evenly among the classes of two rows or more."""
-
-    def __init__(self, y: Ints, classes: int, rows: int, rng: np.random.RandomState) -> None:
-        order = np.argsort(y, kind="stable")
-        members = np.split(order, np.flatnonzero(np.diff(y[order])) + 1)
-        self.members = [rows for rows in members if len(rows) > 1]
-        self.classes, self.rows, self.rng = min(classes, len(self.members)), rows, rng
-
-    def draw(self) -> Ints:
-        drawn = self.rng.permutation(len(self.members))[: self.classes]
-        return np.concatenate(
-            [self.rng.permutation(self.members[k])[: self.rows] for k in drawn.tolist()]
-        )
-
-
-class _Judge:
-    """Mean average precision of labelled rows under a map, every row ranking the others."""
-
-    def __init__(
-        self, rows: Labelled, rng: np.random.RandomState | None, device: torch.device
-    ) -> None:
-        """Of more queries than a validation needs, some are drawn by rng; None takes all."""
-        queries = np.flatnonzero(np.bincount(rows.y)[rows.y] > 1)
-        if not len(queries):
-            raise ValueError("expected rows to rank of which two share a class, got none")
-        if rng is not None and len(queries) > _MOST_QUERIES:
-            queries = np.sort(rng.permutation(queries)[:_MOST_QUERIES])
-        self.queries, self.y = queries, rows.y
-        self.x = torch.from_numpy(rows.x).to(device)
-
-    def __call__(self, affine: Affine) -> float:
-        weight, mean = (torch.from_numpy(of).to(self.x) for of in affine)
-        z = torch.nn.functional.normalize((self.x - mean) @ weight.T)
-        values: list[float] = []
-        for some in np.split(self.queries, range(_QUERIES, len(self.queries), _QUERIES)):
-            found = (z[torch.from_numpy(some).to(z.device)] @ z.T).cpu().numpy()
-            values += [_precision(row, self.y, q) for row, q in zip(found, some, strict=True)]
-        return float(np.mean(values))
-
-
-def _precision(scores: Array, y: Ints, query: int) -> float:
-    """Average precision of one query, as scikit-learn's: ties share the last place."""
-    same = y == y[query]
-    others = np.sort(scores[~same])
-    same[query] = False
-    mine = np.sort(scores[same])
-    found = len(mine) - np.searchsorted(mine, mine)
-    above = len(others) - np.searchsorted(others, mine)
-    return float(np.mean(found / (found + above)))
-
-
-def _whitenings(rows: Labelled, shrinkages: Sequence[float]) -> list[tuple[float, Affine]]:
-    """(a, ((1 - a) S + a I)^(-1/2) of centred rows), S within classes and of mean eigenvalue 1."""
-    x = rows.x.astype(np.float64)
-    sizes = np.bincount(rows.y)
-    sums = np.zeros((len(sizes), x.shape[1]))
-    np.add.at(sums, rows.y, x)
-    apart = x - (sums / sizes.clip(min=1)[:, None])[rows.y]
-    values, vectors = np.linalg.eigh(apart.T @ apart)
-    average = values.mean()
-    if not average > 0:  # equal rows in every class
-        return []
-    values, mean = values.clip(min=0.0) / average, x.mean(0)
-    return [
-        (a, Affine((vectors * ((1.0 - a) * values + a) ** -0.5) @ vectors.T, mean))
-        for a in shrinkages
-    ]
-
-
-def _leading(affine: Affine, x: Array, width: int) -> Affine:
-    """The map, or onto the directions in which its unit rows spread most about the origin."""
-    if width == len(affine.weight):
-        return affine
-    mapped = unit_rows(affine.of(x.astype(np.float64)))
-    vectors = np.linalg.eigh(mapped.T @ mapped)[1][:, : -width - 1 : -1]
-    return affine._replace(weight=vectors.T @ affine.weight)
-
-
-def _hold_out(
-    rows: Labelled, fraction: float, rng: np.random.RandomState
-) -> tuple[Labelled, Labelled]:
-    """Rows to train on and rows of other classes to validate on; of few classes, other rows.
-
-    At least two classes of two rows or more are on either side. Classes of one row are shared
-    out in the same proportion.
-    """
-    sizes = np.bincount(rows.y)
-    several, single = np.flatnonzero(sizes > 1), np.flatnonzero(sizes == 1)
-    if len(several) < _FEWEST:
-        return _hold_out_rows(rows, fraction, rng)
-    count = int(np.clip(round(fraction * len(several)), 2, len(several) - 2))
-    held = np.zeros(len(sizes), dtype=bool)
-    held[rng.permutation(several)[:count]] = True
-    held[rng.permutation(single)[: round(fraction * len(single))]] = True
-    side = held[rows.y]
-    return rows.take(~side), rows.take(side)
-
-
-def _hold_out_rows(
-    rows: Labelled, fraction: float, rng: np.random.RandomState
-) -> tuple[Labelled, Labelled]:
-    """The fraction of each class of four rows or more, two at least on either side."""
-    side = np.zeros(len(rows.y), dtype=bool)
-    for label, size in enumerate(np.bincount(rows.y).tolist()):
-        if size >= 4:
-            count = int(np.clip(round(fraction * size), 2, size - 2))
-            side[rng.permutation(np.flatnonzero(rows.y == label))[:count]] = True
-    alike = not side.any()
-    warnings.warn(
-        f"fewer than {_FEWEST} classes of two rows or more: "
-        + ("all rows are used for training and for validation alike" if alike
-           else "rows are held out instead of classes"),
-        UserWarning,
-        stacklevel=2,
-    )  # fmt: skip
-    return (rows, rows) if alike else (rows.take(~side), rows.take(side))
+def _array(weight: Tensor) -> Floats:
+    array: Floats = weight.detach().cpu().double().numpy()
+    return array
 
 
 def _checked(shrinkages: Any) -> list[float]:
