@@ -305,7 +305,7 @@ def check_row_extras(
     shape: torch.Size, sample_weight: Tensor | None, iid_mask: Tensor | None,
     query_ids: Tensor | None, label_mask: Tensor | None, gains: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """Check what rows of logits [N, C] may carry: weights, flags, query ids, known labels, gains."""
+    """Check what rows of logits [N, C] may carry: weights, flags, query ids, labels, gains."""
     n = shape[0]
     check_rows("sample_weight", sample_weight, n)
     if sample_weight is not None:

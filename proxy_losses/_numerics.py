@@ -486,11 +486,15 @@ def between_places(
     else:
         filled = s if valid_mask is None else torch.where(valid_mask, s, -math.inf)
         top = filled.topk(min(max(places) + 1, m), -1).values
-        last = top.shape[-1]
-        if last <= max(places):  # whatever it holds
-            top = torch.nn.functional.pad(top, (0, max(places) + 1 - last))
-        upper = torch.cat([top[..., k - 1 : k] for k in places], -1)
-        lower = torch.cat([top[..., k : k + 1] for k in places], -1)
+        if not top.shape[-1]:
+            top = torch.nn.functional.pad(top, (0, 1))
+        last = top.shape[-1] - 1  # beyond it whatever is there
+
+        def at(places: Sequence[int]) -> Tensor:
+            inside = [min(k, last) for k in places]
+            return torch.cat([top[..., k : k + 1] for k in inside], -1)
+
+        upper, lower = at([k - 1 for k in places]), at(places)
     return torch.where(enough, 0.5 * upper + 0.5 * lower, 0.0), enough
 
 

@@ -25,7 +25,6 @@ from ._lists import (
     check_width,
     directions,
     share_label,
-    valid_rows,
     wide,
 )
 from ._metrics import METRICS, Metric
@@ -257,8 +256,11 @@ def _check_relevance(embeddings: Tensor, relevance: Tensor, refs: Tensor) -> Non
     check_embeddings("ref_embeddings", refs)
     check_width(embeddings, refs)
     kind = "relevance [Q, M], bool or floating, where there are no ref_labels"
-    told = isinstance(relevance, Tensor) and not relevance.is_complex()
-    if not told or not (relevance.dtype == torch.bool or relevance.is_floating_point()):
+    told = isinstance(relevance, Tensor) and (
+        relevance.dtype == torch.bool
+        or (relevance.is_floating_point() and relevance.dtype.itemsize > 1)
+    )
+    if not told:
         fail_type("labels", kind, relevance)
     shape = (embeddings.shape[0], refs.shape[0])
     if relevance.shape != shape:
@@ -339,7 +341,10 @@ def _unit(x: Tensor, counted: Tensor | None, similarity: str) -> Tensor:
 
 
 def _counted(rows: Rows, ignore_index: int) -> Tensor | None:
-    return None if rows.labels is None else valid_rows(rows.labels, ignore_index)
+    """[N] bool, or None for all: only class ids have padding."""
+    if rows.labels is None or rows.labels.dtype == torch.bool:
+        return None
+    return rows.labels != ignore_index
 
 
 def is_sound(refs: Rows, dtype: torch.dtype, ignore_index: int) -> Tensor:
@@ -396,7 +401,8 @@ def retrieval_loss(
         labels: [Q] integers, or [Q, L] bool when a row may have several labels; with
             ref_embeddings and without ref_labels the relevance [Q, M], bool or floating >= 0.
         memory: `MemoryState` of past references, or None. It needs labels, not relevance.
-        tau: temperature in units of the similarity, > 0: a number, a 0-d tensor, or [Q].
+        tau: temperature in units of the similarity (for "partial_auc" in units of the spread that
+            `partial_auc` names), > 0: a number, a 0-d tensor, or [Q].
         metric: "ap", "recall_at_k", "precision_at_k", "mrr", "ndcg", "auroc", "recall_at_quantile"
             or "partial_auc", each the function of that name, or with "smooth_" before. "ndcg"
             takes relevance as gains, and 1 for a positive where labels tell.
@@ -405,10 +411,11 @@ def retrieval_loss(
         ref_labels: [M] integers or [M, L] bool, as labels are.
         row_ids: [Q] integer ids of the rows in the data. A reference with the id of the query is
             the query, and left out: so a memory that is longer than an epoch does not rank a row
-            for its own past.
+            for its own past. Two views of a row that shall find each other need ids of their own.
         ref_row_ids: [M] integers, the ids of given references.
         similarity: "cosine" or "dot".
-        reduction: "mean", or "none" for [Q] with NaN where the query does not count.
+        reduction: "mean" over the queries that count, or "none" for [Q] with NaN where one does
+            not.
         ignore_index: class id of rows that are neither queries nor references; they take slots in
             the memory.
         **settings: options of the metric, such as k.

@@ -154,19 +154,6 @@ def frozen_at(scores, pos, weight, *, ks: tuple[int, ...], over: str) -> Thresho
     return value
 
 
-def frozen_ndcg(scores: Tensor, pos: Tensor, weight: Tensor, *, k: int) -> Threshold:
-    ordered, gain = scores.sort(descending=True).values, torch.where(pos, weight, 0.0)
-    middle = (ordered[..., k - 1 : k] + ordered[..., k : k + 1]) / 2
-    at, best = moving(middle, scores, torch.ones_like(pos), TAU), gain.topk(k).values
-    ideal = (best / (torch.arange(k) + 2.0).double().log2()).sum(-1)
-
-    def value(s: Tensor) -> Tensor:
-        rank = 0.5 + torch.sigmoid((s[..., None, :] - s[..., :, None]) / TAU).sum(-1)
-        return (gain * torch.sigmoid((s - at(s)) / TAU) / (1.0 + rank).log2()).sum(-1) / ideal
-
-    return value
-
-
 def of_places(ks: tuple[int, ...], over: str) -> dict[str, Any]:
     forms = {"exact": exact_at, "frozen": frozen_at}
     return {what: functools.partial(form, ks=ks, over=over) for what, form in forms.items()}
@@ -182,11 +169,6 @@ MORE: dict[str, dict[str, Any]] = {
     "smooth_auroc": {"exact": lambda s, p: roc_auc_score(p, s)},
     "smooth_auroc_logistic": {"least": -math.inf},
     "smooth_ndcg": {"exact": lambda s, p: ndcg_score([p], [s]), "worst": 0.3},
-    "smooth_ndcg_k=3": {
-        "exact": lambda s, p: ndcg_score([p], [s], k=3),
-        "most": math.inf,
-        "frozen": functools.partial(frozen_ndcg, k=3),
-    },
     "smooth_mrr": {"exact": lambda s, p: 1.0 / (1 + (s[~p] > s[p].max()).sum())},
     **{
         f"{name}_{how}": {"exact": exact, "frozen": functools.partial(frozen, threshold)}

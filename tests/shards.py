@@ -97,6 +97,14 @@ def mrr(pool: Pool, method: str, group: Any) -> Tensor:
                         sample_weight=pool.weight, group=group)  # fmt: skip
 
 
+def ndcg(k: int | None) -> Callable[[Pool, str, Any], Tensor]:
+    """Grades with ties across processes, each of other rows."""
+    return lambda pool, method, group: P.smooth_ndcg(
+        pool.scores, pool.pos * (1 + pool.scores.detach().abs().floor().long() % 3), pool.tau, k=k,
+        valid_mask=pool.valid, sample_weight=pool.weight, rtol=RTOL, group=group,
+    )  # fmt: skip
+
+
 def smooth_ap(pool: Pool, method: str, group: Any) -> Tensor:
     return P.smooth_ap(pool.scores, pool.pos, pool.tau, valid_mask=pool.valid, rtol=RTOL,
                        group=group)  # fmt: skip
@@ -122,7 +130,8 @@ def at_k(pool: Pool, method: str, group: Any) -> Tensor:
 LOCAL = {"sums": sums, "ranks": ranks, "softplus": softplus}  # values at the rows of each rank
 SHARED = {  # alike on all ranks
     "precision": precision, "smooth_ap": smooth_ap, "recall": recall, "trapezoid": trapezoid,
-    "at_k": at_k, "mrr": mrr, "auroc": auroc("sigmoid"), "logistic": auroc("logistic"),
+    "at_k": at_k, "mrr": mrr, "ndcg": ndcg(None), "ndcg_at_k": ndcg(7),
+    "auroc": auroc("sigmoid"), "logistic": auroc("logistic"),
 }  # fmt: skip
 ASKED: dict[str, Callable[[Pool, str, Any], Tensor]] = {**LOCAL, **SHARED}
 

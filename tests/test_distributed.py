@@ -10,6 +10,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import proxy_losses as P
 
+from . import test_retrieval_processes as retrieval
+
 # Rows of each rank: even, uneven, and with an empty rank.
 SHARDS = {2: [(4, 4), (5, 2), (0, 6)], 3: [(3, 3, 3), (4, 1, 6), (2, 0, 5)]}
 DTYPES = [torch.bool, torch.uint8, torch.int32, torch.int64, torch.float32, torch.float64]
@@ -107,6 +109,9 @@ def worker(rank: int, world: int, folder) -> None:
         for name in (*LOSSES, *POINTWISE):
             for weighted in (False, True):
                 out[name, shard, weighted] = train(name, shard, rank, weighted=weighted)
+        for way in retrieval.WAYS:
+            out["retrieval", shard, way] = retrieval.train(shard, rank, way)
+        out["each", shard] = [retrieval.each(shard, rank, gather) for gather in (None, False)]
     shard = SHARDS[world][0]
     out["local"] = train("ap", shard, rank, weighted=False, gather=False)
     torch.save(out, f"{folder}/{rank}.pt")
@@ -154,6 +159,15 @@ def test_gradients_are_those_of_one_process(ranks, name, weighted):
                 scale = max(w.abs().max() for w in want)
                 assert scale > 1e-4, "a gradient of zero would prove nothing"
                 torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10 * scale.item())
+
+
+@pytest.mark.parametrize("way", retrieval.WAYS)
+def test_embeddings_are_ranked_as_in_one_process(ranks, way):
+    for shard in SHARDS[len(ranks)]:
+        found = [out["retrieval", shard, way] for out in ranks]
+        retrieval.assert_as_one_process(found, shard, way)
+        each = [out["each", shard] for out in ranks]
+        retrieval.assert_each_query_is_of_its_process(each, shard)
 
 
 @pytest.mark.parametrize("name", LOSSES)

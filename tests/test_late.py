@@ -97,6 +97,14 @@ def test_faults_come_in_order_one_at_a_time(device):
     loss_fn(logits, ids)
 
 
+def test_bad_grades(device):
+    loss_fn, (logits, _) = P.NDCGLoss(1, queue_size=8), rows(5, 1)
+    loss_fn(logits, torch.tensor([0.0, 2.0, 1.0, -3.0, 3.0]))
+    with pytest.raises(ValueError, match=r"^at forward 1: targets.*must be finite.*got -3"):
+        loss_fn.check_values()
+    assert loss_fn._queue.state.enqueued == 0
+
+
 def test_padding_is_no_fault(device):
     for make in MAKERS:
         loss_fn, (logits, ids) = make(num_classes=3), rows()

@@ -283,8 +283,8 @@ def test_a_capped_pool_is_drawn_the_same_everywhere_and_keeps_rare_rows(make):
     draws = [capped.eval()(logits, targets) for _ in range(10)]
     assert [twin.eval()(logits, targets) for _ in range(10)] == draws
     # Ranks 1 and 100 of 100 rows: (1/1 + 2/100) / 2, and the first is 1. Precision: one of three
-    # places. NDCG: discounts of places 1 and 100 over those of 1 and 2. Of the others each finds one
-    # of two right.
+    # places. NDCG: discounts of places 1 and 100 over those of 1 and 2. Of the others each finds
+    # one of two right.
     ndcg = 1 - (1 + 1 / math.log2(101)) / (1 + 1 / math.log2(3))
     known = {"smooth_ap": 0.49, "smooth_mrr": 0.0, "precision_at_k": 2 / 3, "smooth_ndcg": ndcg}
     want = known.get(make.__name__, 0.5)

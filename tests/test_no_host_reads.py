@@ -223,14 +223,14 @@ def test_retrieval_losses(name, labels):
                                   warmup_steps=0)  # fmt: skip
     memory = P.init_memory(8, 4, num_labels=labels, device=META)
     addresses = [id(buffer) for buffer in loss_fn.buffers()]
-    for n in (6, 9):
+    for n in (6, 9) if name == "ap" else (6,):
         tags = ids if labels is None else lambda rows: mask(rows, labels)
         x, refs, more = scores(n, 4), scores(5, 4), {"row_ids": ids(n)}
         given = {"ref_embeddings": refs, "ref_labels": tags(5), "ref_row_ids": ids(5)}
         with watched():
             wrapper.on_train_batch_start(n)
-            for call in (loss_fn, loss_fn.eval(), wrapper.train()):
-                back(call(x, tags(n), **more), x)
+            for call, training in itertools.product((loss_fn, wrapper), (False, True)):
+                back(call.train(training)(x, tags(n), **more), x)
             back(loss_fn(x, tags(n), **more, **given), x, refs)
             loss, memory = P.retrieval_loss(x, tags(n), memory, floats(), metric=name)
             back(loss, x)

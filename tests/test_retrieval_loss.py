@@ -16,11 +16,13 @@ from proxy_losses import RetrievalLoss, retrieval_lists, retrieval_loss
 from proxy_losses._metrics import METRICS
 from proxy_losses._retrieval import BY_NAME
 from proxy_losses.integrations._common import own_queue_losses, reset_losses
+from proxy_losses.nn import _late
 
 from . import reference
 from .compiling import compile_fresh
 from .makers import warned
 from .metrics import TIGHT, of_value
+from .test_late import Played
 from .test_retrieval import SIZES, TAU, batch
 
 PAD, WIDTH, CAPACITY = -100, 5, 10
@@ -210,6 +212,17 @@ def test_steps_are_those_of_the_loops(kind, given, ids):
         stored = (stored + refs)[-CAPACITY:]
     assert seen == 7  # all but the empty batch
     assert memory.enqueued >= 40
+
+
+def test_one_label():
+    """Rows with it find each other; rows without find nobody."""
+    (x, _), has = rows(0, 7), torch.arange(7) % 2 == 0
+    loss_fn, ids = module(num_labels=1), module()
+    for _ in "ab":
+        own = torch.where(has, 1, 10 + torch.arange(7))
+        assert loss_fn(x, has[:, None]) == ids(x, own)
+        ids.memory.labels[ids.memory.labels > 1] = 99
+    assert loss_fn.memory.labels.shape == (CAPACITY, 1)
 
 
 def test_gradients_reach_the_batch_alone():
@@ -508,6 +521,7 @@ def test_bad_settings(kwargs, error, says):
         ((X, (Y > 2)[:, None]), {}, ValueError, r"labels must be \[N\] class ids as in the memory"),
         ((X, Y, X), {}, TypeError, r"labels must be relevance \[Q, M\], bool or floating, where"),
         ((X, 1j * (X @ X.T), X), {}, TypeError, "labels must be relevance .*complex64"),
+        ((X, (X @ X.T).to(torch.float8_e5m2), X), {}, TypeError, "labels must be .*float8"),
         ((X, [1], X), {}, TypeError, "labels must be relevance .*got list"),
         ((X, X, X), {}, ValueError, r"no ref_labels: \[6, 6\], got \[6, 5\]"),
         ((X, X, X[:, :3]), {}, ValueError, r"expected \[..., 5\], got \[6, 3\]"),
@@ -535,6 +549,18 @@ def test_bad_relevance():
         grades[2, 3] = bad
         with pytest.raises(ValueError, match="relevance must be finite and >= 0, below"):
             loss_fn(X, grades, X)
+
+
+def test_relevance_on_a_device_is_judged_later(monkeypatch):
+    monkeypatch.setattr(_late, "at_once", lambda x: False)
+    monkeypatch.setattr(_late, "carrier", lambda x: Played)
+    Played.made, loss_fn = [], RetrievalLoss()
+    loss_fn(X, torch.eye(6), X)
+    loss_fn(X, -torch.eye(6), X)
+    for answer in Played.made:
+        answer.there = True
+    with pytest.raises(ValueError, match="at forward 2: RetrievalLoss: relevance must be finite"):
+        loss_fn(X, Y)
 
 
 def test_bad_functional_arguments():

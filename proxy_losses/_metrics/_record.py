@@ -173,14 +173,8 @@ class Example(NamedTuple):
 
 def examples(metrics: tuple[Metric, ...]) -> list[Example]:
     """Every example of every metric, under the name of the module and of what it chooses."""
-
-    def chosen(metric: Metric, settings: dict[str, Any]) -> list[str]:
-        optional = {o.name for o in metric.options if o.default is None}
-        told = {name: f"{name}={x}" for name, x in settings.items() if name in optional}
-        return [told.get(name, x) for name, x in settings.items() if name in told or type(x) is str]
-
     return [
-        Example(", ".join([m.module, *chosen(m, s)]), m, dict(s))
+        Example(", ".join([m.module, *(x for x in s.values() if isinstance(x, str))]), m, dict(s))
         for m in metrics
         for s in m.examples
     ]

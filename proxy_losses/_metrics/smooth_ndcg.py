@@ -13,7 +13,6 @@ from .._checks import check_int, check_real
 from .._effects import LIBRARY, register
 from .._ranks import DISCOUNT, How, Lists, rank_mean, rank_slopes
 from ..distributed import (
-    all_reduce,
     all_reduce_with_grad,
     gather_counts,
     gather_known,
@@ -255,7 +254,6 @@ NDCG = Metric(
     options=(Option("k", None, "int | None", "places that count, >= 1; None for all."),),
     check=_check,
     reads=("gains",),
-    examples=({}, {"k": 3}),
     checks_ids=True,
     table="NDCG of graded relevance",
     counts="have rows of different gains",

@@ -119,12 +119,12 @@ class RetrievalLoss(ScheduledLoss):
             M references in all a step takes N x M similarities.
         embedding_dim: D, needed with memory_size > 0.
         num_labels: L, where labels are [N, L] bool; needed for these with memory_size > 0.
-        temperature: in units of the similarity, > 0; smaller is closer to the metric, with
-            sharper gradients.
+        temperature: in units of the similarity, > 0, see tau of `retrieval_loss`; smaller is
+            closer to the metric, with sharper gradients.
         similarity: "cosine" or "dot".
         ignore_index: class id of rows that are neither queries nor references.
-        reduction: "mean" over the queries that count, or "none" for [N] with NaN where one does
-            not.
+        reduction: "mean" over the queries that count, or "none" for [N], those of this process,
+            with NaN where one does not.
         update_memory_in_eval: store rows in eval mode too.
         gather_distributed: rank the rows of this process among those of all, and store all: None
             and True when there are several processes, False never. The mean is over the queries
