@@ -31,12 +31,10 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from proxy_losses.demo._sources import load_table
-from proxy_losses.demo._tables import Split, Table, split_table
 from proxy_losses.integrations.sklearn import LinearRanker
 
 from . import harness, report
-from .real_data.data import Array
+from .real_data.data import CLIP, Array, Table, load, split
 from .real_data.losses import scaled_bce
 from .real_data.models import best_logistic
 from .real_data.stats import overall, resampled
@@ -66,14 +64,13 @@ METRICS: dict[str, Callable[[Array, Array], float]] = {
 }  # fmt: skip
 
 
-def scaled_parts(split: Split) -> list[Part]:
+def scaled_parts(table: Table, seed: int) -> list[Part]:
     """Training, validation and test rows, in the scale that the estimator will choose itself."""
-    scaler = StandardScaler().fit(split.train.features.astype(np.float64))
-    found = []
-    for part in (split.train, split.validation, split.test):
-        x = scaler.transform(part.features.astype(np.float64))
-        found.append(Part(torch.from_numpy(x)[None], torch.from_numpy(part.labels == 1)[None]))
-    return found
+    rows = split(table, seed)
+    known = StandardScaler().fit(table.x[rows.train])
+    x = known.transform(table.x).clip(-CLIP, CLIP).astype(np.float64)
+    x = StandardScaler().fit(x[rows.train]).transform(x)
+    return [Part(torch.from_numpy(x[r])[None], torch.from_numpy(table.y[r])[None]) for r in rows]
 
 
 def continued(
@@ -95,9 +92,8 @@ def continued(
     return Training(train, arm, weights, budget).fit(judge, model.tol).choose()[1]
 
 
-def one_split(split: Split, metric: str, count: int | None) -> dict[str, Any]:
+def one_split(parts: list[Part], metric: str, count: int | None) -> dict[str, Any]:
     """Test metrics of the arms."""
-    parts = scaled_parts(split)
     (x, y), (x_val, y_val), (x_test, truth) = ((p.x[0].numpy(), p.y[0].numpy()) for p in parts)
     begin = time.process_time()
     model = LinearRanker(metric, n_features=count, quantile=QUANTILE, fpr=FPR)
@@ -199,12 +195,8 @@ def _gain(found: dict[str, Any]) -> str:
 
 def tables(folder: Path) -> dict[str, Table]:
     """The tables there whose positives are few."""
-    found = {}
-    for path in sorted(folder.glob("*.npz")):
-        table = load_table(str(path), target=None, multiclass=False, pos_rate=None, seed=0)
-        if RAREST <= (table.labels == 1).mean() <= COMMONEST:
-            found[path.stem] = table
-    return found
+    found = load(str(folder)) if any(folder.glob("*.npz")) else []
+    return {t.name: t for t in found if RAREST <= t.y.mean() <= COMMONEST}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -227,8 +219,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "seeds": args.seeds, "selected_by": "validation AP", "pos_weights": POS_WEIGHTS,
             "ranker": LinearRanker().get_params(), "quantile": QUANTILE, "fpr": FPR,
             "tables": {
-                name: {"rows": t.features.shape[0], "features": t.features.shape[1],
-                       "positives": int((t.labels == 1).sum())}
+                name: {"rows": t.x.shape[0], "features": t.x.shape[1],
+                       "positives": int(t.y.sum())}
                 for name, t in data.items()
             },
         },
@@ -236,11 +228,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     }  # fmt: skip
     for name, table in data.items():
         for seed in range(args.seeds):
-            split = split_table(table, seed)
+            parts = scaled_parts(table, seed)
             for field, (metric, count) in FIELDS.items():
-                if count is None or count < table.features.shape[1]:
+                if count is None or count < table.x.shape[1]:
                     found = written["results"][field].setdefault(name, [])
-                    found.append(one_split(split, metric, count))
+                    found.append(one_split(parts, metric, count))
             report.write(written, args.out)
             print(f"{name} {seed}: {time.process_time():.0f} s", file=sys.stderr, flush=True)
     written["results"] = {field: found for field, found in written["results"].items() if found}

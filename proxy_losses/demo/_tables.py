@@ -1,165 +1,222 @@
-"""A table for the demo: features, labels, names, and the checks on them."""
+"""Rows to learn from: made on the spot, bundled with scikit-learn, a file, or OpenML."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ._errors import DemoError
+from ._common import DemoError, file_of, read_npz
 
-MIN_PER_CLASS = 5  # distinct rows of a class: 3 to train on, 1 to validate, 1 to test
-SHARES = (0.6, 0.2, 0.2)  # train, validation, test
+SUFFIXES = (".csv", ".parquet", ".npz")
+DIGIT = 8
 CLIP_SD = 10.0
-_SHOWN = 8
+MOST_CATEGORIES = 100  # of a text column
 
-Floats = npt.NDArray[np.floating[Any]]
-Ints = npt.NDArray[np.int64]
-
-
-class Table(NamedTuple):
-    """One data set, ready to be split."""
-
-    name: str
-    features: Floats  # [rows, columns], all finite
-    labels: Ints  # [rows], 0 .. classes - 1; of two classes, 1 is the positive
-    classes: tuple[str, ...]  # what each label was called
+Array = npt.NDArray[Any]
 
 
 class Part(NamedTuple):
-    """The training, validation or test share of a table."""
+    """Rows of one side of a split."""
 
-    features: npt.NDArray[np.float32]  # [rows, columns], standardised
-    labels: Ints  # [rows]
+    x: Array  # [rows, columns] float32
+    y: Array  # [rows] int64; of two classes 1 is the positive
 
 
 class Split(NamedTuple):
-    """A stratified 60/20/20 split; copies of a row are all on one side."""
+    """What one seed learns from, selects by, and is judged on."""
 
     train: Part
     validation: Part
     test: Part
-    copies: int  # rows that repeat an earlier row
 
 
-def some(values: Sequence[Any]) -> str:
-    """The first few values, for a message."""
-    text = ", ".join(str(value) for value in values[:_SHOWN])
-    return text + (", ..." if len(values) > _SHOWN else "")
+class Table(NamedTuple):
+    """One data set, to be split."""
+
+    name: str
+    x: Array  # [rows, columns] float64, finite
+    y: Array  # [rows] int64, 0 .. classes - 1
+    classes: tuple[str, ...]
 
 
-def check_features(features: Floats, columns: Sequence[str]) -> Floats:
-    """Refuse a table without rows or columns, and NaN or infinite entries."""
-    if features.ndim != 2 or 0 in features.shape:
-        raise DemoError(f"the features must be a table of rows and columns, got {features.shape}")
-    bad = ~np.isfinite(features)
-    where = np.flatnonzero(bad.any(axis=0))
-    if where.size:
-        first = where[0]
-        more = f" (and {where.size - 1} more columns)" if where.size > 1 else ""
-        raise DemoError(
-            f"feature column {columns[first]!r} is NaN or infinite in {int(bad[:, first].sum()):,} "
-            f"of {len(features):,} rows{more}: fill or drop them first"
-        )
-    return features
+def contested(rows: int, rate: float, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Most positives are raised a little on one input, where some negatives are higher still.
+
+    The other positives stand out on another input: no linear model has bulk and top right at once.
+    """
+    y, kind = rng.random(rows) < rate, rng.random(rows)
+    x = rng.normal(size=(rows, 8))
+    x[:, 0] += 1.5 * (y & (kind < 0.7)) + 2.5 * (~y & (kind < 0.02))
+    x[:, 1] += 3.0 * (y & (kind >= 0.7))
+    return x, y
 
 
-def encode_labels(target: npt.NDArray[Any], multiclass: bool) -> tuple[Ints, tuple[str, ...]]:
-    """Labels 0 .. C - 1 and their names; of two classes the rarer is 1, unless they are 0 and 1."""
-    if target.dtype == object:
-        missing = sum(value is None or value != value for value in target)
-        target = target.astype(str)
+def smooth(rows: int, rate: float, rng: np.random.Generator) -> tuple[Array, Array]:
+    """The log-odds are a smooth function of the inputs, almost a linear one."""
+    x = rng.normal(size=(rows, 8))
+    odds = 2.0 * np.sin(x[:, 0]) + np.tanh(x[:, 1] * x[:, 2]) + 2.0 * x[:, 3]
+    odds += rng.logistic(size=rows)
+    return x, odds > np.quantile(odds, 1.0 - rate)
+
+
+MADE = {"contested top": contested, "smooth odds": smooth}
+MADE_ROWS = (12_800, 20_000, 40_000)  # of train, validation and test
+
+
+def make_split(name: str, rate: float, seed: int) -> Split:
+    """Fresh rows of a made table; every seed has its own."""
+    rng = np.random.default_rng(seed)
+    drawn = [MADE[name](rows, rate, rng) for rows in MADE_ROWS]
+    return Split(*(Part(x.astype(np.float32), y.astype(np.int64)) for x, y in drawn))
+
+
+def synthetic(seed: int, rate: float, multiclass: bool) -> Table:
+    """scikit-learn's made classes; every seed has its own."""
+    from sklearn.datasets import make_classification
+
+    weights = [0.90, 0.06, 0.03, 0.01] if multiclass else [1 - rate, rate]
+    x, y = make_classification(
+        n_samples=20_000, n_features=20, n_informative=8, n_redundant=4, n_classes=len(weights),
+        n_clusters_per_class=3, weights=weights, random_state=seed,
+        flip_y=0.0,  # a share of random labels would swamp the few positives
+    )  # fmt: skip
+    return Table("synthetic", x, y.astype(np.int64), tuple("0123"[: len(weights)]))
+
+
+def load_table(data: str, target: str | None, multiclass: bool) -> Table:
+    """The digits, a file, or a data set of OpenML."""
+    if data == "digits":
+        from sklearn.datasets import load_digits
+
+        x, y = load_digits(return_X_y=True)
+        names = tuple("0123456789") if multiclass else ("the rest", str(DIGIT))
+        return Table("digits", x, (y if multiclass else y == DIGIT).astype(np.int64), names)
+    if Path(data).suffix.lower() in SUFFIXES or Path(data).expanduser().exists():
+        name, frame, target = _read(file_of(data, SUFFIXES), target)
     else:
-        missing = int(np.isnan(target).sum()) if target.dtype.kind == "f" else 0
-    if missing:
-        raise DemoError(f"the target is missing in {missing:,} of {len(target):,} rows")
-    values, labels, counts = np.unique(target, return_inverse=True, return_counts=True)
-    shown = [f"{value:g}" for value in values] if values.dtype.kind == "f" else values
-    names = tuple(str(value) for value in shown)
-    if len(values) < 2:
-        raise DemoError(f"the target has a single class ({some(names)}): at least two are needed")
-    if not multiclass:
-        if len(values) > 2:
+        name, frame, target = _download(data, target)
+    frame = frame.rename(columns=str)
+    columns = ", ".join(list(frame)[:12]) + ", ..." * (frame.shape[1] > 12)
+    if target is None:
+        raise DemoError(f"which column is the label? Add --target COLUMN; there are: {columns}")
+    if target not in frame:
+        raise DemoError(f"no column {target!r}; there are: {columns}")
+    return Table(name, _features(frame.drop(columns=[target])), *_labels(frame[target], multiclass))
+
+
+def _read(path: Path, target: str | None) -> tuple[str, Any, str | None]:
+    import pandas as pd
+
+    try:
+        if path.suffix.lower() == ".npz":
+            x, y = read_npz(path, "xy")
+            return path.name, pd.DataFrame(x).assign(y=y.squeeze()), "y"
+        read = pd.read_csv if path.suffix.lower() == ".csv" else pd.read_parquet
+        return path.name, read(path), target
+    except (OSError, ValueError, ImportError) as error:
+        raise DemoError(f"cannot read {path}: {error}") from error
+
+
+def _download(name: str, target: str | None) -> tuple[str, Any, str | None]:
+    from sklearn.datasets import fetch_openml
+
+    try:
+        found = fetch_openml(name, as_frame=True, n_retries=1)
+    except (OSError, ValueError) as error:
+        raise DemoError(
+            f"--data {name!r} is neither made, digits, synthetic nor a file here, and OpenML did "
+            f"not supply it: {error}"
+        ) from error
+    return f"{name} (OpenML)", found.frame, target or ",".join(found.target_names)
+
+
+def _features(frame: Any) -> Array:
+    """Numbers; text columns become one column for each value."""
+    import pandas as pd
+
+    if frame.empty:
+        raise DemoError("the table has no rows, or no columns besides the label")
+    text = frame.select_dtypes(exclude=["number", "bool"])
+    for name, values in text.nunique().items():
+        if values > MOST_CATEGORIES:
             raise DemoError(
-                f"the target has {len(values):,} different values ({some(names)}): "
-                "add --multiclass to rank every class against the rest"
+                f"column {name!r} is text with {values:,} different values: drop it, or turn it "
+                "into numbers"
             )
-        is_zero_one = target.dtype.kind in "biuf" and values[0] == 0 and values[1] == 1
-        if not is_zero_one and counts[0] < counts[1]:
-            labels, names = 1 - labels, names[::-1]
-    return labels.astype(np.int64).reshape(-1), names
+    frame = pd.get_dummies(frame, columns=list(text), dtype=float)
+    x: Array = frame.to_numpy(dtype=np.float64, na_value=np.nan)
+    for name, bad in zip(frame, (~np.isfinite(x)).sum(0), strict=True):
+        if bad:
+            raise DemoError(
+                f"column {name!r} is missing or infinite in {bad:,} of {len(x):,} rows: fill or "
+                "drop them first"
+            )
+    return x
 
 
-def thin_positives(table: Table, rate: float, seed: int) -> Table:
-    """Drop random positives until they are ``rate`` of the rows."""
-    positives = np.flatnonzero(table.labels == 1)
-    negatives = len(table.labels) - len(positives)
-    wanted = round(rate * negatives / (1 - rate))
+def _labels(raw: Any, multiclass: bool) -> tuple[Array, tuple[str, ...]]:
+    """Numbers of the classes, and their names; of 0 and 1 the positive is 1, else the rarer."""
+    import pandas as pd
+
+    if raw.isna().any():
+        raise DemoError(f"the label {raw.name!r} is missing in {raw.isna().sum():,} rows")
+    counts = raw.value_counts()
+    if len(counts) < 2:
+        what = "there are no positives" if (raw == 0).all() else "there is nothing to tell apart"
+        raise DemoError(f"the label {raw.name!r} is {counts.index[0]} in all rows: {what}")
+    if multiclass:
+        codes, names = pd.factorize(raw.astype(str), sort=True)
+        return codes.astype(np.int64), tuple(names)
+    if len(counts) > 2:
+        some = ", ".join(map(str, counts.index[:5]))
+        raise DemoError(
+            f"the label {raw.name!r} is not binary, it has {len(counts):,} values ({some}, ...): "
+            "add --multiclass to rank every class against the rest"
+        )
+    negative, positive = counts.index  # by count
+    if {negative, positive} == {0, 1}:
+        negative, positive = sorted(counts.index)
+    return (raw == positive).to_numpy(np.int64), (str(negative), str(positive))
+
+
+def thin(table: Table, rate: float, seed: int) -> Table:
+    """Drop random positives until they are this share of the rows."""
+    positives = np.flatnonzero(table.y == 1)
+    wanted = round(rate * (len(table.y) - len(positives)) / (1 - rate))
     if wanted > len(positives):
         raise DemoError(
-            f"--pos-rate {rate:g} is above the data's own rate, "
-            f"{len(positives) / len(table.labels):.4g}: positives can only be thinned out"
+            f"--pos-rate {rate:g} is above the data's own rate, {table.y.mean():.4g}: positives "
+            "can only be thinned out"
         )
     dropped = np.random.default_rng(seed).permutation(positives)[wanted:]
-    features = np.delete(table.features, dropped, axis=0)
-    return table._replace(features=features, labels=np.delete(table.labels, dropped))
+    x, y = np.delete(table.x, dropped, axis=0), np.delete(table.y, dropped)
+    return table._replace(x=x, y=y)
 
 
 def split_table(table: Table, seed: int) -> Split:
-    """Split 60/20/20 by class, then standardise with the training rows' mean and deviation."""
-    group_of = _groups(table.features)
-    part_of = _assign(group_of, table, np.random.default_rng(seed))
-    rows = [np.flatnonzero(part_of[group_of] == part) for part in range(3)]
+    """60/20/20 by class, standardised by the training rows; copies of a row are in one part."""
+    import pandas as pd
 
-    known = table.features[rows[0]].astype(np.float64)
-    mean, deviation = known.mean(axis=0), known.std(axis=0)
-    deviation[deviation <= 1e-12 * np.abs(mean)] = 1.0  # a constant column
-
-    def part(index: Ints) -> Part:
-        scaled = (table.features[index].astype(np.float64) - mean) / deviation
-        return Part(scaled.clip(-CLIP_SD, CLIP_SD).astype(np.float32), table.labels[index])
-
-    train, validation, test = (part(index) for index in rows)
-    return Split(train, validation, test, copies=len(group_of) - len(part_of))
-
-
-def _groups(features: Floats) -> Ints:
-    """A number per row, the same for equal rows, in order of appearance."""
-    seen: dict[int, int] = {}
-    rows = (row.tobytes() for row in features + 0.0)  # + 0.0 turns -0.0 into 0.0
-    return np.array([seen.setdefault(hash(row), len(seen)) for row in rows], dtype=np.int64)
-
-
-def _assign(group_of: Ints, table: Table, rng: np.random.Generator) -> Ints:
-    """A part per group: 0 train, 1 validation, 2 test.
-
-    Copies of a row share a group, or the test set would hold rows that were trained on. Per
-    class, each group, large ones first, goes to the part that lacks most of its share.
-    """
-    size = np.bincount(group_of)
-    label_of = _commonest_label(group_of, table.labels, len(table.classes))
-    part_of = np.zeros(len(size), dtype=np.int64)
-    for label, name in enumerate(table.classes):
-        members = rng.permutation(np.flatnonzero(label_of == label))
-        members = members[np.argsort(-size[members], kind="stable")]
-        lacking = [share * int(size[members].sum()) for share in SHARES]
-        for group in members:
-            part_of[group] = part = lacking.index(max(lacking))
-            lacking[part] -= int(size[group])
-        if len(members) < MIN_PER_CLASS or len(set(part_of[members])) < len(SHARES):
+    rng = np.random.default_rng(seed)
+    keys = pd.util.hash_pandas_object(pd.DataFrame(table.x + 0.0), index=False)
+    _, first, group = np.unique(keys, return_index=True, return_inverse=True)
+    size, label = np.bincount(group), table.y[first]
+    part_of = np.zeros(len(first), dtype=np.int64)
+    for k, name in enumerate(table.classes):
+        members = rng.permutation(np.flatnonzero(label == k))
+        ends = size[members].cumsum()
+        part_of[members] = np.searchsorted([0.6, 0.8], (ends - size[members] / 2) / ends[-1:])
+        rows = np.bincount(part_of[group[table.y == k]], minlength=3)
+        if rows.min() < 1 or rows[0] < 3:
             raise DemoError(
-                f"class {name!r} has {len(members)} distinct rows, too few for a 60/20/20 split: "
-                f"at least {MIN_PER_CLASS} are needed"
+                f"class {name!r} has {len(members)} different rows, too few to split: at least 5 "
+                "are needed, and 50 to see anything"
             )
-    return part_of
-
-
-def _commonest_label(group_of: Ints, labels: Ints, classes: int) -> Ints:
-    """The label of most rows of each group."""
-    pairs, counts = np.unique(group_of * classes + labels, return_counts=True)
-    pairs = pairs[np.argsort(counts, kind="stable")]
-    label_of = np.zeros(group_of.max() + 1, dtype=np.int64)
-    label_of[pairs // classes] = pairs % classes  # of a group's pairs the last, the commonest
-    return label_of
+    where = [np.flatnonzero(part_of[group] == k) for k in range(3)]
+    mean, deviation = table.x[where[0]].mean(0), table.x[where[0]].std(0)
+    scaled = (table.x - mean) / np.where(deviation > 1e-12 * np.abs(mean), deviation, 1.0)
+    scaled = scaled.clip(-CLIP_SD, CLIP_SD).astype(np.float32)
+    return Split(*(Part(scaled[rows], table.y[rows]) for rows in where))
