@@ -89,6 +89,9 @@ def from_grades(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Ten
 
     For a metric that reads gains: targets [N] for one class and [N, C] for several are relevance
     grades. Others stay as they are, for `check_batch` to judge.
+
+    Raises:
+        ValueError: targets of another shape.
     """
     if not isinstance(logits, Tensor) or not isinstance(targets, Tensor) or targets.is_complex():
         return targets, None
@@ -103,6 +106,11 @@ def from_grades(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Ten
     elif classes > 1 and targets.shape == (n, classes) and targets.dtype != torch.bool:
         grades, pos = targets, targets != 0
         targets = pos
+    elif logits.dim() == 2 and targets.shape not in ((n,), (n, classes)):
+        raise ValueError(
+            f"targets must be relevance grades [N={n}] of one class or [N={n}, C={classes}] of "
+            f"several, or class ids [N={n}], got {list(targets.shape)}"
+        )
     else:
         return targets, None
     grades = grades if grades.is_floating_point() else grades.to(torch.float32)

@@ -303,6 +303,8 @@ def test_grades_of_several_classes_ids_and_labels():
     assert torch.equal(found[2], found[0])
     with pytest.raises(ValueError, match="targets contain class ids outside"):
         loss_fn(logits, ids + 1)
+    with pytest.raises(ValueError, match=r"targets must be relevance grades .*, got \[15, 2\]"):
+        loss_fn(logits, targets[:, :2])
 
 
 def test_queries_are_lists():
