@@ -290,14 +290,19 @@ def verdict(outcomes: Sequence[Outcome], plain: str) -> str:
             f"In {unused} of {len(runs)} runs the best validation epoch of Smooth-AP lies in its "
             "warmup: there the ranking loss was not used."
         )
-    for o in outcomes:
-        traces = [trace for run in o.runs for trace in run.validation.values()]
+    rising = []
+    for found in outcomes:
+        traces = [trace for run in found.runs for trace in run.validation.values()]
         last = sum(trace[-1] == max(trace) for trace in traces)
         if 2 * last > len(traces):
-            lines.append(
-                f"{name_of(o.case)}: the last epoch was the best in {last} of {len(traces)} "
-                "trainings. More --total-epochs may change the outcome."
-            )
+            rising.append(f"{name_of(found.case)} in {last} of {len(traces)} trainings")
+    if rising:
+        lines.append(
+            f"The last epoch was the best of {', '.join(rising)}: more --total-epochs may change "
+            "the outcome."
+        )
+    if shortened():
+        lines.append(f"{EPOCHS_VARIABLE} shortened the run: do not conclude from it.")
     return "\n".join(lines)
 
 
@@ -318,7 +323,7 @@ def run(argv: Sequence[str]) -> list[Outcome]:
     ]
     print(
         f"{cases[0].name}: {', '.join(sizes)}, {split.train.x.shape[1]} features\n"
-        f"{steps} steps an epoch, of {args.batch_size} rows; {warmup} epochs of {plain} alone, "
+        f"{steps} steps an epoch, of {args.batch_size} rows; epochs: {warmup} of {plain} alone, "
         f"{blend} of both, {total - warmup - blend} of Smooth-AP\n\n"
         f"Seed {args.seed}, {model_name(cases[0].hidden)}: training loss, and AP x 100 on "
         f"validation rows\nepoch     phase    weight     {plain:<18}     Smooth-AP",
@@ -380,7 +385,7 @@ def save_figure(
     left.set_xlabel("epoch")
     left.set_ylabel("AP x 100, validation rows")
     left.set_title(f"{first.case.name}, {model_name(first.case.hidden)}, one seed", pad=18)
-    left.legend(loc="lower right", frameon=False)
+    left.legend(loc="best", frameon=False)
 
     colours = {"win": OURS, "loss": THEIRS}
     for at, found in enumerate(outcomes):
@@ -394,7 +399,9 @@ def save_figure(
     right.set_yticks(range(len(outcomes)), names)
     right.set_ylim(len(outcomes) - 0.5, -0.5)
     right.set_xlabel(f"Smooth-AP minus {plain}, AP points on test rows")
-    right.set_title(f"{len(first.runs)} paired seeds: each, mean, 95 % interval", pad=18)
+    right.set_title(
+        f"{len(first.runs)} paired seeds: each, mean, 95 % interval (grey: a tie)", pad=18
+    )
     for ax in (left, right):
         tidy(ax)
         ax.title.set_fontsize(10.5)

@@ -224,8 +224,8 @@ def run(argv: Sequence[str]) -> Array:
     print(
         f"{args.data or 'made embeddings'}, width {first[0].x.shape[1]}: learnt from {sizes[0]}, "
         f"selected by {sizes[1]}, judged on {sizes[2]}\n"
-        f"batches of {CLASSES} classes by {ROWS} rows, {epochs * STEPS} steps; {args.seeds} splits "
-        "of the classes, each once with these labels and once with "
+        f"batches of {CLASSES} classes by {ROWS} rows, {epochs * STEPS} steps; the classes split "
+        f"anew for each of {args.seeds} seeds, once with these labels and once with "
         f"{100 * args.noise:g} % of them drawn at random\n",
         flush=True,
     )
