@@ -164,6 +164,7 @@ def test_intervals_and_verdicts():
     # Of two differences, 2 and 4: t of one degree of freedom, 12.706, times sd = sqrt(2)
     found = _common.interval(np.array([2.0, 4.0]), 1 / 3)
     assert found.mean == 3
+    assert str(_common.interval(np.array([2.0]), 1 / 3)) == "+2.00"
     assert found.half == pytest.approx(12.706 * (2 * (1 / 2 + 1 / 3)) ** 0.5, rel=1e-4)
     case = _ranking.Case("t", lambda seed: None, 0, 0.0)
     run = _ranking.Run({"BCE": [1, 2], "Smooth-AP": [2, 2]}, {"BCE": 1, "Smooth-AP": 1}, 1)

@@ -50,8 +50,8 @@ Without flags the embeddings are made on the spot. With --data FILE they are you
 EPILOG = f"""\
 What to expect: whitening gains over the raw embeddings, and tuning over whitening, much on the made
 embeddings, a few points on those of real encoders. With clean labels the two losses are mostly
-alike; with wrong ones RetrievalLoss loses less. The demo prints what it measured. {EPOCHS_VARIABLE}
-= N shortens any run to N epochs.
+alike; with wrong ones RetrievalLoss loses less on the made embeddings, and on others it may. The
+demo prints what it measured. {EPOCHS_VARIABLE} = N shortens any run to N epochs.
 """
 SHARES = (0.4, 0.15)  # of the classes, to learn from and to select by; the rest is judged
 CLASSES, ROWS = 16, 8  # of a batch
@@ -265,7 +265,10 @@ def report(values: Array, noise: float, overlap: float) -> str:
         for ours, theirs in ((4, 0), (4, 1), (3, 2)):
             gain = interval(values[:, at, ours, 1] - values[:, at, theirs, 1], overlap)
             lines.append(f"{labels}: {ARMS[ours]} - {ARMS[theirs]}: mAP {gain}: {gain.verdict}")
-    lines.append("(95 % intervals over the splits. A tie: they cannot tell the two apart.)")
+    if len(values) > 1:
+        lines.append("(95 % intervals over the seeds. A tie: these cannot tell the two apart.)")
+    if shortened():
+        lines.append(f"{EPOCHS_VARIABLE} shortened the run: do not conclude from it.")
     return "\n".join(lines)
 
 
