@@ -45,6 +45,7 @@ def test_without_flags_two_tables_and_two_models(monkeypatch, capsys):
     outcomes = _ranking.run(["--seeds", "2", "--pos-rate", "0.05", "--out", "new/a.png"])
     out = capsys.readouterr().out
     assert_png("new/a.png")
+    assert f"{_common.EPOCHS_VARIABLE} shortened the run: do not conclude from it." in out
     assert out.startswith("contested top: train 700 rows (")
     trace = re.findall(r"^ +(\d)/4 +(\w+) +(\S+) +(\S+) +(\S+) +(\S+) +(\S+)$", out, re.M)
     assert [line[:3] for line in trace] == [
@@ -81,7 +82,6 @@ def test_a_csv_and_one_seed(capsys):
     assert "mine.csv: train 240 rows (36 positive)" in out
     assert "5 features" in out
     assert "One seed says nothing" in out
-    assert "More --total-epochs" in out or "the last epoch" not in out
     assert_png("demo.png")
     frame.to_parquet("mine.parquet")
     for name in ("mine.csv", "mine.parquet"):
@@ -164,15 +164,18 @@ def test_intervals_and_verdicts():
     # Of two differences, 2 and 4: t of one degree of freedom, 12.706, times sd = sqrt(2)
     found = _common.interval(np.array([2.0, 4.0]), 1 / 3)
     assert found.mean == 3
+    assert str(_common.interval(np.array([2.0]), 1 / 3)) == "+2.00"
     assert found.half == pytest.approx(12.706 * (2 * (1 / 2 + 1 / 3)) ** 0.5, rel=1e-4)
     case = _ranking.Case("t", lambda seed: None, 0, 0.0)
-    run = _ranking.Run({"BCE": [1, 2], "Smooth-AP": [2, 1]}, {"BCE": 1, "Smooth-AP": 1}, 1)
+    run = _ranking.Run({"BCE": [1, 2], "Smooth-AP": [2, 2]}, {"BCE": 1, "Smooth-AP": 1}, 1)
     for gain, word in ((3.0, "win"), (-3.0, "loss"), (1.0, "tie")):
         outcome = _ranking.Outcome(case, [run], np.ones(1), _common.Interval(gain, 2.0))
         text = _ranking.verdict([outcome], "BCE")
         assert f"A {word} for Smooth-AP over BCE: t (linear model)." in text
         assert ("cannot tell the two apart" in text) == (word == "tie")
-        assert "In 1 of 1 runs" in text  # its best epoch is in the warmup
+        assert "In 1 of 1 runs" in text  # its best epoch, the first of equals, is in the warmup
+        assert "The last epoch was the best of t (linear model) in 2 of 2 trainings" in text
+        assert "shortened the run" not in text
 
 
 @pytest.mark.parametrize(

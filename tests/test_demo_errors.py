@@ -3,8 +3,6 @@
 import runpy
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -129,19 +127,6 @@ def test_npz_contents(command, arrays, fragment, capsys):
     assert fragment in error_of([*command, "--data", "mine.npz"], capsys)
 
 
-def test_openml(monkeypatch, capsys):
-    def refuse(*args, **kwargs):
-        raise URLError("no\nroute")
-
-    monkeypatch.setattr("sklearn.datasets.fetch_openml", refuse)
-    text = error_of(["--data", "creditcard"], capsys)
-    assert "'creditcard' is neither made, digits, synthetic nor a file here" in text
-    assert "no route" in text
-    bunch = SimpleNamespace(frame=frame(), target_names=["fraud"])
-    monkeypatch.setattr("sklearn.datasets.fetch_openml", lambda *args, **kwargs: bunch)
-    assert _tables.load_table("cards", None, multiclass=False).y.sum() == 12
-
-
 def test_missing_packages(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tqdm", None)
     assert "needs the package 'tqdm': pip install" in error_of([], capsys)
@@ -178,9 +163,7 @@ def test_help_names_every_flag_with_its_default_and_runs_as_a_module(
     text = " ".join(capsys.readouterr().out.split())
     for flag in flags.split():
         assert f"--{flag} " in text
-    assert text.count("default: ") == len(flags.split()) - ("target" in flags) + text.count(
-        "0.01; synthetic"
-    ) * ("(default: all)" in text)
+    assert text.count("default: ") >= len(flags.split()) - ("target" in flags)
 
 
 def test_an_interrupt_is_quiet(monkeypatch, capsys):

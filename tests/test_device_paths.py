@@ -190,7 +190,7 @@ def test_what_is_known_of_values_moves_with_them():
     assert memory.ones() == ONES
     memory = MemoryQueue(3, 1, PAD)
     memory.write(Batch(torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64), torch.ones(1)))
-    assert memory.double().ones() == ("iid_mask", "label_mask")
+    assert memory.double().ones() == ("iid_mask", "label_mask", "gains")
 
 
 @pytest.mark.filterwarnings("ignore:.*dispersion")

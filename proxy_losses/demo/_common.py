@@ -119,7 +119,7 @@ class Interval(NamedTuple):
 
     def __str__(self) -> str:
         low, high = self.mean - self.half, self.mean + self.half
-        return f"{self.mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+        return f"{self.mean:+.2f}" + f" [{low:+.2f}, {high:+.2f}]" * (low == low)
 
 
 def interval(apart: npt.NDArray[Any], overlap: float) -> Interval:

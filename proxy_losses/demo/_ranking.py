@@ -45,15 +45,15 @@ epoch on validation rows and is judged by average precision (AP) on test rows. A
 anew for several seeds; the difference is printed with its 95 % interval, win or not, and drawn.
 
 Without flags the rows are made on the spot, 1 % of them positive: a table whose top is contested,
-where a linear model cannot have top and bulk right at once, and one with smooth odds, where there
-is nothing to gain. With --data FILE they are yours.
+where a linear model cannot have top and bulk right at once, and one with smooth odds, which BCE
+fits as well. With --data FILE they are yours.
 
 "proxy-losses-demo retrieval" tunes embeddings for retrieval instead; see its own --help.
 """
 EPILOG = f"""\
-What to expect: a win for a linear model on the contested top, ties elsewhere, and on most real
-tables. A tie means that these seeds cannot tell the two apart. {EPOCHS_VARIABLE} = N shortens any
-run to N epochs.
+What to expect: a win for a linear model on the contested top; ties elsewhere and on most real
+tables. A tie means that these seeds cannot tell the two apart. Each interval is a 95 % one by
+itself, so that of many one may miss. {EPOCHS_VARIABLE} = N shortens any run to N epochs.
 """
 STEPS = 1000  # of an arm, for which the default number of epochs is chosen
 EPOCHS = (20, 40)  # the fewest and the most of that default
@@ -94,8 +94,8 @@ def build_parser() -> Parser:
     add(
         "--data",
         help="made (two made tables), synthetic (classes made by scikit-learn), digits (bundled "
-        "with it), a .csv, .parquet or .npz file (an .npz holds X and y), or the name of an OpenML "
-        "data set (default: made; digits with --multiclass)",
+        "with it), or a .csv, .parquet or .npz file; an .npz holds X and y (default: made; digits "
+        "with --multiclass)",
     )
     add("--target", metavar="COLUMN", help="the label's column; of two values that are not 0 and "
         "1 the rarer is the positive; text columns beside it become one-hot")  # fmt: skip
@@ -251,31 +251,12 @@ def train_pair(
     return run
 
 
-def conclude(case: Case, runs: list[Run]) -> Outcome:
-    """The paired differences on test."""
-    tests = np.array([[*run.test.values()] for run in runs])
-    apart = tests[:, 1] - tests[:, 0]
-    return Outcome(case, runs, apart, interval(apart, case.overlap))
-
-
 def model_name(hidden: int) -> str:
     return f"MLP of {hidden} units" if hidden else "linear model"
 
 
 def name_of(case: Case) -> str:
     return f"{case.name} ({model_name(case.hidden)})"
-
-
-def _ends_at_its_best(found: Outcome) -> bool:
-    traces = [trace for run in found.runs for trace in run.validation.values()]
-    return bool(np.mean([trace[-1] == max(trace) for trace in traces]) > 0.5)
-
-
-def table_head(plain: str, seeds: int) -> str:
-    """The head of the result."""
-    title = f"\nAP x 100 on test rows, mean of {seeds} paired seeds"
-    columns = f"{'rows':<16}  {'model':<15}  {plain:>6}  Smooth-AP    gain, 95 % interval"
-    return f"{title}\n{columns}  up    verdict"
 
 
 def table_row(found: Outcome) -> str:
@@ -309,12 +290,19 @@ def verdict(outcomes: Sequence[Outcome], plain: str) -> str:
             f"In {unused} of {len(runs)} runs the best validation epoch of Smooth-AP lies in its "
             "warmup: there the ranking loss was not used."
         )
-    rising = [name_of(o.case) for o in outcomes if _ends_at_its_best(o)]
+    rising = []
+    for found in outcomes:
+        traces = [trace for run in found.runs for trace in run.validation.values()]
+        last = sum(trace[-1] == max(trace) for trace in traces)
+        if 2 * last > len(traces):
+            rising.append(f"{name_of(found.case)} in {last} of {len(traces)} trainings")
     if rising:
         lines.append(
-            f"Mostly the last epoch was the best: {', '.join(rising)}. More --total-epochs may "
-            "change the outcome there."
+            f"The last epoch was the best of {', '.join(rising)}: more --total-epochs may change "
+            "the outcome."
         )
+    if shortened():
+        lines.append(f"{EPOCHS_VARIABLE} shortened the run: do not conclude from it.")
     return "\n".join(lines)
 
 
@@ -335,27 +323,33 @@ def run(argv: Sequence[str]) -> list[Outcome]:
     ]
     print(
         f"{cases[0].name}: {', '.join(sizes)}, {split.train.x.shape[1]} features\n"
-        f"{steps} steps an epoch, of {args.batch_size} rows; {warmup} epochs of {plain} alone, "
+        f"{steps} steps an epoch, of {args.batch_size} rows; epochs: {warmup} of {plain} alone, "
         f"{blend} of both, {total - warmup - blend} of Smooth-AP\n\n"
         f"Seed {args.seed}, {model_name(cases[0].hidden)}: training loss, and AP x 100 on "
         f"validation rows\nepoch     phase    weight     {plain:<18}     Smooth-AP",
         flush=True,
     )
-    outcomes = []
+    outcomes: list[Outcome] = []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # tensors this small are slower on several
     try:
         with tqdm(total=len(cases) * args.seeds, unit="run", disable=None, leave=False) as bar:
+            tell = partial(bar.write, file=sys.stdout)
             for case in cases:
-                runs = []
+                runs: list[Run] = []
                 for seed in range(args.seed, args.seed + args.seeds):
-                    traced = not outcomes and not runs
-                    runs.append(train_pair(case, seed, args, print if traced else None))
+                    runs.append(train_pair(case, seed, args, None if outcomes or runs else tell))
                     bar.update()
+                tests = np.array([[*run.test.values()] for run in runs])
+                apart = tests[:, 1] - tests[:, 0]
                 if not outcomes:
-                    bar.write(table_head(plain, args.seeds), file=sys.stdout)
-                outcomes.append(conclude(case, runs))
-                bar.write(table_row(outcomes[-1]), file=sys.stdout)
+                    tell(
+                        f"\nAP x 100 on test rows, mean of {args.seeds} paired seeds\n"
+                        f"{'rows':<16}  {'model':<15}  {plain:>6}  Smooth-AP    "
+                        "gain, 95 % interval  up    verdict"
+                    )
+                outcomes.append(Outcome(case, runs, apart, interval(apart, case.overlap)))
+                tell(table_row(outcomes[-1]))
     finally:
         torch.set_num_threads(threads)
     print(f"\n{verdict(outcomes, plain)}")
@@ -391,7 +385,7 @@ def save_figure(
     left.set_xlabel("epoch")
     left.set_ylabel("AP x 100, validation rows")
     left.set_title(f"{first.case.name}, {model_name(first.case.hidden)}, one seed", pad=18)
-    left.legend(loc="lower right", frameon=False)
+    left.legend(loc="best", frameon=False)
 
     colours = {"win": OURS, "loss": THEIRS}
     for at, found in enumerate(outcomes):
@@ -405,7 +399,9 @@ def save_figure(
     right.set_yticks(range(len(outcomes)), names)
     right.set_ylim(len(outcomes) - 0.5, -0.5)
     right.set_xlabel(f"Smooth-AP minus {plain}, AP points on test rows")
-    right.set_title(f"{len(first.runs)} paired seeds: each, mean, 95 % interval", pad=18)
+    right.set_title(
+        f"{len(first.runs)} paired seeds: each, mean, 95 % interval (grey: a tie)", pad=18
+    )
     for ax in (left, right):
         tidy(ax)
         ax.title.set_fontsize(10.5)

@@ -1,4 +1,4 @@
-"""Rows to learn from: made on the spot, bundled with scikit-learn, a file, or OpenML."""
+"""Rows to learn from: made on the spot, bundled with scikit-learn, or a file."""
 
 from __future__ import annotations
 
@@ -87,17 +87,14 @@ def synthetic(seed: int, rate: float, multiclass: bool) -> Table:
 
 
 def load_table(data: str, target: str | None, multiclass: bool) -> Table:
-    """The digits, a file, or a data set of OpenML."""
+    """The digits or a file."""
     if data == "digits":
         from sklearn.datasets import load_digits
 
         x, y = load_digits(return_X_y=True)
         names = tuple("0123456789") if multiclass else ("the rest", str(DIGIT))
         return Table("digits", x, (y if multiclass else y == DIGIT).astype(np.int64), names)
-    if Path(data).suffix.lower() in SUFFIXES or Path(data).expanduser().exists():
-        name, frame, target = _read(file_of(data, SUFFIXES), target)
-    else:
-        name, frame, target = _download(data, target)
+    name, frame, target = _read(file_of(data, SUFFIXES), target)
     frame = frame.rename(columns=str)
     columns = ", ".join(list(frame)[:12]) + ", ..." * (frame.shape[1] > 12)
     if target is None:
@@ -118,19 +115,6 @@ def _read(path: Path, target: str | None) -> tuple[str, Any, str | None]:
         return path.name, read(path), target
     except (OSError, ValueError, ImportError) as error:
         raise DemoError(f"cannot read {path}: {error}") from error
-
-
-def _download(name: str, target: str | None) -> tuple[str, Any, str | None]:
-    from sklearn.datasets import fetch_openml
-
-    try:
-        found = fetch_openml(name, as_frame=True, n_retries=1)
-    except (OSError, ValueError) as error:
-        raise DemoError(
-            f"--data {name!r} is neither made, digits, synthetic nor a file here, and OpenML did "
-            f"not supply it: {error}"
-        ) from error
-    return f"{name} (OpenML)", found.frame, target or ",".join(found.target_names)
 
 
 def _features(frame: Any) -> Array:
