@@ -40,10 +40,11 @@ LACKS = {
 }
 # Rows are kept, looked up or moved, and nothing is computed of which there is a formula.
 NO_FORMULA = {
-    "all_gather_no_grad", "all_gather_with_grad", "enqueue", "query_lists", "init_queue",
-    "init_schedule", "make_compute_loss", "partial_auc_defined", "queue_rows", "recall_defined",
-    "reset_queue", "set_debug", "smooth_ap_defined", "smooth_auroc_defined", "smooth_mrr_defined",
-    "smooth_ndcg_defined", "start_epoch", "start_step", "state_temp", "state_weight", "world_size",
+    "all_gather_no_grad", "all_gather_with_grad", "enqueue", "enqueue_embeddings", "query_lists",
+    "init_memory", "init_queue", "init_schedule", "make_compute_loss", "partial_auc_defined",
+    "queue_rows", "recall_defined", "reset_memory", "reset_queue", "set_debug",
+    "smooth_ap_defined", "smooth_auroc_defined", "smooth_mrr_defined", "smooth_ndcg_defined",
+    "start_epoch", "start_step", "state_temp", "state_weight", "world_size",
 }  # fmt: skip
 MODULES = reference.public_modules()
 FILES = reference.guide_files()

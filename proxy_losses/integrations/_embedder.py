@@ -52,7 +52,7 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     1. holds out `validation_fraction` of the classes, whole;
     2. centres and whitens within classes: with the mean squared deviation :math:`S` of the rows
        from the mean of their class, in units of its mean eigenvalue, the map is
-       :math:`W_a (x - m)`, :math:`W_a = ((1 - a) S + a I)^{-1/2}`, for several shrinkages `a`.
+       :math:`W_a (x - m)`, :math:`W_a = ((1 - a) S + a I)^{-1/2}`, for several shrinkages a.
        Of these and the raw embeddings it takes what has the best mean average precision on the
        held-out classes: each row of them, or 512 drawn at random, ranks all others;
     3. from there runs Adam on one minus Smooth-AP, in batches of `batch_classes` classes by
@@ -73,7 +73,7 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         normalize: whether `transform` divides rows by their norms, so that a dot product is the
             cosine similarity.
         tau: temperature of Smooth-AP, in units of cosine similarity.
-        shrinkages: the `a` of step 2 to choose from, in (0, 1]; 1 only centres.
+        shrinkages: the a of step 2 to choose from, in (0, 1]; 1 only centres.
         batch_classes: most classes of a batch, drawn evenly of those of two rows or more.
         class_rows: most rows of each.
         learning_rate: of Adam: entries of the map move up to learning_rate / sqrt(features) a
@@ -93,7 +93,7 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     Attributes:
         components_: [n_components, features]; a unit row x becomes ``components_ @ (x - mean_)``.
         mean_: [features], 0 where step 2 kept the raw embeddings.
-        shrinkage_: the `a` of step 2, 1.0 too where it kept the raw embeddings.
+        shrinkage_: the a of step 2, 1.0 too where it kept the raw embeddings.
         improved_: whether step 3 found better than the raw embeddings on the held-out classes.
         baseline_score_: held-out mean average precision of the raw embeddings, of full width.
         whitened_score_: that of the best of `shrinkages`; `baseline_score_` if there are none.

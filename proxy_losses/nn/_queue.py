@@ -120,7 +120,7 @@ class MemoryQueue(SealedState):
         Raises:
             ValueError: class ids, and the rows have labels (on the CPU in eager code; elsewhere
                 those rows do not count), or `multi_label` says otherwise.
-            RuntimeError: the rows are no rows (where that is known, see `is_sound`).
+            RuntimeError: the rows are no rows (compiled code does not ask).
         """
         labels = is_labels(targets)
         check_kind(self.multi_label, targets)

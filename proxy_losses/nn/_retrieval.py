@@ -56,7 +56,7 @@ class EmbeddingQueue(SealedState):
         """The rows, and how many were stored.
 
         Raises:
-            RuntimeError: the rows are no rows (where that is known, see `is_sound`).
+            RuntimeError: the rows are no rows (compiled code does not ask).
         """
         if self._tells() and not self.is_sound():
             raise RuntimeError(AVERAGED)
