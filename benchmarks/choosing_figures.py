@@ -193,7 +193,7 @@ def _queue(written: dict[str, Any], panels: Sequence[Axes]) -> None:
     tidy(panels[1], "rows of queue and batch", "AP gain, points")
     _lines(panels[2], written, "queue of recall", "recall_gain",
            lambda a: (a["queue"] + batch) * quantile, {
-        "threshold of its own gradient": ("-", lambda a: a["grad"] == "implicit"),
+        "threshold that moves": ("-", lambda a: a["grad"] == "implicit"),
         "constant threshold": (DOTTED, lambda a: a["grad"] == "none"),
     })  # fmt: skip
     panels[2].set_title(f"recall in the top {100 * quantile:g} %, by pool", fontsize=10)

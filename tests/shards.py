@@ -239,7 +239,8 @@ def train(cuts: Sequence[int], rank: int | None, group: Any, *, compiled: bool =
             scores, pool.pos[0], tau, quantile=0.2, threshold_grad="none", **extra
         )
         first = P.recall_at_k(scores, pool.pos[0], tau, k=5, **extra)
-        return 3.0 - ap - top - first
+        precise = P.recall_at_precision(scores, pool.pos[0], tau, precision=0.6, **extra)
+        return 4.0 - ap - top - first - precise
 
     loss = (torch.compile(loss_of, fullgraph=True) if compiled else loss_of)(*model(x))
     loss.backward()
