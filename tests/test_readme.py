@@ -225,7 +225,7 @@ def test_the_map_is_that_of_the_runs():
         said = re.findall(r"\| ([+-][\d.]+) to ([+-][\d.]+) points", COMMITTED)[place]
         assert [float(x) for x in said] == pytest.approx([gains[0], gains[-1]], abs=0.0501)
     mean, up, down = re.search(
-        r"5 features of a real table \| (\S+ \[.*\]) points, (\d) tables up, (none|\d) down",
+        r"of a real table, five tables \| (\S+ \[.*\]) points, (\d) tables up, (none|\d) down",
         COMMITTED,
     ).groups()
     assert f"| {mean}, {up}/{down.replace('none', '0')} |" in real
