@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
+from sklearn.preprocessing import normalize
 from torch import Tensor
 
 from proxy_losses import RetrievalLoss
@@ -155,7 +156,7 @@ def tune(
     seed: int,
 ) -> LinearEmbedder:
     """The best map, by mAP on the held-out classes, on the way of Adam from the whitened one."""
-    x = torch.from_numpy(train.x / np.linalg.norm(train.x, axis=1, keepdims=True) - start.mean_)
+    x = torch.from_numpy(normalize(train.x) - start.mean_)
     y = torch.from_numpy(train.y)
     members = [np.flatnonzero(train.y == k) for k in np.unique(train.y)]
     best, reached = start, start.score(*held)
