@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from ._checks import check_batch, check_bool, check_int, check_row_extras, is_la
 from ._numerics import size_known
 from ._old_names import takes_old_names
 
+T = TypeVar("T", int, Tensor)
 NO_QUERY = torch.iinfo(torch.int64).min  # query id of rows stored without one
 
 
@@ -187,12 +188,11 @@ def next_slots(queue: QueueState, n: int) -> tuple[int, Tensor]:
     return 0, (queue.enqueued + slots) % capacity
 
 
-def counter_after(queue: QueueState, n: int) -> Tensor:
+def counter_after(enqueued: T, n: int, capacity: int) -> T:
     """The counter after n rows in the slots of `next_slots`."""
-    capacity = queue.logits.shape[0]
     if n < capacity:
-        return queue.enqueued + n
-    last = queue.enqueued + n + capacity - 1
+        return enqueued + n
+    last = enqueued + n + capacity - 1
     return last - last % capacity
 
 
@@ -211,7 +211,7 @@ def into_slots(queue: QueueState, n: int, where: Tensor) -> tuple[Put, Tensor]:
             new = rows.detach()[drop:].to(field.device, field.dtype)
         return field.index_copy(0, slots, torch.where(where, new, old))
 
-    return put, counter_after(queue, n)
+    return put, counter_after(queue.enqueued, n, queue.logits.shape[0])
 
 
 def into_all_slots(queue: QueueState, n: int, where: Tensor) -> tuple[Put, Tensor]:

@@ -8,7 +8,7 @@ parts before the error, and keys that are missing or too many it reports after l
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -127,7 +127,7 @@ class MemoryQueue(StateModule):
         labels = self.multi_label
         if labels is None:
             labels = not self._q_multi_label.is_meta and bool(self._q_multi_label)
-        return self._seen_by(labels)
+        return self._seen_by(labels, readable(self._q_enqueued))
 
     def view(self, targets: Tensor) -> q.QueueState:
         """The state as a batch with such targets sees it: empty if the rows are of another kind.
@@ -139,8 +139,9 @@ class MemoryQueue(StateModule):
         """
         labels = is_labels(targets)
         check_kind(self.multi_label, targets)
-        state = self._seen_by(labels)
-        if not self._tells():
+        tells = self._tells()
+        state = self._seen_by(labels, tells)
+        if not tells:
             if self.multi_label is None:
                 mine = self._q_multi_label == int(labels)
                 state = state._replace(enqueued=torch.where(mine, self._q_enqueued, 0))
@@ -153,21 +154,22 @@ class MemoryQueue(StateModule):
             state = state._replace(enqueued=torch.zeros_like(self._q_enqueued))
         return state
 
-    def _seen_by(self, labels: bool) -> q.QueueState:
-        found = {field: self._buffers[name] for field, name in _BUFFERS.items()}
+    def _seen_by(self, labels: bool, plain: bool) -> q.QueueState:
+        found: dict[str, Any] = {field: self._buffers[name] for field, name in _BUFFERS.items()}
         # In compiled code and under transforms bytes are no flags by another name.
-        plain = readable(self._q_enqueued)
         flags = (lambda x: x.view(torch.bool)) if plain else torch.Tensor.bool
-        found["targets"] = flags(self._q_labels) if labels else self._q_targets
-        found["iid_mask"], found["label_mask"] = flags(self._q_iid), flags(self._q_label_mask)
-        found["ignore_index"] = self._ignored
-        if self._q_enqueued.device != self._ignored.device:
-            found["ignore_index"] = torch.full_like(self._q_enqueued, self.ignore_index)
-        return q.QueueState(**found)  # type: ignore[arg-type]
+        found["targets"] = flags(self._q_labels) if labels else self._buffers[_IDS]
+        found["iid_mask"] = flags(found["iid_mask"])
+        found["label_mask"] = flags(found["label_mask"])
+        found["ignore_index"], enqueued = self._ignored, found["enqueued"]
+        if enqueued.device != self._ignored.device:
+            found["ignore_index"] = torch.full_like(enqueued, self.ignore_index)
+        return q.QueueState(**found)
 
     def _tells(self) -> bool:
         """Whether Python may ask for the value of a buffer: on the CPU, in eager code."""
-        return self._q_enqueued.is_cpu and readable(self._q_enqueued)
+        enqueued: Any = self._buffers["_q_enqueued"]
+        return bool(enqueued.is_cpu) and readable(enqueued)
 
     def _turns(self, labels: bool) -> bool:
         """Whether rows of this kind would be the first of their kind."""
@@ -233,40 +235,52 @@ class MemoryQueue(StateModule):
         if n == 0:
             return
         labels = is_labels(batch.targets)
-        if where is None and self._turns(labels):
-            self.fill()
-            self._q_multi_label.fill_(labels)
-        state = self._seen_by(labels) if where is None else self.view(batch.targets)
+        if where is None:
+            self._write_now(batch, labels)
+            return
+        state = self.view(batch.targets)
         drop, slots = q.next_slots(state, n)
-        plain = self.plain()
-        into = {field: self._buffers[name] for field, name in ROWS.items()}
-        into["targets"] = self._q_labels if labels else self._q_targets
-        for field, buffer in into.items():
-            assert buffer is not None
+        for field, buffer in self._to_write(batch, labels):
             rows = getattr(batch, field)
-            if rows is not None:
+            if rows is None:
+                rows = buffer.new_full((slots.numel(), *buffer.shape[1:]), PLAIN[field])
+            else:
                 rows = rows.detach()[drop:] if drop else rows.detach()
                 rows = rows.to(buffer.device, buffer.dtype)
-            elif field in plain:
-                continue
-            elif where is None:
-                buffer.index_fill_(0, slots, PLAIN[field])
-                continue
-            else:
-                rows = buffer.new_full((slots.numel(), *buffer.shape[1:]), PLAIN[field])
-            if where is not None:
-                rows = torch.where(where, rows, buffer.index_select(0, slots))
+            rows = torch.where(where, rows, buffer.index_select(0, slots))
             buffer.index_copy_(0, slots, rows)
-        if where is None:
-            self._q_enqueued.copy_(q.counter_after(state, n))
-        elif state.enqueued is self._q_enqueued and n < self._q_logits.shape[0]:
+        if state.enqueued is self._q_enqueued and n < self._q_logits.shape[0]:
             self._q_enqueued.add_(where, alpha=n)
         else:
-            after = q.counter_after(state, n)
+            after = q.counter_after(state.enqueued, n, self._q_logits.shape[0])
             self._q_enqueued.copy_(torch.where(where, after, self._q_enqueued))
-        if where is not None:
-            self._take_kind(labels, where)
+        self._take_kind(labels, where)
         self._sign()
+
+    def _write_now(self, batch: Batch, labels: bool) -> None:
+        """`write` where Python knows the slots: a run of them, or two."""
+        if self._turns(labels):
+            self.fill()
+            self._q_multi_label.fill_(labels)
+        capacity, n = self._q_logits.shape[0], batch.logits.shape[0]
+        count = int(self._q_enqueued)
+        drop, start = (n - capacity, 0) if n >= capacity else (0, count % capacity)
+        turn = drop + capacity - start  # the batch's row that comes into slot 0
+        for field, buffer in self._to_write(batch, labels):
+            rows = getattr(batch, field)
+            given = rows is not None
+            rows = rows.detach() if given else PLAIN[field]
+            first = rows[drop:turn] if given and (drop or turn < n) else rows
+            buffer[start : start + n - drop] = first
+            if turn < n:
+                buffer[: n - turn] = rows[turn:] if given else rows
+        self._count(q.counter_after(count, n, capacity))
+
+    def _to_write(self, batch: Batch, labels: bool) -> Iterator[tuple[str, Tensor]]:
+        """Fields that the batch changes, and their buffers."""
+        for field, name in (*ROWS.items(), ("targets", _LABELS if labels else _IDS)):
+            if getattr(batch, field) is not None or not self._knows(name):
+                yield field, self._buffers[name]  # type: ignore[misc]
 
     def enqueue(
         self, logits: Tensor, targets: Tensor, is_iid: Tensor | None = None,
@@ -286,7 +300,7 @@ class MemoryQueue(StateModule):
         """Fields known to hold nothing but what stands for None: they did, and stayed as is."""
         if torch.compiler.is_compiling():
             return ()
-        return tuple(field for field in PLAIN if self._stayed(_BUFFERS[field]))
+        return tuple([field for field in PLAIN if self._stayed(_BUFFERS[field])])
 
     def ones(self) -> tuple[str, ...]:
         """Those of `plain` in which 1 or True stands for None."""
@@ -309,7 +323,11 @@ class MemoryQueue(StateModule):
         ref, version = self._left.get(name, (None, 0))
         buffer = self._buffers[name]
         # By identity: weak references compare what they refer to.
-        return ref is not None and id(ref()) == id(buffer) and buffer._version == version  # type: ignore[union-attr]
+        return ref is not None and ref() is buffer and buffer._version == version  # type: ignore[union-attr]
+
+    def _knows(self, name: str) -> bool:
+        """`_stayed`, which compiled code must not ask."""
+        return not torch.compiler.is_compiling() and self._stayed(name)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has tensors of its own."""
@@ -320,22 +338,28 @@ class MemoryQueue(StateModule):
     def _sign(self) -> None:
         """Seal the counter that was just written."""
         if self._tells():
-            seal = _seal_of(int(self._q_enqueued))
-            self._q_seal.fill_(seal)
-            self._q_mark.fill_(float(seal))
-        else:
-            self._q_seal.copy_(_seal_of(self._q_enqueued))
-            self._q_mark.copy_(self._q_seal)
+            self._count(int(self._q_enqueued))
+            return
+        self._q_seal.copy_(_seal_of(self._q_enqueued))
+        self._q_mark.copy_(self._q_seal)
+        self._remember("_q_seal")
+
+    def _count(self, count: int) -> None:
+        """Write the counter and its seal."""
+        seal = _seal_of(count)
+        for name, value in ("_q_enqueued", count), ("_q_seal", seal), ("_q_mark", float(seal)):
+            self._buffers[name].fill_(value)  # type: ignore[union-attr]
         self._remember("_q_seal")
 
     def is_sound(self) -> bool:
         """False for an average of states and for memory that was never written; for the CPU."""
-        seal = int(self._q_seal)
-        return seal == _seal_of(int(self._q_enqueued)) and float(self._q_mark) == float(seal)
+        found: dict[str, Any] = self._buffers
+        seal, mark = int(found["_q_seal"]), float(found["_q_mark"])
+        return seal == _seal_of(int(found["_q_enqueued"])) and mark == float(seal)
 
     def doubts(self) -> Tensor | None:
         """[] bool, `is_sound` where Python may not ask; None where it is known."""
-        if self._tells() or (not torch.compiler.is_compiling() and self._stayed("_q_seal")):
+        if self._knows("_q_seal") or self._tells():
             return None
         sealed = self._q_seal == _seal_of(self._q_enqueued)
         return sealed & (self._q_mark[0] == self._q_seal.to(self._q_mark.dtype))
