@@ -457,8 +457,11 @@ class _RankMean(torch.autograd.Function):
         need = ctx.needs_input_grad
         if grad is None:
             return (None,) * len(need)
+        again = torch.is_grad_enabled()
+        if not (again or need[3] or need[4] or ctx.how[-1]):  # the usual case
+            return grad.unsqueeze(1) * ctx.saved_tensors[-1], *(None,) * (len(need) - 1)
         args = (grad, *ctx.saved_tensors, need[3], need[4], *ctx.how)
-        if torch.is_grad_enabled():  # someone will differentiate again
+        if again:  # someone will differentiate again
             g = _RankMeanBackward.apply(*args)  # type: ignore[no-untyped-call]
         else:
             g = _RankMeanBackward.forward(*args)

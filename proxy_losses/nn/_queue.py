@@ -82,6 +82,7 @@ class MemoryQueue(StateModule):
         self.ignore_index = ignore_index
         self.multi_label = False if num_classes == 1 else multi_label
         self._left: dict[str, tuple[weakref.ref[Tensor], int]] = {}
+        self._flags: dict[str, Tensor] = {}
         with torch.inference_mode(False):  # a constant, made once
             self._ignored = torch.full((), ignore_index, dtype=torch.int64, device="cpu")
         rows, number = (capacity,), ()
@@ -139,9 +140,9 @@ class MemoryQueue(StateModule):
         """
         labels = is_labels(targets)
         check_kind(self.multi_label, targets)
-        tells = self._tells()
-        state = self._seen_by(labels, tells)
-        if not tells:
+        plain = readable(self._q_enqueued)
+        state = self._seen_by(labels, plain)
+        if not (plain and state.enqueued.is_cpu):
             if self.multi_label is None:
                 mine = self._q_multi_label == int(labels)
                 state = state._replace(enqueued=torch.where(mine, self._q_enqueued, 0))
@@ -157,14 +158,21 @@ class MemoryQueue(StateModule):
     def _seen_by(self, labels: bool, plain: bool) -> q.QueueState:
         found: dict[str, Any] = {field: self._buffers[name] for field, name in _BUFFERS.items()}
         # In compiled code and under transforms bytes are no flags by another name.
-        flags = (lambda x: x.view(torch.bool)) if plain else torch.Tensor.bool
-        found["targets"] = flags(self._q_labels) if labels else self._buffers[_IDS]
-        found["iid_mask"] = flags(found["iid_mask"])
-        found["label_mask"] = flags(found["label_mask"])
+        flags = self._as_flags if plain else lambda name: self._buffers[name].bool()  # type: ignore[union-attr]
+        found["targets"] = flags(_LABELS) if labels else self._buffers[_IDS]
+        found["iid_mask"], found["label_mask"] = flags("_q_iid"), flags("_q_label_mask")
         found["ignore_index"], enqueued = self._ignored, found["enqueued"]
         if enqueued.device != self._ignored.device:
             found["ignore_index"] = torch.full_like(enqueued, self.ignore_index)
         return q.QueueState(**found)
+
+    def _as_flags(self, name: str) -> Tensor:
+        """A buffer of bytes as bools, in the same memory; made once."""
+        made, buffer = self._flags.get(name), self._buffers[name]
+        assert buffer is not None
+        if made is None or made._base is not buffer or made.data_ptr() != buffer.data_ptr():
+            made = self._flags[name] = buffer.view(torch.bool)
+        return made
 
     def _tells(self) -> bool:
         """Whether Python may ask for the value of a buffer: on the CPU, in eager code."""
@@ -269,7 +277,10 @@ class MemoryQueue(StateModule):
         for field, buffer in self._to_write(batch, labels):
             rows = getattr(batch, field)
             given = rows is not None
-            rows = rows.detach() if given else PLAIN[field]
+            if not given:
+                rows = PLAIN[field]
+            elif rows.requires_grad:
+                rows = rows.detach()
             first = rows[drop:turn] if given and (drop or turn < n) else rows
             buffer[start : start + n - drop] = first
             if turn < n:
@@ -331,7 +342,7 @@ class MemoryQueue(StateModule):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has tensors of its own."""
-        return {**self.__dict__, "_left": {}}
+        return {**self.__dict__, "_left": {}, "_flags": {}}
 
     # -- whether they are rows
 

@@ -389,10 +389,9 @@ class RankingLoss(PublishedNames, BatchLoss):
             return keep
         if not asked:
             return False
-        every = torch.stack(list(asked.values()))
-        if not readable(every):
+        if not num.plainly_eager() and not all(map(readable, asked.values())):
             return None
-        said = dict(zip(asked, every.tolist(), strict=True))
+        said = {name: x.item() for name, x in asked.items()}
         self._judge(said, batch=batch)
         if self._queue is not None:
             self._queue.see_ones(*(field for field in ONES if said.get(field)))
@@ -438,13 +437,16 @@ class RankingLoss(PublishedNames, BatchLoss):
         if n := batch.logits.shape[0]:
             ids = targets.dim() == 1 and targets.dtype != torch.bool
             ids = ids and (self.num_classes == 1 or self._metric.checks_ids)
-            counted = None
-            if pool.lists.valid is not None and (stores or ids):
+            counted, padded = None, pool.lists.valid is not None
+            if ids:
+                ask["least id"], ask["largest id"] = targets.aminmax()
+                if now and num.plainly_eager() and batch.query_ids is batch.label_mask is None:
+                    low, high = ask["least id"].item(), ask["largest id"].item()
+                    padded = low <= self.ignore_index <= high
+            if padded and pool.lists.valid is not None and (stores or ids):
                 counted = _lists.rows_of(pool.lists.valid[..., :n])
-                counted = counted.to(torch.float32) if now else counted
-            if ids:  # 0 in the padding
-                real = targets if counted is None else targets * counted
-                ask["least id"], ask["largest id"] = real.aminmax()
+                if ids:  # 0 in the padding
+                    ask["least id"], ask["largest id"] = (targets * counted).aminmax()
             if (x := batch.floats) is not None and targets.dim() == 1:  # 0 where it is an id
                 ask["least rest of id"], ask["largest rest of id"] = (x - targets).aminmax()
             elif x is not None:  # 0 for labels 0 and 1 alone
@@ -456,16 +458,16 @@ class RankingLoss(PublishedNames, BatchLoss):
                 rows = batch.logits.detach().to(self._stored_dtype(batch))
                 ask["least logit"], ask["largest logit"] = rows.aminmax()
                 if counted is not None:
-                    ask["some row"] = counted.amax()
+                    ask["some row"] = counted.any()
         if queue is not None and now:  # what was learnt once need not be read again
             for field in ONES:
                 if field not in known.ones and getattr(batch, field) is None:
-                    ask[field] = (getattr(queue.state, field) == 1).all().to(torch.float32)
+                    ask[field] = (getattr(queue.state, field) == 1).all()
         capped = self.max_pool_size is not None and not self._subsample_warned
         if capped and not now and pool.lists.valid is not None:
             ask["pool rows"] = pool.lists.valid.sum()
         if found.degenerate is not None and not self._degenerate_warned:
-            ask["degenerate"] = found.degenerate.to(torch.float32).amax()
+            ask["degenerate"] = found.degenerate.any()
         return ask
 
     def _judge_floats(
