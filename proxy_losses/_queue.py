@@ -179,13 +179,11 @@ def enqueue(
     )
 
 
-def next_slots(queue: QueueState, n: int) -> tuple[int, Tensor]:
+def next_slots(enqueued: Tensor, n: int, capacity: int) -> tuple[int, Tensor]:
     """Of n rows how many to drop, and the slots of the others."""
-    capacity = queue.logits.shape[0]
     if n >= capacity:  # only the last rows survive; they start a new turn at slot 0
-        return n - capacity, torch.arange(capacity, device=queue.enqueued.device)
-    slots = torch.arange(n, device=queue.enqueued.device)
-    return 0, (queue.enqueued + slots) % capacity
+        return n - capacity, torch.arange(capacity, device=enqueued.device)
+    return 0, (enqueued + torch.arange(n, device=enqueued.device)) % capacity
 
 
 def counter_after(enqueued: T, n: int, capacity: int) -> T:
@@ -201,7 +199,8 @@ Put: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]  # a field and its ne
 
 def into_slots(queue: QueueState, n: int, where: Tensor) -> tuple[Put, Tensor]:
     """How to write n rows over the oldest, and the counter after them."""
-    drop, slots = next_slots(queue, n)
+    capacity = queue.logits.shape[0]
+    drop, slots = next_slots(queue.enqueued, n, capacity)
 
     def put(field: Tensor, rows: Tensor | None) -> Tensor:
         old = field.index_select(0, slots)
@@ -211,7 +210,7 @@ def into_slots(queue: QueueState, n: int, where: Tensor) -> tuple[Put, Tensor]:
             new = rows.detach()[drop:].to(field.device, field.dtype)
         return field.index_copy(0, slots, torch.where(where, new, old))
 
-    return put, counter_after(queue.enqueued, n, queue.logits.shape[0])
+    return put, counter_after(queue.enqueued, n, capacity)
 
 
 def into_all_slots(queue: QueueState, n: int, where: Tensor) -> tuple[Put, Tensor]:

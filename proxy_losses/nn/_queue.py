@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from .._checks import is_labels
 from .._lists import Batch
 from ..distributed import all_reduce, rank_and_size
 from ._batch import readable
+from ._ring import count_rows, put_rows, seal_of
 from ._state import StateModule
 
 # Names of buffers are those of imbalanced-losses, so that its checkpoints load. Flags are bytes:
@@ -35,16 +36,8 @@ _IDS, _LABELS = "_q_targets", "_q_labels"
 ROWS = {f: b for f, b in _BUFFERS.items() if f != "enqueued"}  # fields with a row for each slot
 PLAIN = {"sample_weight": 1, "iid_mask": 1, "query_ids": q.NO_QUERY, "label_mask": 1}  # for None
 
-T = TypeVar("T", int, Tensor)
 NOBODY = -1
 ONES = ("sample_weight", "iid_mask", "label_mask")  # fields in which 1 or True stands for None
-_TURN, _FACTOR, _BITS = 2**40, 2**21 - 9, 0x14057B7EF767814F  # of the seal, below 2^63
-
-
-def _seal_of(count: T) -> T:
-    """A number of many digits, not linear in the counter: no average of two is that of a third."""
-    return count % _TURN * _FACTOR ^ _BITS
-
 
 AVERAGED = (
     "the memory queue of this loss was averaged or never filled: its rows, class ids and counter "
@@ -116,7 +109,7 @@ class MemoryQueue(StateModule):
         """Values of the buffers of an empty queue."""
         values: dict[str, float] = dict.fromkeys((_LABELS, "_q_multi_label", "_q_logits"), 0)
         values |= {_IDS: self.ignore_index, "_q_owner": NOBODY, "_q_enqueued": 0}
-        values |= {"_q_seal": _seal_of(0), "_q_mark": float(_seal_of(0))}
+        values |= {"_q_seal": seal_of(0), "_q_mark": float(seal_of(0))}
         values |= {ROWS[field]: value for field, value in PLAIN.items()}
         return {name: value for name, value in values.items() if name in self._buffers}
 
@@ -246,24 +239,13 @@ class MemoryQueue(StateModule):
         if where is None:
             self._write_now(batch, labels)
             return
-        state = self.view(batch.targets)
-        drop, slots = q.next_slots(state, n)
+        count = self.view(batch.targets).enqueued
         for field, buffer in self._to_write(batch, labels):
-            rows = getattr(batch, field)
-            if rows is None:
-                rows = buffer.new_full((slots.numel(), *buffer.shape[1:]), PLAIN[field])
-            else:
-                rows = rows.detach()[drop:] if drop else rows.detach()
-                rows = rows.to(buffer.device, buffer.dtype)
-            rows = torch.where(where, rows, buffer.index_select(0, slots))
-            buffer.index_copy_(0, slots, rows)
-        if state.enqueued is self._q_enqueued and n < self._q_logits.shape[0]:
-            self._q_enqueued.add_(where, alpha=n)
-        else:
-            after = q.counter_after(state.enqueued, n, self._q_logits.shape[0])
-            self._q_enqueued.copy_(torch.where(where, after, self._q_enqueued))
+            put_rows(buffer, getattr(batch, field), PLAIN.get(field, 0), n, count, where)
+        sealed = self._q_enqueued, self._q_seal, self._q_mark
+        count_rows(*sealed, count, where, n, self._q_logits.shape[0])
+        self._remember("_q_seal")
         self._take_kind(labels, where)
-        self._sign()
 
     def _write_now(self, batch: Batch, labels: bool) -> None:
         """`write` where Python knows the slots: a run of them, or two."""
@@ -351,13 +333,13 @@ class MemoryQueue(StateModule):
         if self._tells():
             self._count(int(self._q_enqueued))
             return
-        self._q_seal.copy_(_seal_of(self._q_enqueued))
+        self._q_seal.copy_(seal_of(self._q_enqueued))
         self._q_mark.copy_(self._q_seal)
         self._remember("_q_seal")
 
     def _count(self, count: int) -> None:
         """Write the counter and its seal."""
-        seal = _seal_of(count)
+        seal = seal_of(count)
         for name, value in ("_q_enqueued", count), ("_q_seal", seal), ("_q_mark", float(seal)):
             self._buffers[name].fill_(value)  # type: ignore[union-attr]
         self._remember("_q_seal")
@@ -366,13 +348,13 @@ class MemoryQueue(StateModule):
         """False for an average of states and for memory that was never written; for the CPU."""
         found: dict[str, Any] = self._buffers
         seal, mark = int(found["_q_seal"]), float(found["_q_mark"])
-        return seal == _seal_of(int(found["_q_enqueued"])) and mark == float(seal)
+        return seal == seal_of(int(found["_q_enqueued"])) and mark == float(seal)
 
     def doubts(self) -> Tensor | None:
         """[] bool, `is_sound` where Python may not ask; None where it is known."""
         if self._knows("_q_seal") or self._tells():
             return None
-        sealed = self._q_seal == _seal_of(self._q_enqueued)
+        sealed = self._q_seal == seal_of(self._q_enqueued)
         return sealed & (self._q_mark[0] == self._q_seal.to(self._q_mark.dtype))
 
     def check_owner(self, group: str) -> None:
@@ -427,7 +409,7 @@ class MemoryQueue(StateModule):
         for name in (_IDS, _LABELS, "_q_multi_label"):
             if name not in self._buffers:
                 saved.pop(prefix + name, None)
-        give("_q_seal", _seal_of(saved[prefix + "_q_enqueued"].to(torch.int64)))
+        give("_q_seal", seal_of(saved[prefix + "_q_enqueued"].to(torch.int64)))
         give("_q_mark", saved[prefix + "_q_seal"])
         for name, value in {**self._empty(), "_q_multi_label": int(labels)}.items():
             give(name, value)
