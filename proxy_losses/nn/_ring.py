@@ -1,0 +1,77 @@
+"""A batch into the slots of a queue, in place, if a flag that Python may not ask says so.
+
+Ops, so that a GPU does with a kernel for each field, and one for the counter, what takes torch a
+dozen and a half. They are for plain eager code.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from .._effects import LIBRARY
+from .._queue import counter_after, next_slots
+from .._ranks.op import on_gpu
+
+T = TypeVar("T", int, Tensor)
+SEAL = [2**40, 2**21 - 9, 0x14057B7EF767814F]  # turn, factor and bits of the seal, below 2^63
+
+LIBRARY.define(
+    "put_rows(Tensor(a!) buffer, Tensor? rows, int value, int n, Tensor count, Tensor where) -> ()"
+)
+LIBRARY.define(
+    "count_rows(Tensor(a!) count, Tensor(b!) seal, Tensor(c!) mark, Tensor before, Tensor where,"
+    " int n, int capacity, int[] constants) -> ()"
+)
+
+
+def seal_of(count: T) -> T:
+    """A number of many digits, not linear in the counter: no average of two is that of a third."""
+    turn, factor, bits = SEAL
+    return count % turn * factor ^ bits
+
+
+def _put_rows(
+    buffer: Tensor, rows: Tensor | None, value: int, n: int, count: Tensor, where: Tensor
+) -> None:
+    drop, slots = next_slots(count, n, buffer.shape[0])
+    if rows is None:
+        rows = buffer.new_full((slots.numel(), *buffer.shape[1:]), value)
+    else:
+        rows = rows[drop:].to(buffer.dtype)
+    buffer.index_copy_(0, slots, torch.where(where, rows, buffer.index_select(0, slots)))
+
+
+def _count_rows(
+    count: Tensor, seal: Tensor, mark: Tensor, before: Tensor, where: Tensor, n: int,
+    capacity: int, constants: list[int],
+) -> None:  # fmt: skip
+    count.copy_(torch.where(where, counter_after(before, n, capacity), count))
+    seal.copy_(seal_of(count))
+    mark.copy_(seal)
+
+
+for _name, _op in ("put_rows", _put_rows), ("count_rows", _count_rows):
+    LIBRARY.impl(_name, _op, "CPU")
+    LIBRARY.impl(_name, on_gpu(_name, _op), "CUDA")
+    LIBRARY.impl(_name, lambda *_: None, "Meta")
+
+
+def put_rows(
+    buffer: Tensor, rows: Tensor | None, value: int, n: int, count: Tensor, where: Tensor
+) -> None:
+    """Write n rows, or the value for None, over the oldest slots, if where [] says so."""
+    if rows is not None:
+        rows = rows.detach().to(buffer.device)
+    torch.ops.proxy_losses.put_rows(buffer, rows, value, n, count, where)
+    torch.autograd.graph.increment_version(buffer)  # what is known of it is known no more
+
+
+def count_rows(
+    count: Tensor, seal: Tensor, mark: Tensor, before: Tensor, where: Tensor, n: int, capacity: int
+) -> None:
+    """The counter n rows after `before`, if where [] says so, and its seal anyway."""
+    torch.ops.proxy_losses.count_rows(count, seal, mark, before, where, n, capacity, SEAL)
+    torch.autograd.graph.increment_version([count, seal, mark])
