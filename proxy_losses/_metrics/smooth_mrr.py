@@ -165,15 +165,18 @@ class _FirstRank(torch.autograd.Function):
     """The rank of `_first_rank` with its gradient written out: s+ moves by the shares."""
 
     @staticmethod
-    def forward(ctx: Any, *args: Any) -> Tensor:
-        rank, above, share = _first_rank(*args, "")
-        ctx.save_for_backward(*(x for x in args if isinstance(x, Tensor)), above, share)
-        ctx.width = args[-1]
+    def forward(
+        ctx: Any, scores: Tensor, negative: Tensor, weight: Tensor, some: Tensor,
+        width: float | Tensor,
+    ) -> Tensor:  # fmt: skip
+        rank, above, share = _first_rank(scores, negative, weight, some, width, "")
+        ctx.width = width
+        ctx.save_for_backward(scores, negative, weight, some, above, share)
         return rank
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        scores, negative, weight, some, *_, above, share = ctx.saved_tensors
+        scores, negative, weight, some, above, share = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again
 
             def plain(s: Tensor) -> Tensor:
