@@ -59,6 +59,9 @@ def main(capability: int) -> None:
             ring.put_rows(buffer, given, 1, rows, count, count > 0)
         mark = torch.zeros(1, dtype=torch.float64)
         ring.count_rows(count, count, mark, count, count > 0, rows, 8, SEAL)
+    ids, rows = torch.zeros(8, dtype=torch.int64), torch.zeros(8, 3)
+    for weight in (None, rows[:, 0]):
+        ring.keeps(rows, ids, weight, ids > 0, torch.float32, -100)
 
 
 if __name__ == "__main__":

@@ -347,13 +347,13 @@ def step(make, classes: int = 1, batch: int = 512, **options) -> int:
 
 
 # Kernels of an op that is not one are in `launches`. Thresholds with a gradient take 25.
-REACHED = {"smooth_ap": 28, "recall_at_quantile": 54, "partial_auc": 71, "precision_at_k": 95}
-REACHED |= {"recall_at_k": 94, "smooth_auroc": 54, "smooth_mrr": 76}
+REACHED = {"smooth_ap": 22, "recall_at_quantile": 48, "partial_auc": 65, "precision_at_k": 89}
+REACHED |= {"recall_at_k": 88, "smooth_auroc": 48, "smooth_mrr": 70}
 
 
 @every_loss
 def test_launches_of_a_step(make):
-    assert step(make) <= REACHED.get(make.__name__, 68)
+    assert step(make) <= REACHED.get(make.__name__, 62)
 
 
 class Never:

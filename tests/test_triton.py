@@ -350,6 +350,29 @@ def test_the_ring_is_written_as_by_torch(rows: int, count: int, where: bool) -> 
     assert all(map(torch.equal, *state))
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_batch_is_kept_as_by_torch(dtype: torch.dtype) -> None:
+    """With numbers and weights that are none or too large, in rows that count and in padding."""
+    logits, ids = torch.zeros(700, 3, dtype=torch.float64), torch.zeros(700, dtype=torch.int64)
+    weight, valid = torch.ones(700, dtype=torch.float64), torch.ones(900, dtype=torch.bool)
+    ids[5] = -1
+    kept = []
+    for row, value in ((6, 1.0), (699, torch.nan), (5, torch.inf), (6, -torch.inf), (0, 1e300)):
+        bad, heavy = logits.clone(), weight.clone()
+        bad[row, 1], heavy[row] = value, value
+        labels = torch.zeros(700, 3, dtype=torch.bool)
+        for args in (
+            (bad, ids, None, valid), (logits, ids, heavy, valid), (bad, labels, None, valid),
+            (logits.half(), ids, heavy.float(), ~valid),
+        ):  # fmt: skip
+            found = ring.keeps(*args, dtype, -1)
+            assert found.shape == ()
+            assert found == _ring._keeps(*args, dtype, -1)
+            kept.append(bool(found))
+    assert 0 < sum(kept) < len(kept)
+
+
 @pytest.mark.usefixtures("through_triton")
 @pytest.mark.parametrize("example", EXAMPLES.values(), ids=EXAMPLES.keys())
 @pytest.mark.parametrize("method", ["dense", "grid"])

@@ -45,6 +45,7 @@ from ._queue import (
     queue_problems,
     refuse,
 )
+from ._ring import keeps
 from ._state import guard
 
 if TYPE_CHECKING:
@@ -534,10 +535,8 @@ class RankingLoss(PublishedNames, BatchLoss):
         return _losses.is_sound(batch, dtype, ignore_index=self.ignore_index)
 
     def _keeps(self, batch: Batch, pool: Pool, group: ProcessGroup | None) -> Tensor:
-        return _losses.keeps(
-            batch, pool, self._stored_dtype(batch), ignore_index=self.ignore_index,
-            name=group_name(group),
-        )  # fmt: skip
+        dtype, name = self._stored_dtype(batch), group_name(group)
+        return keeps(batch, pool, dtype, ignore_index=self.ignore_index, name=name)
 
     def _store(
         self, batch: Batch, pool: Pool, group: ProcessGroup | None, keep: bool | Tensor | None

@@ -1,7 +1,7 @@
 """A batch into the slots of a queue, in place, if a flag that Python may not ask says so.
 
-Ops, so that a GPU does with a kernel for each field, and one for the counter, what takes torch a
-dozen and a half. They are for plain eager code.
+Ops, so that a GPU does with a kernel for each field, one for the counter and one for the
+question whether to, what takes torch two dozen. They are for plain eager code.
 """
 
 from __future__ import annotations
@@ -11,11 +11,16 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from .. import _losses
 from .._effects import LIBRARY
+from .._lists import Batch, Pool
+from .._numerics import plainly_eager
 from .._queue import counter_after, next_slots
+from .._ranks import Lists
 from .._ranks.op import on_gpu
 
 T = TypeVar("T", int, Tensor)
+SMALL = 1 << 15  # numbers that one program looks through
 SEAL = [2**40, 2**21 - 9, 0x14057B7EF767814F]  # turn, factor and bits of the seal, below 2^63
 
 LIBRARY.define(
@@ -24,6 +29,10 @@ LIBRARY.define(
 LIBRARY.define(
     "count_rows(Tensor(a!) count, Tensor(b!) seal, Tensor(c!) mark, Tensor before, Tensor where,"
     " int n, int capacity, int[] constants) -> ()"
+)
+LIBRARY.define(
+    "keeps(Tensor logits, Tensor targets, Tensor? weight, Tensor valid, ScalarType dtype,"
+    " int ignore_index) -> Tensor"
 )
 
 
@@ -53,10 +62,34 @@ def _count_rows(
     mark.copy_(seal)
 
 
-for _name, _op in ("put_rows", _put_rows), ("count_rows", _count_rows):
+def _keeps(
+    logits: Tensor, targets: Tensor, weight: Tensor | None, valid: Tensor, dtype: torch.dtype,
+    ignore_index: int,
+) -> Tensor:  # fmt: skip
+    pool = Pool(Lists(logits.T, logits.T, valid))
+    return _losses.keeps(Batch(logits, targets, weight), pool, dtype, ignore_index=ignore_index)
+
+
+for _name, _op, _fake in (
+    ("put_rows", _put_rows, lambda *_: None),
+    ("count_rows", _count_rows, lambda *_: None),
+    ("keeps", _keeps, lambda x, *_: x.new_empty((), dtype=torch.bool)),
+):
     LIBRARY.impl(_name, _op, "CPU")
     LIBRARY.impl(_name, on_gpu(_name, _op), "CUDA")
-    LIBRARY.impl(_name, lambda *_: None, "Meta")
+    LIBRARY.impl(_name, _fake, "Meta")
+
+
+def keeps(batch: Batch, pool: Pool, dtype: torch.dtype, *, ignore_index: int, name: str) -> Tensor:
+    """`_losses.keeps`; of what is not large in one kernel."""
+    valid, elements = pool.lists.valid, batch.logits.numel()
+    plain = not batch.logits.is_cpu and not name and plainly_eager() and batch.label_mask is None
+    if not plain or valid is None or valid.dim() > 1 or max(elements, valid.numel()) > SMALL:
+        return _losses.keeps(batch, pool, dtype, ignore_index=ignore_index, name=name)
+    found: Tensor = torch.ops.proxy_losses.keeps(
+        batch.logits.detach(), batch.targets, batch.sample_weight, valid, dtype, ignore_index
+    )
+    return found
 
 
 def put_rows(

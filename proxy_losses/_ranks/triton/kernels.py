@@ -853,3 +853,33 @@ def seal_count(
     tl.store(count_ptr, count)
     tl.store(seal_ptr, seal)
     tl.store(mark_ptr, seal.to(tl.float64))
+
+
+@triton.jit
+def judge_batch(
+    s_ptr, ids_ptr, weight_ptr, valid_ptr, keep_ptr, n, C, M, ignored,
+    IDS: tl.constexpr, WEIGHTED: tl.constexpr, LIMIT: tl.constexpr, DT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Whether the numbers [n, C] and weights [n] of rows that count are finite, and any row of M.
+
+    One program: for batches that are not large.
+    """
+    bad = tl.zeros((BLOCK,), tl.int32)
+    for start in range(0, n * C, BLOCK):
+        k = start + tl.arange(0, BLOCK)
+        m = k < n * C
+        x = tl.load(s_ptr + k, mask=m, other=0.0).to(DT)
+        wrong = (_is_finite(x) == 0).to(tl.int32)
+        if WEIGHTED:
+            weight = tl.load(weight_ptr + k // C, mask=m, other=0.0).to(tl.float64)
+            wrong |= ((tl.abs(weight) < LIMIT) == 0).to(tl.int32)
+        if IDS:
+            ids = tl.load(ids_ptr + k // C, mask=m, other=0)
+            wrong = tl.where(ids == ignored, 0, wrong)
+        bad |= wrong
+    some = tl.zeros((BLOCK,), tl.int32)
+    for start in range(0, M, BLOCK):
+        k = start + tl.arange(0, BLOCK)
+        some |= (tl.load(valid_ptr + k, mask=k < M, other=0) != 0).to(tl.int32)
+    tl.store(keep_ptr, tl.where(tl.max(bad) == 0, tl.max(some), 0).to(tl.int8))

@@ -4,7 +4,9 @@ import torch
 import triton
 from torch import Tensor
 
-from .kernels import place_rows, seal_count
+from ..._checks import MAX_WEIGHT
+from .kernels import judge_batch, place_rows, seal_count
+from .launch import TYPES
 
 BLOCK = 1024
 
@@ -32,6 +34,23 @@ def count_rows(
         count, seal, mark, before, _bytes(where), n, capacity, FRESH=n >= capacity, TURN=turn,
         FACTOR=factor, BITS=bits,
     )  # fmt: skip
+
+
+def keeps(
+    logits: Tensor, targets: Tensor, weight: Tensor | None, valid: Tensor, dtype: torch.dtype,
+    ignore_index: int,
+) -> Tensor:  # fmt: skip
+    """Launch `judge_batch`."""
+    keep = torch.empty((), dtype=torch.bool, device=logits.device)
+    logits, valid = logits.contiguous(), _bytes(valid.contiguous())
+    weighted, ids = weight is not None, targets.dim() == 1
+    judge_batch[(1,)](
+        logits, _bytes(targets.contiguous()) if ids else valid,
+        valid if weight is None else weight.contiguous(), valid, keep.view(torch.int8),
+        *logits.shape, valid.shape[0], ignore_index, IDS=ids, WEIGHTED=weighted, LIMIT=MAX_WEIGHT,
+        DT=TYPES[dtype], BLOCK=BLOCK,
+    )  # fmt: skip
+    return keep
 
 
 def _bytes(x: Tensor) -> Tensor:
