@@ -20,7 +20,7 @@ from .._ranks import Lists
 from .._ranks.op import on_gpu
 
 T = TypeVar("T", int, Tensor)
-SMALL = 1 << 15  # numbers that one program looks through
+SMALL = 1 << 16  # numbers that one program looks through
 SEAL = [2**40, 2**21 - 9, 0x14057B7EF767814F]  # turn, factor and bits of the seal, below 2^63
 
 LIBRARY.define(

@@ -48,7 +48,7 @@ def keeps(
         logits, _bytes(targets.contiguous()) if ids else valid,
         valid if weight is None else weight.contiguous(), valid, keep.view(torch.int8),
         *logits.shape, valid.shape[0], ignore_index, IDS=ids, WEIGHTED=weighted, LIMIT=MAX_WEIGHT,
-        DT=TYPES[dtype], BLOCK=BLOCK,
+        DT=TYPES[dtype], BLOCK=4096, num_warps=8,
     )  # fmt: skip
     return keep
 
