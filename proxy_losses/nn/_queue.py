@@ -222,6 +222,7 @@ class MemoryQueue(StateModule):
         """What is known of the values stays known where they are moved."""
         stayed = [name for name in self._left if self._stayed(name)]
         moved = super()._apply(fn, recurse)
+        self._flags = {}
         self._remember(*stayed)
         self._ignored = torch.full_like(self._q_enqueued, self.ignore_index)
         return moved

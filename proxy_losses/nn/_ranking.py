@@ -439,11 +439,10 @@ class RankingLoss(PublishedNames, BatchLoss):
             ids = targets.dim() == 1 and targets.dtype != torch.bool
             ids = ids and (self.num_classes == 1 or self._metric.checks_ids)
             counted, padded = None, pool.lists.valid is not None
-            if ids:
-                ask["least id"], ask["largest id"] = targets.aminmax()
-                if now and num.plainly_eager() and batch.query_ids is batch.label_mask is None:
-                    low, high = ask["least id"].item(), ask["largest id"].item()
-                    padded = low <= self.ignore_index <= high
+            told = now and num.plainly_eager() and batch.query_ids is batch.label_mask is None
+            if ids and (told or not padded):
+                ask["least id"], ask["largest id"] = low, high = targets.aminmax()
+                padded = padded and low.item() <= self.ignore_index <= high.item()
             if padded and pool.lists.valid is not None and (stores or ids):
                 counted = _lists.rows_of(pool.lists.valid[..., :n])
                 if ids:  # 0 in the padding

@@ -75,7 +75,7 @@ for _name, _op, _fake in (
     ("count_rows", _count_rows, lambda *_: None),
     ("keeps", _keeps, lambda x, *_: x.new_empty((), dtype=torch.bool)),
 ):
-    LIBRARY.impl(_name, _op, "CPU")
+    LIBRARY.impl(_name, _op, "CompositeExplicitAutograd")
     LIBRARY.impl(_name, on_gpu(_name, _op), "CUDA")
     LIBRARY.impl(_name, _fake, "Meta")
 

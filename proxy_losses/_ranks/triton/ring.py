@@ -16,7 +16,7 @@ def put_rows(
 ) -> None:
     """Launch `place_rows`."""
     capacity = buffer.shape[0]
-    width, kept = buffer[0].numel(), min(n, capacity)
+    width, kept = buffer.numel() // capacity, min(n, capacity)
     given = buffer if rows is None else rows.contiguous()
     place_rows[(triton.cdiv(kept * width, BLOCK),)](
         _bytes(given), _bytes(buffer), count, _bytes(where), value, n - kept, kept, width, capacity,
