@@ -115,7 +115,8 @@ def _evaluate(
     if isinstance(width, Tensor):  # a single number promotes once it has a list's shape
         width = width.to(scores.dtype)
     fixed = not any(isinstance(x, Tensor) and x.requires_grad for x in (weight, width))
-    if fixed and not name and num.plainly_eager():
+    # On the CPU a backward in Python saves nothing.
+    if fixed and not name and not cleaned.is_cpu and num.plainly_eager():
         rank = _FirstRank.apply(cleaned, negative, weight, some, width)  # type: ignore[no-untyped-call]
     else:
         rank = _first_rank(cleaned, negative, weight, some, width, name)[0]
