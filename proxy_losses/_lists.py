@@ -166,13 +166,14 @@ def join(
         iid = iid if "iid" in reads else None
     else:
         queue = match_queue(queue, targets, query_ids, labelled, gains)
-        logits = torch.cat([logits, queue.logits.detach().to(logits)])
+        stored = queue.logits.detach() if queue.logits.requires_grad else queue.logits
+        logits = torch.cat([logits, stored.to(logits)])
         both = torch.cat([targets, queue.targets.to(targets.device)])
         if known.tidy and not is_labels(targets):
             valid = both != ignore_index
         else:
-            stored, now = queue_rows(queue)[2].to(both.device), valid_rows(targets, ignore_index)
-            valid = torch.cat([stored.new_ones(n) if now is None else now, stored])
+            filled, now = queue_rows(queue)[2].to(both.device), valid_rows(targets, ignore_index)
+            valid = torch.cat([filled.new_ones(n) if now is None else now, filled])
         targets = both
         if weight is not None or "sample_weight" not in known.ones:
             # A stored weight acts on later calls too.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, SupportsIndex, TypeAlias
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from ._numerics import size_known
 from ._old_names import takes_old_names
 
 _NO_GAINS = torch.ones(0, dtype=torch.float32, device="cpu")  # of states saved before there were
+T = TypeVar("T", int, Tensor)
 NO_QUERY = torch.iinfo(torch.int64).min  # query id of rows stored without one
 
 
@@ -171,7 +172,8 @@ def enqueue(
         query_ids = torch.full_like(logits[:, 0], NO_QUERY, dtype=torch.int64)
     if where is None:
         where = torch.ones_like(queue.enqueued, dtype=torch.bool)
-    put, enqueued = (into_slots if known else into_all_slots)(queue, n, where)
+    into = into_slots if known else into_all_slots
+    put, enqueued = into(queue.enqueued, n, queue.logits.shape[0], where)
     return queue._replace(
         logits=put(queue.logits, logits),
         targets=put(queue.targets, targets),
@@ -186,39 +188,27 @@ def enqueue(
     )
 
 
-class Ring(Protocol):
-    """A state with a row for each slot in its first field."""
-
-    def __getitem__(self, field: SupportsIndex, /) -> Tensor: ...
-
-    @property
-    def enqueued(self) -> Tensor: ...
-
-
-def next_slots(queue: Ring, n: int) -> tuple[int, Tensor]:
+def next_slots(enqueued: Tensor, n: int, capacity: int) -> tuple[int, Tensor]:
     """Of n rows how many to drop, and the slots of the others."""
-    capacity = queue[0].shape[0]
     if n >= capacity:  # only the last rows survive; they start a new turn at slot 0
-        return n - capacity, torch.arange(capacity, device=queue.enqueued.device)
-    slots = torch.arange(n, device=queue.enqueued.device)
-    return 0, (queue.enqueued + slots) % capacity
+        return n - capacity, torch.arange(capacity, device=enqueued.device)
+    return 0, (enqueued + torch.arange(n, device=enqueued.device)) % capacity
 
 
-def counter_after(queue: Ring, n: int) -> Tensor:
+def counter_after(enqueued: T, n: int, capacity: int) -> T:
     """The counter after n rows in the slots of `next_slots`."""
-    capacity = queue[0].shape[0]
     if n < capacity:
-        return queue.enqueued + n
-    last = queue.enqueued + n + capacity - 1
+        return enqueued + n
+    last = enqueued + n + capacity - 1
     return last - last % capacity
 
 
 Put: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]  # a field and its new rows, None for 1
 
 
-def into_slots(queue: Ring, n: int, where: Tensor) -> tuple[Put, Tensor]:
+def into_slots(enqueued: Tensor, n: int, capacity: int, where: Tensor) -> tuple[Put, Tensor]:
     """How to write n rows over the oldest, and the counter after them."""
-    drop, slots = next_slots(queue, n)
+    drop, slots = next_slots(enqueued, n, capacity)
 
     def put(field: Tensor, rows: Tensor | None) -> Tensor:
         old = field.index_select(0, slots)
@@ -228,16 +218,15 @@ def into_slots(queue: Ring, n: int, where: Tensor) -> tuple[Put, Tensor]:
             new = rows.detach()[drop:].to(field.device, field.dtype)
         return field.index_copy(0, slots, torch.where(where, new, old))
 
-    return put, counter_after(queue, n)
+    return put, counter_after(enqueued, n, capacity)
 
 
-def into_all_slots(queue: Ring, n: int, where: Tensor) -> tuple[Put, Tensor]:
+def into_all_slots(enqueued: Tensor, n: int, capacity: int, where: Tensor) -> tuple[Put, Tensor]:
     """`into_slots` without a branch on the number of rows, which compiled gathers do not know.
 
     Every slot looks up its row, so all slots are written: `into_slots` is cheaper.
     """
-    capacity = queue[0].shape[0]
-    end = queue.enqueued + n
+    end = enqueued + n
     turn = end + (capacity - 1) - (end + capacity - 1) % capacity
     end = torch.where(torch.zeros_like(end) + n >= capacity, turn, end)
     # The last of the rows that belong to the slot, below 0 if none does.

@@ -159,7 +159,8 @@ def enqueue_embeddings(
 def put_rows(memory: MemoryState, rows: Rows, where: Tensor) -> MemoryState:
     """`enqueue_embeddings` of what was checked."""
     n = rows.embeddings.shape[0]
-    put, enqueued = (into_slots if num.size_known(n) else into_all_slots)(memory, n, where)
+    into = into_slots if num.size_known(n) else into_all_slots
+    put, enqueued = into(memory.enqueued, n, memory.embeddings.shape[0], where)
     return MemoryState(
         put(memory.embeddings, rows.embeddings),
         put(memory.labels, rows.labels),

@@ -36,7 +36,8 @@ def main(capability: int) -> None:
         return kernel
 
     JITFunction.run = compile_only  # type: ignore[method-assign]
-    from proxy_losses._ranks.triton import launch
+    from proxy_losses._ranks.triton import launch, ring
+    from proxy_losses.nn._ring import SEAL
 
     for lists, rows, dtype in ((1, 4096, torch.float32), (3, 1000, torch.float64)):
         scores = torch.zeros(lists, rows, dtype=dtype)
@@ -56,6 +57,15 @@ def main(capability: int) -> None:
                 ("value,stretch", scores[:, None].repeat(1, 3, 1)),
             ):
                 launch.pair_sums(scores, weights, mask[:, None], tau, kinds, rtol, method)
+    count = torch.zeros((), dtype=torch.int64)
+    for rows in (5, 8):
+        for buffer, given in ((torch.zeros(8, 3), torch.zeros(rows, 3)), (torch.zeros(8), None)):
+            ring.put_rows(buffer, given, 1, rows, count, count > 0)
+        mark = torch.zeros(1, dtype=torch.float64)
+        ring.count_rows(count, count, mark, count, count > 0, rows, 8, SEAL)
+    ids, rows = torch.zeros(8, dtype=torch.int64), torch.zeros(8, 3)
+    for weight in (None, rows[:, 0]):
+        ring.keeps(rows, ids, weight, ids > 0, torch.float32, -100)
 
 
 if __name__ == "__main__":

@@ -158,11 +158,14 @@ def test_one_number_of_the_host():
 FIELDS = ["logits", "targets", "sample_weight", "iid_mask", "query_ids", "enqueued"]
 
 
-@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("keep", [True, False, None])
 @pytest.mark.parametrize("given", [(), ("sample_weight",), ("iid_mask", "query_ids")], ids=str)
 @pytest.mark.parametrize("n", [0, 3, 5, 8])
 def test_stored_in_place_if_a_flag_says_so(n, given, keep):
-    """A few batches, then one that the flag is about, against the pure function."""
+    """A few batches, then one that the flag is about, against the pure function.
+
+    None for no flag, where Python knows the slots.
+    """
     memory, state = MemoryQueue(5, 2, PAD), P.init_queue(5, 2, ignore_index=PAD)
     g = torch.Generator().manual_seed(n)
     for size, flag in ((2, True), (4, True), (n, keep), (2, True)):
@@ -173,7 +176,7 @@ def test_stored_in_place_if_a_flag_says_so(n, given, keep):
         )  # fmt: skip
         batch = batch._replace(**{f: None for f in Batch._fields[2:] if f not in given})
         more = {f: getattr(batch, f) for f in Batch._fields[2:6]}
-        where = torch.tensor(flag)
+        where = None if keep is None else torch.tensor(flag)
         state = P.enqueue(state, batch.logits, batch.targets, **more, where=where)
         homes = [id(x) for x in memory.buffers()]
         memory.write(batch, where)

@@ -375,15 +375,15 @@ def step(make, classes: int = 1, batch: int = 512, **options) -> int:
     return launches(seen)
 
 
-# Our two ops count as eight each, a sort as four. What these are is in `launches`.
-REACHED = {"smooth_ap": 40, "recall_at_quantile": 66, "partial_auc": 83, "smooth_mrr": 114}
-REACHED |= dict.fromkeys(("precision_at_k", "recall_at_k"), 108)  # thresholds with a gradient: 25
-REACHED |= {"recall_at_precision": 141, "smooth_ndcg": 90}
+# Kernels of an op that is not one are in `launches`. Thresholds with a gradient take 25.
+REACHED = {"smooth_ap": 22, "recall_at_quantile": 48, "partial_auc": 65, "precision_at_k": 89}
+REACHED |= {"recall_at_k": 88, "smooth_auroc": 48, "smooth_mrr": 70}
+REACHED |= {"recall_at_precision": 123, "smooth_ndcg": 72}
 
 
 @every_loss
 def test_launches_of_a_step(make):
-    assert step(make) <= REACHED.get(make.__name__, 80)
+    assert step(make) <= REACHED.get(make.__name__, 62)
 
 
 class Never:

@@ -21,8 +21,9 @@ pytest.importorskip("triton")
 
 import proxy_losses as P
 from proxy_losses._ranks import op, phi
-from proxy_losses._ranks.triton import launch
+from proxy_losses._ranks.triton import launch, ring
 from proxy_losses._ranks.triton.phi import TWINS
+from proxy_losses.nn import _ring
 
 from . import exact
 from .metrics import EXAMPLES
@@ -308,6 +309,68 @@ def test_empty_lists(rows: int) -> None:
     assert g.tolist() == scores.tolist()
     sums = launch.pair_sums(scores, none[:, None], none[:, None], tau, "value,slope", 1e-6, "auto")
     assert [s.shape for s in sums] == [(2, 1, rows)] * 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "count", "where"),
+    [
+        (3, 6, True),
+        (3, 2, False),
+        (8, 5, True),
+        (8, 5, False),
+        (11, 5, True),
+        (1, 1 << 41, True),
+    ],
+)
+def test_the_ring_is_written_as_by_torch(rows: int, count: int, where: bool) -> None:
+    """To the bit: values of every kind of buffer, and the counter with its seal."""
+    gen = torch.Generator().manual_seed(rows)
+    flag, before = torch.tensor(where), torch.tensor(count)
+    numbers = torch.randn(rows, 3, generator=gen, dtype=torch.float64)
+    ids = torch.randint(-100, 1 << 60, (rows,), generator=gen)
+    cases: list[tuple[torch.dtype, Tensor | None, int, tuple[int, ...]]] = [
+        (torch.float32, numbers, 0, (8, 3)),
+        (torch.float64, numbers.T.contiguous().T.bfloat16(), 0, (8, 3)),
+        (torch.int64, ids, 0, (8,)),
+        (torch.uint8, numbers > 0, 0, (8, 3)),
+        (torch.int64, None, torch.iinfo(torch.int64).min, (8,)),
+        (torch.float32, None, 1, (8, 3)),
+    ]
+    for dtype, given, value, shape in cases:
+        found = torch.arange(shape[0]).reshape(-1, *[1] * (len(shape) - 1)).expand(shape).to(dtype)
+        found, wanted = found.clone(), found.clone()
+        ring.put_rows(found, given, value, rows, before, flag)
+        _ring._put_rows(wanted, given, value, rows, before, flag)
+        assert torch.equal(found, wanted)
+    state = [
+        [torch.tensor(count), torch.tensor(0), torch.zeros(1, dtype=torch.float64)] for _ in "ab"
+    ]
+    ring.count_rows(*state[0], before, flag, rows, 8, _ring.SEAL)
+    _ring._count_rows(*state[1], before, flag, rows, 8, _ring.SEAL)
+    assert all(map(torch.equal, *state))
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_batch_is_kept_as_by_torch(dtype: torch.dtype) -> None:
+    """With numbers and weights that are none or too large, in rows that count and in padding."""
+    logits, ids = torch.zeros(700, 3, dtype=torch.float64), torch.zeros(700, dtype=torch.int64)
+    weight, valid = torch.ones(700, dtype=torch.float64), torch.ones(900, dtype=torch.bool)
+    ids[5] = -1
+    kept = []
+    for row, value in ((6, 1.0), (699, torch.nan), (5, torch.inf), (6, -torch.inf), (0, 1e300)):
+        bad, heavy = logits.clone(), weight.clone()
+        bad[row, 1], heavy[row] = value, value
+        labels = torch.zeros(700, 3, dtype=torch.bool)
+        for args in (
+            (bad, ids, None, valid), (logits, ids, heavy, valid), (bad, labels, None, valid),
+            (logits.half(), ids, heavy.float(), ~valid),
+        ):  # fmt: skip
+            found = ring.keeps(*args, dtype, -1)
+            assert found.shape == ()
+            assert found == _ring._keeps(*args, dtype, -1)
+            kept.append(bool(found))
+    assert 0 < sum(kept) < len(kept)
 
 
 @pytest.mark.usefixtures("through_triton")

@@ -238,19 +238,19 @@ class _Sigmoid(torch.autograd.Function):
         shared = torch.minimum(p, n).neg_().log1p_()
         ce = torch.lerp(x.relu(), minus.relu_(), t).sub_(shared)
         q = torch.lerp(p, n, t)  # 1 - p_t
-        loss = q.square().mul_(ce)
-        scale = None if alpha < 0 else t.mul(alpha).add_(1.0 - t, alpha=1.0 - alpha)
+        scaled = q
+        if alpha >= 0:
+            scaled = t.mul(alpha).add_(1.0 - t, alpha=1.0 - alpha).mul_(q)
+        loss = (q * scaled).mul_(ce)
         slope = None
         if ctx.needs_input_grad[0]:
             # q * (2 (1 - 2 t) p (1 - p) ce + q (p - t)), with p - t exact at targets 0 and 1
             outer = p.mul_(n).mul_(ce)
             slope = torch.addcmul(q, t, n, value=-2.0).mul_(q).add_(outer, alpha=2.0)
-            slope = slope.addcmul_(t, outer, value=-4.0).mul_(q)
-            if scale is not None:
-                slope.mul_(scale)
+            slope = slope.addcmul_(t, outer, value=-4.0).mul_(scaled)
         ctx.alpha = alpha
         ctx.save_for_backward(x, t, slope)
-        return loss if scale is None else loss.mul_(scale)
+        return loss
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

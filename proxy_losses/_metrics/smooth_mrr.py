@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -114,13 +114,18 @@ def _evaluate(
     width = num.in_all_lists(num.lift_tau(tau, scores, name), some)
     if isinstance(width, Tensor):  # a single number promotes once it has a list's shape
         width = width.to(scores.dtype)
-    rank, _ = _first_rank(cleaned, negative, weight, some, width, name)
+    fixed = not any(isinstance(x, Tensor) and x.requires_grad for x in (weight, width))
+    # On the CPU a backward in Python saves nothing.
+    if fixed and not name and not cleaned.is_cpu and num.plainly_eager():
+        rank = _FirstRank.apply(cleaned, negative, weight, some, width)  # type: ignore[no-untyped-call]
+    else:
+        rank = _first_rank(cleaned, negative, weight, some, width, name)[0]
     value = torch.where(some, rank.reciprocal().to(scores.dtype) + broken, 0.0)[..., 0]
     found = Found(value, some[..., 0], {})
     if not stats:
         return found
     plain = pos.to(scores.dtype)
-    rank, above = _first_rank(cleaned.detach(), negative, plain, some, width, name)
+    rank, above, _ = _first_rank(cleaned.detach(), negative, plain, some, width, name)
     above = above.detach()
     slope = all_reduce((above * (1.0 - above)).sum(-1, keepdim=True), "sum", name)
     report = num.rank_stats(slope.expand(above.shape), pos.expand(above.shape), width, some, name)
@@ -131,19 +136,60 @@ def _evaluate(
 
 def _first_rank(
     scores: Tensor, negative: Tensor, weight: Tensor, some: Tensor, tau: float | Tensor, name: str
-) -> tuple[Tensor, Tensor]:
-    """[..., 1]: expected rank of the first positive; [..., M]: how far above it negatives are."""
-    ranked = torch.where(weight > 0, scores, -math.inf)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The expected rank [..., 1] of the first positive, and how far rows [..., M] are in it.
+
+    That is, how far a negative is above it, and the share of s+ that a positive has.
+    """
+    even = weight.dtype == torch.bool
+    given = weight if even else weight > 0
+    ranked = torch.where(given, scores, -math.inf)
     top = all_reduce(num.largest(ranked, -math.inf), "max", name)
     away = (scores - torch.where(some, top, 0.0)) / tau
-    mass = weight * torch.where(weight > 0, away, -math.inf).exp()
-    parts = torch.broadcast_tensors(mass, weight, weight.square())
-    sums = torch.stack([x.sum(-1, keepdim=True, dtype=torch.float64) for x in parts])
-    hit, total, square = torch.where(some, all_reduce_with_grad(sums, name), 1.0).unbind()
-    shift = (hit * total / square).log()  # of s+ from the top, in units of tau
-    above = torch.where(negative, (away - shift.to(away.dtype)).sigmoid(), 0.0)
+    mass = torch.where(given, away, -math.inf).exp()
+    if even:
+        hit = all_reduce_with_grad(mass.sum(-1, keepdim=True, dtype=torch.float64), name)
+        hit = inside = torch.where(some, hit, 1.0)
+    else:
+        mass = weight * mass
+        parts = torch.broadcast_tensors(mass, weight, weight.square())
+        sums = torch.stack([x.sum(-1, keepdim=True, dtype=torch.float64) for x in parts])
+        hit, total, square = torch.where(some, all_reduce_with_grad(sums, name), 1.0).unbind()
+        inside = hit * total / square
+    shift = inside.log().to(away.dtype)  # of s+ from the top, in units of tau
+    above = torch.where(negative, (away - shift).sigmoid(), 0.0)
     count = all_reduce_with_grad(above.sum(-1, keepdim=True, dtype=torch.float64), name)
-    return 1.0 + count, above
+    return 1.0 + count, above, mass / hit.to(mass.dtype)
+
+
+class _FirstRank(torch.autograd.Function):
+    """The rank of `_first_rank` with its gradient written out: s+ moves by the shares."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, scores: Tensor, negative: Tensor, weight: Tensor, some: Tensor,
+        width: float | Tensor,
+    ) -> Tensor:  # fmt: skip
+        rank, above, share = _first_rank(scores, negative, weight, some, width, "")
+        ctx.width = width
+        ctx.save_for_backward(scores, negative, weight, some, above, share)
+        return rank
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        scores, negative, weight, some, above, share = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again
+
+            def plain(s: Tensor) -> Tensor:
+                return _first_rank(s, negative, weight, some, ctx.width, "")[0]
+
+            return torch.func.vjp(plain, scores)[1](grad)[0], None, None, None, None
+        scale = torch.where(some, grad, 0.0).to(above.dtype)
+        each = torch.ops.aten.sigmoid_backward(scale / ctx.width, above)
+        return (
+            torch.addcmul(each, share, each.sum(-1, keepdim=True), value=-1.0), None, None, None,
+            None,
+        )  # fmt: skip
 
 
 MRR = Metric(

@@ -205,6 +205,8 @@ def rank_mean(
     def flat(x: Tensor | None) -> Tensor | None:
         if x is None or (len(leading) == 1 and x.shape == shape):
             return x
+        if len(leading) == 1:
+            return x.expand(shape)
         return x.expand(shape).reshape(leading.numel(), shape[-1]) if leading else x[None]
 
     pool = Lists(*map(flat, (scores, pos if valid is None else pos & valid, valid, weight)))  # type: ignore[arg-type]

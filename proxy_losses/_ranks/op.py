@@ -234,7 +234,9 @@ def _gpu(device: torch.device) -> ModuleType | None:
     return triton
 
 
-def _on_gpu(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
+def on_gpu(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
+    """The op of this name in Triton where that runs, else the plain one."""
+
     @outside_autocast
     def run(scores: Tensor, *args: Any) -> Any:
         found = _gpu(scores.device)
@@ -248,7 +250,7 @@ def _on_gpu(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
 
 for _name, _op in ("pair_sums", pair_sums), ("rank_mean", rank_mean):
     LIBRARY.impl(_name, _op, "CPU")
-    LIBRARY.impl(_name, _on_gpu(_name, _op), "CUDA")
+    LIBRARY.impl(_name, on_gpu(_name, _op), "CUDA")
 torch.library.register_fake("proxy_losses::pair_sums", _sums_like, lib=LIBRARY)
 torch.library.register_fake("proxy_losses::rank_mean", _mean_like, lib=LIBRARY)
 torch.library.register_vmap("proxy_losses::pair_sums", _sums_vmap, lib=LIBRARY)
@@ -460,11 +462,12 @@ class _RankMean(torch.autograd.Function):
         need = ctx.needs_input_grad
         if grad is None:
             return (None,) * len(need)
+        again = torch.is_grad_enabled()
+        if not (again or need[3] or need[4] or ctx.how[-1]):  # the usual case
+            return grad.unsqueeze(1) * ctx.saved_tensors[-1], *(None,) * (len(need) - 1)
         args = (grad, *ctx.saved_tensors, need[3], need[4], *ctx.how)
-        if torch.is_grad_enabled():  # someone will differentiate again
-            g = _RankMeanBackward.apply(*args)  # type: ignore[no-untyped-call]
-        else:
-            g = _RankMeanBackward.forward(*args)
+        run: Any = _RankMeanBackward.apply if again else _RankMeanBackward.forward
+        g = run(*args)  # again: someone will differentiate again
         return (g[0] if need[0] else None, None, None, g[1] if need[3] else None,
                 g[2] if need[4] else None, None, None, None, None, None)  # fmt: skip
 

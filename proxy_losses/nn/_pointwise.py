@@ -41,13 +41,19 @@ class PointwiseLoss(BatchLoss):
                 asked["least id"], asked["largest id"] = (
                     ids * (ids != self.ignore_index)  # 0 in the padding
                 ).aminmax()
+        if now and known is not None and readable(known):
+            known = known.detach() if known.requires_grad else known
+            if torch.equal(known.clamp(0, 1), known):  # cheaper than the range, for the error
+                known = None
         for name, x in (("weight", sample_weight), ("target", known)):
             if x is not None and readable(x) and x.numel():
                 asked[f"least {name}"], asked[f"largest {name}"] = x.detach().aminmax()
+        if not asked:
+            return
         judge = functools.partial(self._judge, num_classes=classes)
         if not now:
             self._ask(inputs, asked, judge)
-        elif asked:
+        else:
             judge({name: x.item() for name, x in asked.items()}, "")
 
     def _judge(self, said: Mapping[str, float], at: str, *, num_classes: int) -> None:

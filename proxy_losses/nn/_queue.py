@@ -7,7 +7,7 @@ parts before the error, and keys that are missing or too many it reports after l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from .._checks import is_labels
 from .._lists import Batch
 from ..distributed import all_reduce, rank_and_size
 from ._batch import readable
+from ._ring import count_rows, put_rows
 from ._seal import AVERAGED, SealedState, seal_of
 
 # Names of buffers are those of imbalanced-losses, so that its checkpoints load. Flags are bytes:
@@ -38,6 +39,7 @@ PLAIN = {"sample_weight": 1, "iid_mask": 1, "query_ids": q.NO_QUERY, "label_mask
 
 NOBODY = -1
 ONES = ("sample_weight", "iid_mask", "label_mask", "gains")  # where it is 1 or True
+
 OTHER_KIND = "this queue stores multi-label targets: expected [N, C] labels, got [N] class ids"
 
 
@@ -67,6 +69,7 @@ class MemoryQueue(SealedState):
         super().__init__()
         self.ignore_index = ignore_index
         self.multi_label = False if num_classes == 1 else multi_label
+        self._flags: dict[str, Tensor] = {}
         with torch.inference_mode(False):  # a constant, made once
             self._ignored = torch.full((), ignore_index, dtype=torch.int64, device="cpu")
         rows, number = (capacity,), ()
@@ -112,7 +115,7 @@ class MemoryQueue(SealedState):
         labels = self.multi_label
         if labels is None:
             labels = not self._q_multi_label.is_meta and bool(self._q_multi_label)
-        return self._seen_by(labels)
+        return self._seen_by(labels, readable(self._q_enqueued))
 
     def view(self, targets: Tensor) -> q.QueueState:
         """The state as a batch with such targets sees it: empty if the rows are of another kind.
@@ -124,8 +127,9 @@ class MemoryQueue(SealedState):
         """
         labels = is_labels(targets)
         check_kind(self.multi_label, targets)
-        state = self._seen_by(labels)
-        if not self._tells():
+        plain = readable(self._q_enqueued)
+        state = self._seen_by(labels, plain)
+        if not (plain and state.enqueued.is_cpu):
             if self.multi_label is None:
                 mine = self._q_multi_label == int(labels)
                 state = state._replace(enqueued=torch.where(mine, self._q_enqueued, 0))
@@ -138,18 +142,25 @@ class MemoryQueue(SealedState):
             state = state._replace(enqueued=torch.zeros_like(self._q_enqueued))
         return state
 
-    def _seen_by(self, labels: bool) -> q.QueueState:
-        found = {field: self._buffers[name] for field, name in self.rows.items()}
+    def _seen_by(self, labels: bool, plain: bool) -> q.QueueState:
+        found: dict[str, Any] = {field: self._buffers[name] for field, name in self.rows.items()}
         found["enqueued"] = self._q_enqueued
         # In compiled code and under transforms bytes are no flags by another name.
-        plain = readable(self._q_enqueued)
-        flags = (lambda x: x.view(torch.bool)) if plain else torch.Tensor.bool
-        found["targets"] = flags(self._q_labels) if labels else self._q_targets
-        found["iid_mask"], found["label_mask"] = flags(self._q_iid), flags(self._q_label_mask)
-        found["ignore_index"] = self._ignored
-        if self._q_enqueued.device != self._ignored.device:
-            found["ignore_index"] = torch.full_like(self._q_enqueued, self.ignore_index)
-        return q.QueueState(**found)  # type: ignore[arg-type]
+        flags = self._as_flags if plain else lambda name: self._buffers[name].bool()  # type: ignore[union-attr]
+        found["targets"] = flags(_LABELS) if labels else self._buffers[_IDS]
+        found["iid_mask"], found["label_mask"] = flags("_q_iid"), flags("_q_label_mask")
+        found["ignore_index"], enqueued = self._ignored, found["enqueued"]
+        if enqueued.device != self._ignored.device:
+            found["ignore_index"] = torch.full_like(enqueued, self.ignore_index)
+        return q.QueueState(**found)
+
+    def _as_flags(self, name: str) -> Tensor:
+        """A buffer of bytes as bools, in the same memory; made once."""
+        made, buffer = self._flags.get(name), self._buffers[name]
+        assert buffer is not None
+        if made is None or made._base is not buffer or made.data_ptr() != buffer.data_ptr():
+            made = self._flags[name] = buffer.view(torch.bool)
+        return made
 
     def _turns(self, labels: bool) -> bool:
         """Whether rows of this kind would be the first of their kind."""
@@ -199,8 +210,13 @@ class MemoryQueue(SealedState):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         moved = super()._apply(fn, recurse)
+        self._flags = {}
         self._ignored = torch.full_like(self._q_enqueued, self.ignore_index)
         return moved
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has tensors of its own."""
+        return {**super().__getstate__(), "_flags": {}}
 
     def write(self, batch: Batch, where: Tensor | None = None) -> None:
         """Store a batch over the oldest rows, in place: what `enqueue` returns, to the bit.
@@ -212,40 +228,44 @@ class MemoryQueue(SealedState):
         if n == 0:
             return
         labels = is_labels(batch.targets)
-        if where is None and self._turns(labels):
+        if where is None:
+            self._write_now(batch, labels)
+            return
+        count = self.view(batch.targets).enqueued
+        for field, buffer in self._to_write(batch, labels):
+            put_rows(buffer, getattr(batch, field), PLAIN.get(field, 0), n, count, where)
+        sealed = self._q_enqueued, self._q_seal, self._q_mark
+        count_rows(*sealed, count, where, n, self._q_logits.shape[0])
+        self._remember("_q_seal")
+        self._take_kind(labels, where)
+
+    def _write_now(self, batch: Batch, labels: bool) -> None:
+        """`write` where Python knows the slots: a run of them, or two."""
+        if self._turns(labels):
             self.fill()
             self._q_multi_label.fill_(labels)
-        state = self._seen_by(labels) if where is None else self.view(batch.targets)
-        drop, slots = q.next_slots(state, n)
-        plain = self.plain()
-        into = {field: self._buffers[name] for field, name in self.rows.items()}
-        into["targets"] = self._q_labels if labels else self._q_targets
-        for field, buffer in into.items():
-            assert buffer is not None
+        capacity, n = self._q_logits.shape[0], batch.logits.shape[0]
+        count = int(self._q_enqueued)
+        drop, start = (n - capacity, 0) if n >= capacity else (0, count % capacity)
+        turn = drop + capacity - start  # the batch's row that comes into slot 0
+        for field, buffer in self._to_write(batch, labels):
             rows = getattr(batch, field)
-            if rows is not None:
-                rows = rows.detach()[drop:] if drop else rows.detach()
-                rows = rows.to(buffer.device, buffer.dtype)
-            elif field in plain:
-                continue
-            elif where is None:
-                buffer.index_fill_(0, slots, PLAIN[field])
-                continue
-            else:
-                rows = buffer.new_full((slots.numel(), *buffer.shape[1:]), PLAIN[field])
-            if where is not None:
-                rows = torch.where(where, rows, buffer.index_select(0, slots))
-            buffer.index_copy_(0, slots, rows)
-        if where is None:
-            self._q_enqueued.copy_(q.counter_after(state, n))
-        elif state.enqueued is self._q_enqueued and n < self._q_logits.shape[0]:
-            self._q_enqueued.add_(where, alpha=n)
-        else:
-            after = q.counter_after(state, n)
-            self._q_enqueued.copy_(torch.where(where, after, self._q_enqueued))
-        if where is not None:
-            self._take_kind(labels, where)
-        self._sign()
+            given = rows is not None
+            if not given:
+                rows = PLAIN[field]
+            elif rows.requires_grad:
+                rows = rows.detach()
+            first = rows[drop:turn] if given and (drop or turn < n) else rows
+            buffer[start : start + n - drop] = first
+            if turn < n:
+                buffer[: n - turn] = rows[turn:] if given else rows
+        self._count(q.counter_after(count, n, capacity))
+
+    def _to_write(self, batch: Batch, labels: bool) -> Iterator[tuple[str, Tensor]]:
+        """Fields that the batch changes, and their buffers."""
+        for field, name in (*self.rows.items(), ("targets", _LABELS if labels else _IDS)):
+            if getattr(batch, field) is not None or not self._knows(name):
+                yield field, self._buffers[name]  # type: ignore[misc]
 
     def enqueue(
         self, logits: Tensor, targets: Tensor, is_iid: Tensor | None = None,
@@ -262,7 +282,7 @@ class MemoryQueue(SealedState):
         if torch.compiler.is_compiling():
             return ()
         return tuple(
-            field for field in PLAIN if field not in self.rows or self._stayed(ROWS[field])
+            [field for field in PLAIN if field not in self.rows or self._stayed(ROWS[field])]
         )
 
     def ones(self) -> tuple[str, ...]:

@@ -61,6 +61,7 @@ from ._queue import (
     queue_problems,
     refuse,
 )
+from ._ring import keeps
 from ._seal import AVERAGED
 from ._state import guard
 
@@ -364,10 +365,9 @@ class RankingLoss(PublishedNames, ScheduledLoss):
             return keep
         if not asked:
             return False
-        every = torch.stack(list(asked.values()))
-        if not readable(every):
+        if not num.plainly_eager() and not all(map(readable, asked.values())):
             return None
-        said = dict(zip(asked, every.tolist(), strict=True))
+        said = {name: x.item() for name, x in asked.items()}
         self._judge(said, batch=batch)
         if self._queue is not None:
             self._queue.see_ones(*(field for field in ONES if said.get(field)))
@@ -415,13 +415,15 @@ class RankingLoss(PublishedNames, ScheduledLoss):
         if n := batch.logits.shape[0]:
             ids = targets.dim() == 1 and targets.dtype != torch.bool and batch.gains is None
             ids = ids and (self.num_classes == 1 or self._metric.checks_ids)
-            counted = None
-            if pool.lists.valid is not None and (stores or ids):
+            counted, padded = None, pool.lists.valid is not None
+            told = now and num.plainly_eager() and batch.query_ids is batch.label_mask is None
+            if ids and (told or not padded):
+                ask["least id"], ask["largest id"] = low, high = targets.aminmax()
+                padded = padded and low.item() <= self.ignore_index <= high.item()
+            if padded and pool.lists.valid is not None and (stores or ids):
                 counted = _lists.rows_of(pool.lists.valid[..., :n])
-                counted = counted.to(torch.float32) if now else counted
-            if ids:  # 0 in the padding
-                real = targets if counted is None else targets * counted
-                ask["least id"], ask["largest id"] = real.aminmax()
+                if ids:  # 0 in the padding
+                    ask["least id"], ask["largest id"] = (targets * counted).aminmax()
             if (x := batch.floats) is not None and targets.dim() == 1:  # 0 where it is an id
                 ask["least rest of id"], ask["largest rest of id"] = (x - targets).aminmax()
             elif x is not None:  # 0 for labels 0 and 1 alone
@@ -435,7 +437,7 @@ class RankingLoss(PublishedNames, ScheduledLoss):
                 rows = batch.logits.detach().to(self._stored_dtype(batch))
                 ask["least logit"], ask["largest logit"] = rows.aminmax()
                 if counted is not None:
-                    ask["some row"] = counted.amax()
+                    ask["some row"] = counted.any()
         if queue is not None and now:  # what was learnt once need not be read again
             for field in ONES:
                 if (
@@ -443,12 +445,12 @@ class RankingLoss(PublishedNames, ScheduledLoss):
                     and field not in known.ones
                     and getattr(batch, field) is None
                 ):
-                    ask[field] = (getattr(queue.state, field) == 1).all().to(torch.float32)
+                    ask[field] = (getattr(queue.state, field) == 1).all()
         capped = self.max_pool_size is not None and not self._subsample_warned
         if capped and not now and pool.lists.valid is not None:
             ask["pool rows"] = pool.lists.valid.sum()
         if found.degenerate is not None and not self._degenerate_warned:
-            ask["degenerate"] = found.degenerate.to(torch.float32).amax()
+            ask["degenerate"] = found.degenerate.any()
         return ask
 
     def _judge_floats(
@@ -503,10 +505,8 @@ class RankingLoss(PublishedNames, ScheduledLoss):
         return _losses.is_sound(batch, dtype, ignore_index=self.ignore_index)
 
     def _keeps(self, batch: Batch, pool: Pool, group: ProcessGroup | None) -> Tensor:
-        return _losses.keeps(
-            batch, pool, self._stored_dtype(batch), ignore_index=self.ignore_index,
-            name=group_name(group),
-        )  # fmt: skip
+        dtype, name = self._stored_dtype(batch), group_name(group)
+        return keeps(batch, pool, dtype, ignore_index=self.ignore_index, name=name)
 
     def _store(
         self, batch: Batch, pool: Pool, group: ProcessGroup | None, keep: bool | Tensor | None

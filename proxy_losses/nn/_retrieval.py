@@ -12,11 +12,11 @@ from .. import _numerics as num
 from .. import _retrieval as r
 from .._checks import MAX_WEIGHT, check_choice, check_flag, check_int, check_temperature
 from .._lists import SIMILARITIES
-from .._queue import counter_after, next_slots
 from ..distributed import default_group, default_rank, group_name
 from . import _late
 from ._batch import ScheduledLoss, readable
 from ._queue import number_problems, refuse
+from ._ring import count_rows, put_rows
 from ._seal import AVERAGED, SealedState, seal_of
 from ._state import guard
 
@@ -69,18 +69,16 @@ class EmbeddingQueue(SealedState):
         assert rows.labels is not None
         n, into = rows.embeddings.shape[0], (self._q_embeddings, self._q_labels, self._q_row_ids)
         if num.plainly_eager():
-            drop, slots = next_slots(state, n)
-            for buffer, given in zip(
-                into, (rows.embeddings, rows.labels, rows.known_ids()), strict=True
-            ):
-                new = given.detach()[drop:].to(buffer.device, buffer.dtype)
-                kept = buffer.index_select(0, slots)
-                buffer.index_copy_(0, slots, torch.where(where, new, kept))
-            enqueued = torch.where(where, counter_after(state, n), state.enqueued)
-        else:
-            *fields, enqueued = r.put_rows(state, rows, where)
-            for buffer, field in zip(into, fields, strict=True):
-                buffer.copy_(field)
+            given = rows.embeddings, rows.labels, rows.known_ids()
+            for buffer, new in zip(into, given, strict=True):
+                put_rows(buffer, new, 0, n, state.enqueued, where)
+            sealed = self._q_enqueued, self._q_seal, self._q_mark
+            count_rows(*sealed, state.enqueued, where, n, self._q_embeddings.shape[0])
+            self._remember("_q_seal")
+            return
+        *fields, enqueued = r.put_rows(state, rows, where)
+        for buffer, field in zip(into, fields, strict=True):
+            buffer.copy_(field)
         self._q_enqueued.copy_(enqueued)
         self._sign()
 

@@ -13,7 +13,7 @@ from ._batch import readable
 from ._state import StateModule
 
 T = TypeVar("T", int, Tensor)
-_TURN, _FACTOR, _BITS = 2**40, 2**21 - 9, 0x14057B7EF767814F  # of the seal, below 2^63
+SEAL = [2**40, 2**21 - 9, 0x14057B7EF767814F]  # turn, factor and bits of the seal, below 2^63
 AVERAGED = (
     "the memory queue of this loss was averaged or never filled: its rows, class ids and counter "
     "belong to no batch. An average (torch's AveragedModel, Lightning's WeightAveraging) must "
@@ -23,7 +23,8 @@ AVERAGED = (
 
 def seal_of(count: T) -> T:
     """A number of many digits, not linear in the counter: no average of two is that of a third."""
-    return count % _TURN * _FACTOR ^ _BITS
+    turn, factor, bits = SEAL
+    return count % turn * factor ^ bits
 
 
 class SealedState(StateModule):
@@ -50,27 +51,34 @@ class SealedState(StateModule):
 
     def _tells(self) -> bool:
         """Whether Python may ask for the value of a buffer: on the CPU, in eager code."""
-        return self._q_enqueued.is_cpu and readable(self._q_enqueued)
+        enqueued: Any = self._buffers["_q_enqueued"]
+        return bool(enqueued.is_cpu) and readable(enqueued)
 
     def _sign(self) -> None:
         """Seal the counter that was just written."""
         if self._tells():
-            seal = seal_of(int(self._q_enqueued))
-            self._q_seal.fill_(seal)
-            self._q_mark.fill_(float(seal))
-        else:
-            self._q_seal.copy_(seal_of(self._q_enqueued))
-            self._q_mark.copy_(self._q_seal)
+            self._count(int(self._q_enqueued))
+            return
+        self._q_seal.copy_(seal_of(self._q_enqueued))
+        self._q_mark.copy_(self._q_seal)
+        self._remember("_q_seal")
+
+    def _count(self, count: int) -> None:
+        """Write the counter and its seal."""
+        seal = seal_of(count)
+        for name, value in ("_q_enqueued", count), ("_q_seal", seal), ("_q_mark", float(seal)):
+            self._buffers[name].fill_(value)  # type: ignore[union-attr]
         self._remember("_q_seal")
 
     def is_sound(self) -> bool:
         """False for an average of states and for memory that was never written; for the CPU."""
-        seal = int(self._q_seal)
-        return seal == seal_of(int(self._q_enqueued)) and float(self._q_mark) == float(seal)
+        found: dict[str, Any] = self._buffers
+        seal, mark = int(found["_q_seal"]), float(found["_q_mark"])
+        return seal == seal_of(int(found["_q_enqueued"])) and mark == float(seal)
 
     def doubts(self) -> Tensor | None:
         """[] bool, `is_sound` where Python may not ask; None where it is known."""
-        if self._tells() or (not torch.compiler.is_compiling() and self._stayed("_q_seal")):
+        if self._knows("_q_seal") or self._tells():
             return None
         sealed = self._q_seal == seal_of(self._q_enqueued)
         return sealed & (self._q_mark[0] == self._q_seal.to(self._q_mark.dtype))
@@ -90,7 +98,11 @@ class SealedState(StateModule):
         ref, version = self._left.get(name, (None, 0))
         buffer = self._buffers[name]
         # By identity: weak references compare what they refer to.
-        return ref is not None and id(ref()) == id(buffer) and buffer._version == version  # type: ignore[union-attr]
+        return ref is not None and ref() is buffer and buffer._version == version  # type: ignore[union-attr]
+
+    def _knows(self, name: str) -> bool:
+        """`_stayed`, which compiled code must not ask."""
+        return not torch.compiler.is_compiling() and self._stayed(name)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has tensors of its own."""

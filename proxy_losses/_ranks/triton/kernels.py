@@ -810,3 +810,79 @@ def read_gradient(
     good = tl.load(defined_ptr + one) != 0
     g = tl.where(good, tl.where(tl.load(broken_ptr + one) > 0, float("nan"), g), 0.0)
     tl.store(g_ptr + one * M + tl.load(order_ptr + r, mask=m, other=0), g, mask=m)
+
+
+# --- rows of a queue ------------------------------------------------------------------------------
+
+
+@triton.jit
+def _after(count, n, capacity, FRESH: tl.constexpr):
+    """The counter after n rows; FRESH: they are as many as the slots, or more."""
+    after = count + n
+    if FRESH:
+        after += capacity - 1
+        after -= after % capacity
+    return after
+
+
+@triton.jit
+def place_rows(
+    rows_ptr, buffer_ptr, count_ptr, where_ptr, value, first, n, width, capacity,
+    GIVEN: tl.constexpr, FRESH: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The n rows from `first` on, or the value, into the slots after the counter; or nothing."""
+    k = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    m = k < tl.where(tl.load(where_ptr) != 0, n, 0) * width
+    slot = k // width
+    if FRESH == 0:
+        slot = (tl.load(count_ptr) + slot) % capacity
+    if GIVEN:
+        x = tl.load(rows_ptr + first * width + k, mask=m)
+    else:
+        x = tl.zeros((BLOCK,), tl.int64) + value
+    tl.store(buffer_ptr + slot * width + k % width, x.to(buffer_ptr.dtype.element_ty), mask=m)
+
+
+@triton.jit
+def seal_count(
+    count_ptr, seal_ptr, mark_ptr, before_ptr, where_ptr, n, capacity,
+    FRESH: tl.constexpr, TURN: tl.constexpr, FACTOR: tl.constexpr, BITS: tl.constexpr,
+):  # fmt: skip
+    """The counter after n rows, or as it is, and its seal, [] and as a float."""
+    after = _after(tl.load(before_ptr), n, capacity, FRESH)
+    count = tl.where(tl.load(where_ptr) != 0, after, tl.load(count_ptr))
+    rest = count % TURN
+    seal = tl.where(rest < 0, rest + TURN, rest) * FACTOR ^ BITS
+    tl.store(count_ptr, count)
+    tl.store(seal_ptr, seal)
+    tl.store(mark_ptr, seal.to(tl.float64))
+
+
+@triton.jit
+def judge_batch(
+    s_ptr, ids_ptr, weight_ptr, valid_ptr, keep_ptr, n, C, M, ignored,
+    IDS: tl.constexpr, WEIGHTED: tl.constexpr, LIMIT: tl.constexpr, DT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Whether the numbers [n, C] and weights [n] of rows that count are finite, and any row of M.
+
+    One program: for batches that are not large.
+    """
+    bad = tl.zeros((BLOCK,), tl.int32)
+    for start in range(0, n * C, BLOCK):
+        k = start + tl.arange(0, BLOCK)
+        m = k < n * C
+        x = tl.load(s_ptr + k, mask=m, other=0.0).to(DT)
+        wrong = (_is_finite(x) == 0).to(tl.int32)
+        if WEIGHTED:
+            weight = tl.load(weight_ptr + k // C, mask=m, other=0.0).to(tl.float64)
+            wrong |= ((tl.abs(weight) < LIMIT) == 0).to(tl.int32)
+        if IDS:
+            ids = tl.load(ids_ptr + k // C, mask=m, other=0)
+            wrong = tl.where(ids == ignored, 0, wrong)
+        bad |= wrong
+    some = tl.zeros((BLOCK,), tl.int32)
+    for start in range(0, M, BLOCK):
+        k = start + tl.arange(0, BLOCK)
+        some |= (tl.load(valid_ptr + k, mask=k < M, other=0) != 0).to(tl.int32)
+    tl.store(keep_ptr, tl.where(tl.max(bad) == 0, tl.max(some), 0).to(tl.int8))

@@ -77,12 +77,12 @@ def pair_sums(
         other = weights[:, 1:] if groups > 1 else weights
         kernels.pair_sums[tile.grid](
             scores, listed.rows, listed.counts, tau, weights, other, *given, part, rows, lists,
-            groups, tile.split, **how, REST=False, DT=_TYPES[kind], BT=tile.targets,
+            groups, tile.split, **how, REST=False, DT=TYPES[kind], BT=tile.targets,
             BS=tile.sources, num_warps=4,
         )  # fmt: skip
         kernels.add_parts[(triton.cdiv(rows, 1024), len(names) * lists * groups)](
             part, listed.place, *asked, listed.bad, out, rows, lists, groups, tile.split,
-            len(names), DT=_TYPES[kind], BLOCK=1024,
+            len(names), DT=TYPES[kind], BLOCK=1024,
         )  # fmt: skip
         return list(out)
     reach = 0.0 if {"stretch", "entropy"}.isdisjoint(names) else STRETCH_REACH
@@ -94,12 +94,12 @@ def pair_sums(
     series = scores.new_empty(len(names) * groups * slots, dtype=kind)
     kernels.bin_sums[(_programs(bins, lists * rows), turns)](
         bins.scores, bins.code, bins.starts, bins.first, tau, base, x, mu, above, series, rows,
-        lists, groups, bins.room, bins.reach, **how, NODES=bins.nodes, DT=_TYPES[kind], BS=64,
+        lists, groups, bins.room, bins.reach, **how, NODES=bins.nodes, DT=TYPES[kind], BS=64,
         num_warps=2,
     )  # fmt: skip
     kernels.read_sums[(triton.cdiv(rows, 1024), len(names) * lists * groups)](
         bins.scores, bins.code, bins.order, bins.bin, bins.starts, series, *asked, broken, out,
-        rows, lists, groups, bins.room, NODES=bins.nodes, DT=_TYPES[kind], BLOCK=1024,
+        rows, lists, groups, bins.room, NODES=bins.nodes, DT=TYPES[kind], BLOCK=1024,
     )  # fmt: skip
     return list(out)
 
@@ -118,7 +118,7 @@ def rank_mean(
     if phi not in TWINS:
         return _any_mean(scores, pos, valid, weight, tau, grad, phi, rtol, method)
     kind = computed_in(scores.dtype, rtol)
-    dt, mates = _TYPES[kind], PHIS[phi].mates
+    dt, mates = TYPES[kind], PHIS[phi].mates
     scores, tau, pos = scores.contiguous(), tau.contiguous(), _plain(pos)
     valid = None if valid is None else _plain(valid)
     if weight is not None:
@@ -219,7 +219,7 @@ def _any_mean(
 
 # --- parts ----------------------------------------------------------------------------------------
 
-_TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
+TYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 
 
 class _Tile:
@@ -335,7 +335,7 @@ def _moments(
     kernels.moments[(_programs(bins, lists * rows), groups)](
         bins.scores, bins.code, bins.order, weights, *strides, bins.weight, tau, bins.starts,
         bins.first, base, x, mu, mass, rows, lists, bins.room, LABELS=labels, NODES=bins.nodes,
-        DT=_TYPES[kind], BLOCK=256, num_warps=4,
+        DT=TYPES[kind], BLOCK=256, num_warps=4,
     )  # fmt: skip
     parts = bins.bad.shape[1]
     kernels.add_masses[(lists, groups)](
