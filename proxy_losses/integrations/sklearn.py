@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from itertools import product
 from numbers import Integral, Real
 from typing import Any, ClassVar, NamedTuple
 
@@ -11,8 +13,9 @@ import numpy.typing as npt
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
+    from sklearn.model_selection import check_cv
     from sklearn.utils import check_random_state
-    from sklearn.utils._param_validation import Interval, StrOptions
+    from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
     from sklearn.utils.multiclass import type_of_target
     from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -22,11 +25,29 @@ except ImportError as error:
         "proxy_losses.integrations.sklearn needs scikit-learn >= 1.6 and tqdm: "
         "pip install 'proxy-losses[sklearn]'"
     ) from error
-from ._rows import Rows, as_table, hold_out, merged, positives, scaling, weighted_rows
+from ._rows import (
+    Parts,
+    Rows,
+    Sides,
+    as_table,
+    beside,
+    count_positives,
+    distinct,
+    folds,
+    hold_out,
+    positives,
+    scaling,
+    split_by,
+    weighted_rows,
+)
 
 __all__ = ["LinearRanker", "ScorecardRow"]
 
 Array = npt.NDArray[Any]
+
+MANY = 500  # positives from which on one held-out part tells enough
+FOLDS = (5, 2)  # below that: so many folds, so many times
+TRAINED = 0.368  # share of the training rows in what folds say: Efron's .632 estimator
 
 
 class ScorecardRow(NamedTuple):
@@ -118,10 +139,12 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
         "n_features": [Interval(Integral, 1, None, closed="left"), None],
         "tau": [Interval(Real, 0, None, closed="neither")],
         "Cs": ["array-like"],
+        "mix": ["array-like"],
+        "l2": ["array-like"],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "max_iter": [Interval(Integral, 0, None, closed="left")],
-        "n_iter_no_change": [Interval(Integral, 1, None, closed="left"), None],
         "tol": [Interval(Real, 0, None, closed="left")],
+        "cv": [Interval(Integral, 1, None, closed="left"), HasMethods(["split"]), "array-like", None],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
@@ -134,12 +157,14 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
         quantile: float = 0.005,
         fpr: float = 0.005,
         n_features: int | None = None,
-        tau: float = 0.1,
-        Cs: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0),
+        tau: float = 0.25,
+        Cs: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0),
+        mix: Sequence[float] = (1.0, 0.5, 0.25),
+        l2: Sequence[float] = (1.0, 10.0, 100.0),
         learning_rate: float = 0.1,
-        max_iter: int = 300,
-        n_iter_no_change: int | None = 100,
-        tol: float = 0.0,
+        max_iter: int = 150,
+        tol: float = 0.01,
+        cv: Any = None,
         validation_fraction: float = 0.2,
         random_state: Any = None,
         verbose: int = 0,
@@ -150,9 +175,11 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
         self.n_features = n_features
         self.tau = tau
         self.Cs = Cs
+        self.mix = mix
+        self.l2 = l2
         self.learning_rate = learning_rate
         self.max_iter = max_iter
-        self.n_iter_no_change = n_iter_no_change
+        self.cv = cv
         self.tol = tol
         self.validation_fraction = validation_fraction
         self.random_state = random_state
@@ -191,38 +218,49 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
         Warns:
             UserWarning: a class has too few distinct rows to hold some out.
         """
-        train, held = self._parts(X, y, sample_weight, X_val, y_val, sample_weight_val)
-        train, held = merged(train), merged(held)  # copies, which are scaled in place
-        scale = scaling(train)
-        train, held = scale.apply(train), scale.apply(held)
+        Cs, mixes, multiples = (
+            card.checked(name, getattr(self, name), share=name == "mix")
+            for name in ("Cs", "mix", "l2")
+        )
+        parts, shares = self._parts(X, y, sample_weight, X_val, y_val, sample_weight_val)
+        scale = scaling(parts.whole)
+        parts = parts._replace(x=scale.apply(Rows(parts.x, parts.y, None)).x)
         self.scale_ = scale.scale
-        self.support_ = card.select(train, self.n_features)
+        self.support_ = card.select(parts.whole, self.n_features)
         if not self.support_.all():
-            train, held = (rows._replace(x=rows.x[:, self.support_]) for rows in (train, held))
+            parts = parts._replace(x=parts.x[:, self.support_])
 
         score = self._metric()
-        start, self.C_ = card.warm_start(train, held, card.checked_cs(self.Cs), score)
-        best, self.best_iter_, self.n_iter_ = card.ascend(
-            start,
-            train,
-            held,
-            card.soft_loss(self.metric, train, self.tau, self.quantile, self.fpr),
-            score,
-            rate=self.learning_rate,
-            steps=self.max_iter,
-            patience=self.n_iter_no_change,
-            tol=self.tol,
-            verbose=self.verbose,
-        )
-        result = card.calibrate(best, held)
-        if result is None:  # too few rows to tell
-            result, self.best_iter_ = card.calibrate(start, held) or start, 0
+        logistic = card.logistics(parts, sorted(Cs))
+        held, total = card.judge(logistic, parts, score, shares)
+        first = int(total.argmax())  # the smallest C of equal ones
+        self.C_, start = sorted(Cs)[first], logistic[:, first]
+        self.baseline_score_ = self.validation_score_ = float(held[first])
+        self.mix_, self.l2_, self.best_iter_, self.n_iter_ = 0.0, 1.0, 0, 0
+        best, enough = start, self.tol * card.largest(self.metric, self.quantile)
+        room = card.largest(self.metric, self.quantile) - total[first] > enough
+        told = all(spread > 0 for _, spread in card.all_moments(start, parts))
+        if self.max_iter and room and told:
+            pairs = np.array([*product(mixes, multiples)])
+            trained = card.ascend(
+                start, parts, card.Plan(*pairs.T, self.C_, self.learning_rate, self.max_iter),
+                partial(card.soft_loss, self.metric, parts, self.tau, self.quantile, self.fpr),
+                self.verbose,
+            )  # fmt: skip
+            self.n_iter_ = self.max_iter
+            after, gain = card.judge(trained, parts, score, shares)
+            gain = np.where(after >= held[first], gain - total[first], 0.0)
+            chosen = int(gain.argmax())
+            if gain[chosen] > enough:
+                best, self.best_iter_ = trained[:, chosen], self.max_iter
+                (self.mix_, self.l2_) = map(float, pairs[chosen])
+                self.validation_score_ = float(after[chosen])
         self.improved_ = self.best_iter_ > 0
-        self.baseline_score_, self.validation_score_ = start.score, result.score
+        result = card.calibrate(best, parts)
 
         self.coef_ = np.zeros((1, self.n_features_in_))
-        self.coef_[0, self.support_] = result.coef / scale.scale[self.support_]
-        self.intercept_ = np.array([result.intercept - float(self.coef_[0] @ scale.shift)])
+        self.coef_[0, self.support_] = result[:-1] / scale.scale[self.support_]
+        self.intercept_ = np.array([result[-1] - float(self.coef_[0] @ scale.shift)])
         return self
 
     def decision_function(self, X: Any) -> Array:
@@ -269,8 +307,8 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
 
     def _parts(
         self, X: Any, y: Any, weight: Any, X_val: Any, y_val: Any, weight_val: Any
-    ) -> tuple[Rows, Rows]:
-        """Rows to learn from and rows to validate on."""
+    ) -> tuple[Parts, float]:
+        """What is fitted on and judged by, and the share of the former in the judgement."""
         X, y = validate_data(
             self, X, y, dtype=np.float64, ensure_min_samples=2, accept_sparse="csr"
         )
@@ -282,17 +320,32 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
             raise ValueError(
                 f"Only binary classification is supported. The type of the target is {kind}."
             )
-        rows = weighted_rows(as_table(X), y == self.classes_[-1], weight, "sample_weight")
+        given = as_table(X)
+        rows = weighted_rows(given, y == self.classes_[-1], weight, "sample_weight")
         if X_val is None:
             if y_val is not None or weight_val is not None:
                 raise ValueError("y_val and sample_weight_val need X_val, which is None")
-            rng = check_random_state(self.random_state)
-            return hold_out(rows, self.validation_fraction, rng)
+            sides = self._sides(rows, y, weight)
+            return distinct(rows, sides), TRAINED if len(sides.held) > 1 else 0.0
         if y_val is None:
             raise ValueError("X_val needs y_val, which is None")
         X_val = validate_data(self, X_val, reset=False, dtype=np.float64, accept_sparse="csr")
         positive = positives(y_val, self.classes_, X_val, "y_val")
-        return rows, weighted_rows(as_table(X_val), positive, weight_val, "sample_weight_val")
+        held = weighted_rows(as_table(X_val), positive, weight_val, "sample_weight_val")
+        return distinct(*beside(rows, held)), 0.0
+
+    def _sides(self, rows: Rows, y: Array, weight: Any) -> Sides:
+        """Who is held out."""
+        rng = check_random_state(self.random_state)
+        found = None
+        if self.cv is None and count_positives(rows) < MANY:
+            found = folds(rows, *FOLDS, rng)
+        elif isinstance(self.cv, Integral) and self.cv > 1:
+            found = folds(rows, int(self.cv), 1, rng)
+        elif self.cv is not None and self.cv != 1:
+            kept = slice(None) if weight is None else np.asarray(weight) > 0
+            return split_by(check_cv(self.cv, y, classifier=True), rows, y, kept)
+        return hold_out(rows, self.validation_fraction, rng) if found is None else found
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
