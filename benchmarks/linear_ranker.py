@@ -33,7 +33,7 @@ from sklearn.utils import check_random_state
 from proxy_losses.demo._tables import Table
 from proxy_losses.integrations import _scorecard as card
 from proxy_losses.integrations import sklearn as ours
-from proxy_losses.integrations._rows import Rows, as_table, distinct, folds, hold_out, scaling
+from proxy_losses.integrations._rows import Rows, as_table, distinct, hold_out, scaling
 from proxy_losses.integrations.sklearn import LinearRanker
 
 from . import harness, linear_ranker_tables, report
@@ -47,17 +47,13 @@ QUANTILE = 0.05  # of recall
 METRICS = {name: card.exact(name, QUANTILE, 0.5) for name in ("ap", "recall")}
 
 
-def class_weighted(rows: Rows, model: LinearRanker, seed: int) -> Array:
+def class_weighted(rows: Rows, model: LinearRanker) -> Array:
     """Weights [features + 1] of the logistic regression whose class weights and C are best.
 
-    On the folds of the model, which are drawn first from the seed, and judged as there; without
-    class weights only its C is a candidate, the best of all.
+    On the folds of the model, drawn from its seed, and judged as there; without class weights only
+    its C is a candidate, the best of all.
     """
-    sides = folds(rows, *ours.FOLDS, check_random_state(seed))
-    share = ours.TRAINED
-    if sides is None or model.cv is not None or rows.y.sum() >= ours.MANY:
-        sides, share = hold_out(rows, model.validation_fraction, check_random_state(seed)), 0.0
-    parts = distinct(rows, sides)
+    parts = distinct(rows, model._sides(rows, rows.y, None))
     scale = scaling(parts.whole)
     x = scale.apply(Rows(parts.x, parts.y, None)).x[:, model.support_]
     parts = parts._replace(x=x)
@@ -67,7 +63,7 @@ def class_weighted(rows: Rows, model: LinearRanker, seed: int) -> Array:
         heavy = parts._replace(fit=parts.fit * np.where(parts.y, weight, 1.0))
         found.append(card.logistics(heavy, model.Cs))
     every = np.concatenate(found, axis=1)
-    best = card.judge(every, parts, METRICS["ap"], share)[1].argmax()
+    best = card.judge(every, parts, METRICS["ap"], ours.TRAINED)[1].argmax()
     chosen = every[-1, best]
     weights = np.zeros(len(model.support_) + 1)
     weights[:-1][model.support_] = chosen[:-1] / scale.scale[model.support_]
@@ -92,7 +88,7 @@ def one_split(table: Table, count: int | None, seed: int) -> dict[str, Any]:
     models = {"logistic": logistic, "continued": fitted(mix=[0.0], Cs=[ranker.C_])[0]}
     scores = {arm: model.decision_function(test.x) for arm, model in models.items()}
     scores["ranker"] = ranker.decision_function(test.x)
-    scores["weighted"] = card.scores_of(class_weighted(train, logistic, seed), test.x)
+    scores["weighted"] = card.scores_of(class_weighted(train, logistic), test.x)
     return {
         "positives": [int(train.y.sum()), int(test.y.sum())],
         "improved": ranker.improved_, "mix": ranker.mix_, "l2": ranker.l2_, "C": ranker.C_,

@@ -126,8 +126,8 @@ def _partial_auc(scores: Tensor, pos: Tensor, weight: Tensor, tau: float, fpr: f
     order = scores.detach().argsort(dim=-1, descending=True, stable=True)
     share = (weight * ~pos).gather(-1, order)
     share = (share.cumsum(-1) - share) / share.sum(-1, keepdim=True)
-    against = weight * ~pos * torch.zeros_like(pos.expand(scores.shape)).scatter(
-        -1, order, share < fpr
+    against = (
+        weight * ~pos * torch.zeros_like(pos.expand(scores.shape)).scatter(-1, order, share < fpr)
     )
     pos = pos & (weight > 0)
     above = sigmoid_sums(scores, against[..., None, :], pos, tau, rtol=RTOL)[..., 0, :]
@@ -225,8 +225,12 @@ def judge(weights: Floats, parts: Parts, score: Score, share: float) -> tuple[Fl
         [scores_of(w, rows.x) for w, rows in zip(weights, sides, strict=False)], axis=-1
     )
     y = np.concatenate([rows.y for rows in sides])
-    weight = None if all(rows.weight is None for rows in sides) else np.concatenate(
-        [np.ones(len(rows.y)) if rows.weight is None else rows.weight for rows in sides]
+    weight = (
+        None
+        if all(rows.weight is None for rows in sides)
+        else np.concatenate(
+            [np.ones(len(rows.y)) if rows.weight is None else rows.weight for rows in sides]
+        )
     )
     held = np.array([score(s, y, weight) for s in scores])
     if not share:
@@ -283,7 +287,8 @@ def ascend(
                 scores = torch.from_numpy(scores_of(now, parts.x)).requires_grad_()
                 logits = scores * unit
                 bce = ((F.softplus(logits) - target * logits) * fit).sum(-1) / mass[..., 0]
-                (mix * ranking(scores) + (1.0 - mix) * bce).sum().backward()
+                both = mix * ranking(scores) + (1.0 - mix) * bce if plan.mix.any() else bce
+                both.sum().backward()
                 assert scores.grad is not None
                 grad = scores.grad.flatten(0, 1).numpy()
                 slopes = np.concatenate([(parts.x.T @ grad.T).T, grad.sum(1)[:, None]], axis=1)

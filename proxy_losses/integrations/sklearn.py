@@ -47,7 +47,7 @@ Array = npt.NDArray[Any]
 
 MANY = 500  # positives from which on one held-out part tells enough
 FOLDS = (5, 2)  # below that: so many folds, so many times
-TRAINED = 0.368  # share of the training rows in what folds say: Efron's .632 estimator
+TRAINED = 0.368  # share of the rows of the refit in what is chosen by: Efron's .632 estimator
 
 
 class ScorecardRow(NamedTuple):
@@ -61,18 +61,24 @@ class ScorecardRow(NamedTuple):
 class LinearRanker(ClassifierMixin, BaseEstimator):
     r"""Linear classifier whose coefficients maximise a metric of the top of the ranking.
 
-    For scorecards on few features and rare positives, where a logistic regression spends its few
-    coefficients on rows that nobody will look at. `fit`
+    For scorecards and rare positives, where a logistic regression spends its coefficients on rows
+    that nobody will look at. `fit`
 
-    1. holds out `validation_fraction` of each class, copies of a row together, and scales the
-       features;
-    2. picks `n_features` of them, if asked to, by orthogonal matching pursuit: one by one that
-       which correlates most with what a linear fit of the labels on the others leaves;
+    1. holds out rows: five folds, drawn twice, where there are fewer than 500 positives, and
+       otherwise `validation_fraction` of each class; copies of a row stay together. `cv` and
+       `X_val` change that;
+    2. scales the features, and picks `n_features` of them, if asked to, by orthogonal matching
+       pursuit: one by one that which correlates most with what a linear fit of the labels on the
+       others leaves;
     3. fits logistic regressions for all `Cs`, and keeps the one whose held-out metric is best;
-    4. from there runs Adam on ``1 - soft metric`` of all training rows at once, and keeps the step
-       whose held-out metric is best, the logistic regression included: where no step is better,
-       that is the result, and `improved_` is False;
-    5. rescales the scores to log-odds on the held-out rows (Platt), which changes no ranking.
+    4. from there trains all pairs of `mix` and `l2` at once, on every part and on all rows, each by
+       `max_iter` steps of Adam on ``mix * (1 - soft metric) + (1 - mix) * log loss + l2 / (2 C n) *
+       |coef|^2`` of its n rows;
+    5. keeps the pair whose held-out metric is best, as fitted on all rows, if that is better than
+       the logistic regression's by more than `tol`. Otherwise the logistic regression is the
+       result, and `improved_` is False. But for `X_val`, the metric of all rows, that they were
+       fitted on, counts by .368 here and in step 3 (Efron's .632 estimator);
+    6. rescales the scores to log-odds by the held-out rows (Platt), which changes no ranking.
 
     `decision_function` is the score to rank by, and `score` the metric. `predict` is probability
     above 1/2, which among rare positives is often nothing: for a budget take the top scores.
@@ -84,23 +90,29 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
     is filled is computed with as a sparse one, however it came.
 
     Args:
-        metric: "ap", average precision; "recall", recall in the top `quantile` of the rows; or
-            "pauc", area under the ROC curve up to the false-positive rate `fpr`, as
-            `roc_auc_score(max_fpr=fpr)` scales it: 0.5 for chance.
-        quantile: the top fraction, in (0, 0.5]: 0.005 is the top 0.5 %. For "recall" only.
+        metric: "ap", average precision; "recall", recall in the top `quantile` of the rows;
+            "enrichment", that recall over `quantile`, trained by Smooth-AP; or "pauc", area under
+            the ROC curve up to the false-positive rate `fpr`, as `roc_auc_score(max_fpr=fpr)`
+            scales it: 0.5 for chance.
+        quantile: the top fraction, in (0, 0.5]: 0.005 is the top 0.5 %. For "recall" and
+            "enrichment" only.
         fpr: false-positive rate, in (0, 1). For "pauc" only.
         n_features: how many features get a weight, fewer where the rest adds nothing; None means
             all.
         tau: temperature in standard deviations of the training scores of step 3; it stays as it is
             then.
         Cs: inverse strengths of the L2 penalty in step 3.
+        mix: weights of the ranking loss to try, each in [0, 1]; 0 is the log loss alone.
+        l2: penalties to try, in units of that of the logistic regression.
         learning_rate: of Adam, in standard deviations of the scores: coefficients of k scaled
-            features move up to learning_rate / sqrt(k) a step.
-        max_iter: most steps of Adam; 0 leaves the logistic regression.
-        n_iter_no_change: stop after so many steps without a better held-out metric (it is looked
-            at every 10 steps); None never stops early.
-        tol: by how much the held-out metric must grow to count as better.
-        validation_fraction: share of each class held out, in (0, 1). Not used with `X_val`.
+            features move up to learning_rate / sqrt(k + 1) a step.
+        max_iter: steps of Adam; 0 leaves the logistic regression.
+        tol: by how much the metric must grow to count as better; for "enrichment" in units of
+            1 / quantile.
+        cv: None as in step 1; 1 for one held-out part; a number of folds, drawn once; or what
+            scikit-learn takes for cv, a splitter or a list of (training, held-out) row numbers,
+            which sees no copies.
+        validation_fraction: share of each class held out where it is one part, in (0, 1).
         random_state: seed of the held-out rows: an int, a RandomState or None.
         verbose: above 0 shows a progress bar.
 
@@ -111,11 +123,12 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
         support_: [features] bool, the features picked.
         scale_: [features] standard deviations on the training rows.
         improved_: whether the ranking metric's solution was kept.
-        baseline_score_: held-out metric of the logistic regression.
+        baseline_score_: held-out metric of the logistic regression; of all parts ranked together.
         validation_score_: held-out metric of the result. It was selected by it: measure on others.
         C_: the C picked.
+        mix_, l2_: the pair picked; 0 and 1 for the logistic regression.
         n_iter_: steps of Adam made.
-        best_iter_: step kept, 0 for the logistic regression.
+        best_iter_: those behind the result, 0 for the logistic regression.
         n_features_in_: number of features.
         feature_names_in_: their names, where X has any.
 
@@ -129,7 +142,8 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
         True
 
     Reference: Brown et al., "Smooth-AP: Smoothing the Path Towards Large-Scale Image Retrieval",
-    ECCV 2020, arXiv:2007.12163; Platt, "Probabilistic Outputs for Support Vector Machines", 1999.
+    ECCV 2020, arXiv:2007.12163; Platt, "Probabilistic Outputs for Support Vector Machines", 1999;
+    Efron, "Estimating the Error Rate of a Prediction Rule", JASA 1983.
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -144,7 +158,12 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "max_iter": [Interval(Integral, 0, None, closed="left")],
         "tol": [Interval(Real, 0, None, closed="left")],
-        "cv": [Interval(Integral, 1, None, closed="left"), HasMethods(["split"]), "array-like", None],
+        "cv": [
+            Interval(Integral, 1, None, closed="left"),
+            HasMethods(["split"]),
+            "array-like",
+            None,
+        ],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
@@ -222,7 +241,7 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
             card.checked(name, getattr(self, name), share=name == "mix")
             for name in ("Cs", "mix", "l2")
         )
-        parts, shares = self._parts(X, y, sample_weight, X_val, y_val, sample_weight_val)
+        parts, trained_share = self._parts(X, y, sample_weight, X_val, y_val, sample_weight_val)
         scale = scaling(parts.whole)
         parts = parts._replace(x=scale.apply(Rows(parts.x, parts.y, None)).x)
         self.scale_ = scale.scale
@@ -232,15 +251,14 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
 
         score = self._metric()
         logistic = card.logistics(parts, sorted(Cs))
-        held, total = card.judge(logistic, parts, score, shares)
+        held, total = card.judge(logistic, parts, score, trained_share)
         first = int(total.argmax())  # the smallest C of equal ones
         self.C_, start = sorted(Cs)[first], logistic[:, first]
         self.baseline_score_ = self.validation_score_ = float(held[first])
         self.mix_, self.l2_, self.best_iter_, self.n_iter_ = 0.0, 1.0, 0, 0
         best, enough = start, self.tol * card.largest(self.metric, self.quantile)
-        room = card.largest(self.metric, self.quantile) - total[first] > enough
         told = all(spread > 0 for _, spread in card.all_moments(start, parts))
-        if self.max_iter and room and told:
+        if self.max_iter and told:
             pairs = np.array([*product(mixes, multiples)])
             trained = card.ascend(
                 start, parts, card.Plan(*pairs.T, self.C_, self.learning_rate, self.max_iter),
@@ -248,7 +266,7 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
                 self.verbose,
             )  # fmt: skip
             self.n_iter_ = self.max_iter
-            after, gain = card.judge(trained, parts, score, shares)
+            after, gain = card.judge(trained, parts, score, trained_share)
             gain = np.where(after >= held[first], gain - total[first], 0.0)
             chosen = int(gain.argmax())
             if gain[chosen] > enough:
@@ -325,8 +343,7 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
         if X_val is None:
             if y_val is not None or weight_val is not None:
                 raise ValueError("y_val and sample_weight_val need X_val, which is None")
-            sides = self._sides(rows, y, weight)
-            return distinct(rows, sides), TRAINED if len(sides.held) > 1 else 0.0
+            return distinct(rows, self._sides(rows, y, weight)), TRAINED
         if y_val is None:
             raise ValueError("X_val needs y_val, which is None")
         X_val = validate_data(self, X_val, reset=False, dtype=np.float64, accept_sparse="csr")
@@ -343,7 +360,7 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
         elif isinstance(self.cv, Integral) and self.cv > 1:
             found = folds(rows, int(self.cv), 1, rng)
         elif self.cv is not None and self.cv != 1:
-            kept = slice(None) if weight is None else np.asarray(weight) > 0
+            kept = np.broadcast_to(1 if weight is None else weight, len(y)) > 0
             return split_by(check_cv(self.cv, y, classifier=True), rows, y, kept)
         return hold_out(rows, self.validation_fraction, rng) if found is None else found
 
