@@ -175,6 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help='"keel", or a folder of .npz tables')
     parser.add_argument("--splits", type=int, default=2, help="of each table")
+    parser.add_argument("--features", choices=("all", "5"), help="of the two fields one alone")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -196,6 +197,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "results": {}, "compared": {},
     }  # fmt: skip
     for field, count in FEATURES.items():
+        if args.features not in (None, field.split()[0]):
+            continue
         for seed in range(args.splits):
             for name, table in data.items():
                 if count is not None and count >= table.features.shape[1]:

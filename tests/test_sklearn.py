@@ -40,7 +40,7 @@ def test_scikit_learn_contract(estimator, check):
 
 def test_a_table_of_one_feature():
     X, y = same_for_both()
-    model = fitted(X[:, :1], y, n_features=1)
+    model = fitted(X[:, :1], y, n_features=1, max_iter=10)
     assert model.coef_.shape == (1, 1)
     assert model.coef_[0, 0] > 0
 
@@ -68,8 +68,8 @@ def test_beats_logistic_regression_where_that_cannot_be_best(metric):
 def test_keeps_the_logistic_regression_where_nothing_is_better():
     X, y = same_for_both()
     # A step this large leaves the slope of every sigmoid behind.
-    model = fitted(X, y, learning_rate=1e6, max_iter=20, mix=[1.0])
-    logistic = fitted(X, y, max_iter=0)
+    model = fitted(X, y, learning_rate=1e6, max_iter=20, mix=[1.0], cv=1)
+    logistic = fitted(X, y, max_iter=0, cv=1)
     assert not model.improved_
     assert (model.best_iter_, model.n_iter_) == (0, 20)
     assert model.validation_score_ == model.baseline_score_
@@ -123,7 +123,7 @@ def test_picks_features_and_reports_them_in_their_own_units():
     units = 10.0 ** np.arange(-8, 8)  # a feature's unit must not decide
     frame = pandas.DataFrame(np.hstack([X, noise]) * units + units)
     frame.columns = [f"f{index}" for index in range(16)]
-    model = fitted(frame, y, n_features=2, max_iter=50)
+    model = fitted(frame, y, n_features=2, max_iter=50, cv=1)
     np.testing.assert_array_equal(np.flatnonzero(model.support_), [0, 1])
     np.testing.assert_array_equal(np.flatnonzero(model.coef_[0]), [0, 1])
     rows = model.scorecard()

@@ -122,7 +122,8 @@ def folds(rows: Rows, count: int, repeats: int, rng: np.random.RandomState) -> S
 
 def split_by(cv: Any, rows: Rows, y: npt.NDArray[Any], kept: Any) -> Sides:
     """The parts of a splitter, which numbers the rows as they were given; ``kept`` are left."""
-    fit, held = [], []
+    fit: list[Bools] = []
+    held: list[Bools] = []
     for train, test in cv.split(np.zeros((len(y), 1)), y):
         for sides, index in ((fit, train), (held, test)):
             side = np.zeros(len(y), dtype=bool)
@@ -169,7 +170,9 @@ def _groups(rows: Rows, rng: np.random.RandomState) -> tuple[Ints, Floats, Float
     group = np.empty(len(keys), dtype=np.int64)
     group[order] = sorted_group
     mass = np.ones(len(keys)) if rows.weight is None else rows.weight
-    return group, np.bincount(group, mass * rows.y), np.bincount(group, mass)
+    positives: Floats = np.bincount(group, mass * rows.y).astype(np.float64)
+    size: Floats = np.bincount(group, mass).astype(np.float64)
+    return group, positives, size
 
 
 def _kinds(positives: Floats, size: Floats) -> tuple[tuple[Floats, Bools], tuple[Floats, Bools]]:

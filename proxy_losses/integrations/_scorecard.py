@@ -30,7 +30,7 @@ Loss = Callable[[Tensor], Tensor]
 def scores_of(weights: Floats, x: Table) -> Floats:
     """Scores [..., rows] of weights [..., columns + 1], the intercept last."""
     flat = weights.reshape(-1, weights.shape[-1])
-    scores = np.ascontiguousarray((x @ flat[:, :-1].T).T) + flat[:, -1:]
+    scores: Floats = np.ascontiguousarray((x @ flat[:, :-1].T).T) + flat[:, -1:]
     return scores.reshape(*weights.shape[:-1], -1)
 
 
@@ -306,9 +306,10 @@ def calibrate(weights: Floats, parts: Parts) -> Floats:
     Learned from the scores of each part's model on its held-out rows, in standard deviations from
     the mean. As it was where the held-out rows contradict the scores.
     """
+    result: Floats = weights[-1].copy()
     found = all_moments(weights, parts)
     if not all(spread > 0 for _, spread in found):
-        return weights[-1].copy()
+        return result
     units, y, mass = [], [], []
     for (middle, spread), model, weight in zip(found, weights, parts.held, strict=False):
         rows = parts.rows(weight)
@@ -320,7 +321,6 @@ def calibrate(weights: Floats, parts: Parts) -> Floats:
     platt.fit(np.concatenate(units)[:, None], np.concatenate(y), np.concatenate(mass))
     middle, spread = found[-1]
     slope = float(platt.coef_[0, 0]) / spread
-    result = weights[-1].copy()
     if slope > 0:
         result *= slope
         result[-1] += float(platt.intercept_[0]) - slope * middle

@@ -45,7 +45,7 @@ __all__ = ["LinearRanker", "ScorecardRow"]
 
 Array = npt.NDArray[Any]
 
-MANY = 500  # positives from which on one held-out part tells enough
+MANY = 300  # positives from which on one held-out part tells enough
 FOLDS = (5, 2)  # below that: so many folds, so many times
 TRAINED = 0.368  # share of the rows of the refit in what is chosen by: Efron's .632 estimator
 
@@ -64,7 +64,7 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
     For scorecards and rare positives, where a logistic regression spends its coefficients on rows
     that nobody will look at. `fit`
 
-    1. holds out rows: five folds, drawn twice, where there are fewer than 500 positives, and
+    1. holds out rows: five folds, drawn twice, where there are fewer than 300 positives, and
        otherwise `validation_fraction` of each class; copies of a row stay together. `cv` and
        `X_val` change that;
     2. scales the features, and picks `n_features` of them, if asked to, by orthogonal matching
@@ -261,7 +261,8 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
         if self.max_iter and told:
             pairs = np.array([*product(mixes, multiples)])
             trained = card.ascend(
-                start, parts, card.Plan(*pairs.T, self.C_, self.learning_rate, self.max_iter),
+                start, parts,
+                card.Plan(pairs[:, 0], pairs[:, 1], self.C_, self.learning_rate, self.max_iter),
                 partial(card.soft_loss, self.metric, parts, self.tau, self.quantile, self.fpr),
                 self.verbose,
             )  # fmt: skip
@@ -357,7 +358,7 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
         found = None
         if self.cv is None and count_positives(rows) < MANY:
             found = folds(rows, *FOLDS, rng)
-        elif isinstance(self.cv, Integral) and self.cv > 1:
+        elif isinstance(self.cv, Integral) and int(self.cv) > 1:
             found = folds(rows, int(self.cv), 1, rng)
         elif self.cv is not None and self.cv != 1:
             kept = np.broadcast_to(1 if weight is None else weight, len(y)) > 0
