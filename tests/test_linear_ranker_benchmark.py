@@ -52,6 +52,31 @@ def test_from_tables_to_the_report(tmp_path, capsys):
     assert "all, ranker - logistic, ap" in shown
 
 
+@pytest.mark.slow
+def test_from_a_screen_to_the_report(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    bits, scaffold = rng.random((600, 24)) < 0.2, np.arange(600) // 3
+    y = bits[:, 0] & bits[:, 1] | (rng.random(600) < 0.02)
+    path, out = tmp_path / "made.npz", tmp_path / "screen.json"
+    np.savez(path, bits=np.packbits(bits, axis=1), y=y.astype(np.int8), scaffold=scaffold)
+    screen = tables.read_screen(path)
+    np.testing.assert_array_equal(screen.rows.x.toarray(), bits)
+    train, test = linear_ranker.by_scaffold(screen, 0)
+    assert 0.15 < len(test.y) / 600 <= 0.2
+    assert len(train.y) + len(test.y) == 600
+    assert linear_ranker.main(["--data", str(path), "--splits", "2", "--out", str(out)]) == 0
+    written = json.loads(out.read_text())
+    assert [set(split["test"]) for split in written["results"]["screen"]] == [
+        {"logistic", "continued", "ranker"}
+    ] * 2
+    found = written["compared"]["ranker"]["enrichment"]
+    apart = [s["test"]["ranker"]["enrichment"] - s["test"]["logistic"]["enrichment"]
+             for s in written["results"]["screen"]]  # fmt: skip
+    assert found["overall"]["mean"] == pytest.approx(np.mean(apart))
+    assert found["up"] + found["down"] <= 2
+    assert "enrichment" in capsys.readouterr().out
+
+
 def test_refuses_a_folder_without_tables(tmp_path, capsys):
     with pytest.raises(SystemExit):
         linear_ranker.main(["--data", str(tmp_path)])
