@@ -261,7 +261,7 @@ def ascend(
 ) -> Floats:
     """Where Adam gets from starts [lists, columns + 1]: [lists, K, columns + 1].
 
-    Every start is trained ``plan`` wise on the rows of its list, all at once in one batch, on
+    Every start is trained by the plan on the rows of its list, all at once in one batch, on
     ``mix * ranking loss + (1 - mix) * logistic loss + l2 / (2 C n) * |coef|^2``. Scores are in
     units of their spread at the start, whatever the penalty left of it.
     """
