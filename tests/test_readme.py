@@ -53,6 +53,8 @@ def test_scorecards_are_as_measured():
         found = group["ranker - logistic"]["ap"]
         cells = f"{interval(found['overall'])} | {found['up']} / {found['down']} |"
         assert cells in page
+    screen = json.loads((file.parent / "linear_ranker_screen.json").read_text())["compared"]
+    assert f"by {interval(screen['ranker']['enrichment']['overall'])}" in " ".join(page.split())
 
 
 def test_gains_are_those_of_the_benchmark():
