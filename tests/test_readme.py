@@ -196,13 +196,17 @@ def test_scorecards_are_as_measured():
     """The table of LinearRanker against its controls is that of the committed run."""
     page = (ROOT / "proxy_losses/integrations/README.md").read_text()
     file = ROOT / "benchmarks/results/linear_ranker.json"
-    compared = json.loads(file.read_text())["compared"]["ap, 5 features"]
-    found = [compared[control]["ap"] for control in ("logistic", "continued")]
-    for table in found[0]["tables"]:
-        cells = [interval(x["tables"][table]) for x in found]
-        assert re.search(rf"\| {table} \|.*\| {re.escape(' | '.join(cells))} \|", page), table
-    cells = " | ".join(interval(x["overall"]) for x in found)
-    assert f"| mean over tables | | | | {cells} |" in page
+    compared = json.loads(file.read_text())["compared"]["all features"]
+    for table, gain in compared["all"]["ranker - logistic"]["ap"]["tables"].items():
+        assert re.search(
+            rf"\| {re.escape(table)}\*? \|.*\| {re.escape(f'{gain:+.2f}')} \|", page
+        ), table
+    for group in compared.values():
+        found = group["ranker - logistic"]["ap"]
+        cells = f"{interval(found['overall'])} | {found['up']} / {found['down']} |"
+        assert cells in page
+    screen = json.loads((file.parent / "linear_ranker_screen.json").read_text())["compared"]
+    assert f"by {interval(screen['ranker']['enrichment']['overall'])}" in " ".join(page.split())
 
 
 COMMITTED = (GUIDE / "does_it_help.md").read_text().split("## Measured outside")[0]

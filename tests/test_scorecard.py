@@ -1,5 +1,7 @@
 """The parts of the scorecard estimator: metrics, soft losses, selection."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +10,11 @@ from sklearn.metrics import average_precision_score, recall_score
 from proxy_losses.integrations import _scorecard as card
 
 
-def soft(metric, scores, y, weight, quantile=0.5, fpr=1.0) -> float:
-    rows = card.Rows(scores[:, None], y, weight)
-    return card.soft_loss(metric, rows, 0.1, quantile, fpr)(torch.from_numpy(scores)).item()
+def soft(metric, scores, y, weight, quantile=0.5, fpr=1.0, tau=0.1) -> float:
+    fit = np.ones((1, len(y))) if weight is None else weight[None]
+    parts = card.Parts(scores[:, None], y, fit, fit)
+    loss = card.soft_loss(metric, parts, tau, quantile, fpr, slice(None))
+    return loss(torch.from_numpy(scores)[None, None]).item()
 
 
 @pytest.mark.parametrize("metric", card.METRICS)
@@ -19,7 +23,7 @@ def test_a_weight_is_a_number_of_rows(metric):
     rng = np.random.default_rng(0)
     scores, y = rng.normal(size=60), rng.random(60) < 0.3
     # Copies of a positive are tied with each other, which Smooth-AP counts by half a rank each.
-    count = np.where(y & (metric == "ap"), 1, rng.integers(1, 5, size=60))
+    count = np.where(y & (metric in ("ap", "enrichment")), 1, rng.integers(1, 5, size=60))
     weighted = soft(metric, scores, y, count.astype(float))
     repeated = soft(metric, np.repeat(scores, count), np.repeat(y, count), None)
     assert weighted == pytest.approx(repeated, abs=10 * card.RTOL)
@@ -41,21 +45,107 @@ def test_a_weight_is_a_number_of_rows(metric):
 
 @pytest.mark.parametrize("metric", card.METRICS)
 def test_soft_losses_become_the_metric(metric):
-    """At a small tau: ap exactly; the pairs in the top exactly those of the ROC curve's corner."""
+    """At a small tau: average precision, recall, and the pairs in the ROC curve's corner."""
     rng = np.random.default_rng(0)
     y = np.arange(400) % 4 == 0  # 300 negatives, 30 of them in the corner
     scores = rng.permutation(400) / 400 + 0.3 * y + 1e-4 * rng.random(400)
-    loss = card.soft_loss(metric, card.Rows(scores[:, None], y, None), 1e-7, 0.05, 0.1)
-    value = 1 - loss(torch.from_numpy(scores)).item()
-    if metric == "ap":
+    value = 1 - soft(metric, scores, y, None, 0.05, 0.1, tau=1e-7)
+    if metric in ("ap", "enrichment"):
         expected = average_precision_score(y, scores)
     elif metric == "pauc":
         bound = np.sort(scores[~y])[-30]
         expected = np.mean(scores[y][:, None] > scores[~y & (scores >= bound)])
     else:
-        top = np.sort(scores)[-40]  # twice the quantile
-        expected = np.mean(scores[y][:, None] > scores[~y & (scores >= top)])
+        last = np.sort(scores)[-20]  # the threshold, which lies on a row: half of it if positive
+        expected = np.mean((scores[y] > last) + 0.5 * (scores[y] == last))
     assert value == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("metric", card.METRICS)
+def test_lists_of_a_batch_are_apart(metric):
+    """Lists of other rows, with candidates beside them: each as the table of its rows alone."""
+    rng = np.random.default_rng(0)
+    y = np.arange(80) % 4 == 0
+    fit = np.stack([np.arange(80) < 60, np.arange(80) >= 20, np.ones(80)]).astype(float)
+    fit[:, :8] *= 2.0 if metric == "recall" else 1.0
+    scores = rng.normal(size=(3, 2, 80))
+    x = torch.from_numpy(scores).requires_grad_()
+    parts = card.Parts(scores[0, 0][:, None], y, fit, fit)
+    found = card.soft_loss(metric, parts, 0.3, 0.2, 0.3, slice(1, 3))(x[1:])
+    assert found.shape == (2, 2)
+    for row, mass in zip((1, 2), fit[1:], strict=True):
+        kept = mass > 0
+        for k in range(2):
+            alone = soft(metric, scores[row, k][kept], y[kept], mass[kept], 0.2, 0.3, 0.3)
+            assert found[row - 1, k].item() == pytest.approx(alone, abs=2 * card.RTOL)
+    found.sum().backward()
+    assert not x.grad[0].any()
+    assert not x.grad[1, :, :20].any()  # not in its list
+
+
+def test_the_threshold_of_weighted_rows_pushes_back():
+    """Shifting all scores changes nothing, so that the gradient adds up to zero."""
+    rng = np.random.default_rng(0)
+    scores = torch.from_numpy(rng.normal(size=(1, 50))).requires_grad_()
+    weight = torch.from_numpy(rng.random((1, 50)) + 0.5)
+    card._weighted_recall(scores, torch.arange(50) < 10, weight, 0.3, 0.2).sum().backward()
+    assert abs(scores.grad.sum()) < 1e-12 < abs(scores.grad).sum()
+
+
+def test_choosing_by_held_out_and_training_rows():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(40, 2)), np.arange(40) % 4 == 0
+    held = np.stack([np.arange(40) % 2 == k for k in (0, 1)]).astype(float)
+    held = np.where(np.arange(40) < 8, 1.0, held)  # copies of the result's rows, some in both
+    parts = card.Parts(x, y, np.stack([1 - held[0], 1 - held[1], np.ones(40)]), held)
+    weights = rng.normal(size=(3, 4, 3))
+    found, total = card.judge(weights, parts, average_precision(), 0.25)
+    for k in range(4):
+        rows = [np.flatnonzero(side) for side in held]
+        pooled = np.concatenate([x[r] @ weights[p, k, :2] + weights[p, k, 2]
+                                 for p, r in enumerate(rows)])  # fmt: skip
+        expected = average_precision_score(np.concatenate([y[r] for r in rows]), pooled)
+        own = average_precision_score(y, x @ weights[2, k, :2])
+        assert found[k] == pytest.approx(expected)
+        assert total[k] == pytest.approx(0.75 * expected + 0.25 * own)
+
+
+def average_precision() -> card.Score:
+    return card.exact("ap", 0.05, 0.1)
+
+
+def test_blocks_of_lists_do_not_matter(monkeypatch):
+    """And each list is trained on its own rows, towards its own candidate."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 3)), np.arange(60) % 5 == 0
+    fit = np.stack([np.arange(60) % 3 > 0, np.arange(60) % 3 < 2, np.ones(60)]).astype(float)
+    parts = card.Parts(x, y, fit, fit[:2])
+    plan = card.Plan(np.array([1.0, 0.5, 0.0]), np.array([1.0, 10.0, 1.0]), 1.0, 0.1, 20)
+    starts = rng.normal(size=(3, 4))
+    soft_loss = functools.partial(card.soft_loss, "ap", parts, 0.25, 0.05, 0.1)
+    whole = card.ascend(starts, parts, plan, soft_loss)
+    monkeypatch.setattr(card, "_CELLS", 1)
+    np.testing.assert_allclose(card.ascend(starts, parts, plan, soft_loss), whole, rtol=1e-9)
+    kept = fit[1] > 0
+    alone = card.Parts(x[kept], y[kept], fit[1:2, kept], fit[1:2, kept])
+    one = card.ascend(
+        starts[1:2], alone, plan, functools.partial(soft_loss.func, "ap", alone, 0.25, 0.05, 0.1)
+    )
+    np.testing.assert_allclose(one[0], whole[1], rtol=1e-2, atol=1e-2)
+
+
+def test_without_the_ranking_loss_it_is_the_logistic_regression():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 3))
+    y = x[:, 0] + rng.logistic(size=300) > 2
+    parts = card.Parts(x, y, np.ones((1, 300)), np.ones((1, 300)))
+    start = card.logistics(parts, [0.1])[:, 0]
+    plan = card.Plan(np.array([0.0, 0.0]), np.array([1.0, 100.0]), 0.1, 0.02, 400)
+    soft_loss = functools.partial(card.soft_loss, "ap", parts, 0.25, 0.05, 0.1)
+    found = card.ascend(start, parts, plan, soft_loss)[0]
+    # it stops within lbfgs's tolerance, and Adam circles within a step of the minimum
+    np.testing.assert_allclose(found[0], start[0], atol=0.02)
+    np.testing.assert_allclose(found[1], card.logistics(parts, [0.001])[0, 0], atol=0.02)
 
 
 def test_exact_metrics():

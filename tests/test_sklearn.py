@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 from sklearn import config_context
 from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
-from sklearn.model_selection import GridSearchCV
+from sklearn.model_selection import GridSearchCV, KFold, StratifiedKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import MinMaxScaler
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
 from proxy_losses.integrations import _scorecard as card
+from proxy_losses.integrations import sklearn as ours
 from proxy_losses.integrations.sklearn import LinearRanker
 
 from .absent import import_without
@@ -25,10 +27,12 @@ def _id(value) -> str:
     return name.__name__
 
 
-# One of the checks has a single negative row left.
+# Two folds and few steps: these are checks of the contract. One has a single negative row left.
 @pytest.mark.filterwarnings("ignore:too few distinct rows of the negative class:UserWarning")
 @pytest.mark.parametrize(
-    ("estimator", "check"), list(estimator_checks_generator(LinearRanker())), ids=_id
+    ("estimator", "check"),
+    list(estimator_checks_generator(LinearRanker(max_iter=5, cv=2))),
+    ids=_id,
 )
 def test_scikit_learn_contract(estimator, check):
     check(estimator)
@@ -36,7 +40,7 @@ def test_scikit_learn_contract(estimator, check):
 
 def test_a_table_of_one_feature():
     X, y = same_for_both()
-    model = fitted(X[:, :1], y, n_features=1)
+    model = fitted(X[:, :1], y, n_features=1, max_iter=10)
     assert model.coef_.shape == (1, 1)
     assert model.coef_[0, 0] > 0
 
@@ -45,12 +49,17 @@ def test_a_table_of_one_feature():
 def test_beats_logistic_regression_where_that_cannot_be_best(metric):
     X, y = contested(8000, seed=0)
     new, label = contested(20_000, seed=1)
-    ours, logistic = fitted(X, y, metric), fitted(X, y, metric, max_iter=0)
+    few = {"cv": 1, "mix": (1.0, 0.5), "l2": (1.0,)}
+    ours, logistic = (fitted(X, y, metric, **few, max_iter=steps) for steps in (150, 0))
     assert ours.improved_
-    assert 0 < ours.best_iter_ <= ours.n_iter_ <= 300
+    assert ours.best_iter_ == ours.n_iter_ == 150
+    assert (ours.mix_, ours.l2_) in ((1.0, 1.0), (0.5, 1.0))
     assert not logistic.improved_
+    assert (logistic.mix_, logistic.l2_) == (0.0, 1.0)
     assert ours.baseline_score_ == logistic.baseline_score_ == logistic.validation_score_
     assert ours.C_ == logistic.C_
+    if metric == "enrichment":
+        ours, logistic = (model.set_params(metric="recall") for model in (ours, logistic))
     value, before = (model.score(new, label) for model in (ours, logistic))
     # 800 positives: one standard error of any of these metrics is below sqrt(1/4 / 800) = 0.018
     assert value > before + 2 * 0.018
@@ -59,8 +68,8 @@ def test_beats_logistic_regression_where_that_cannot_be_best(metric):
 def test_keeps_the_logistic_regression_where_nothing_is_better():
     X, y = same_for_both()
     # A step this large leaves the slope of every sigmoid behind.
-    model = fitted(X, y, learning_rate=1e6, max_iter=20)
-    logistic = fitted(X, y, max_iter=0)
+    model = fitted(X, y, learning_rate=1e6, max_iter=20, mix=[1.0], cv=1)
+    logistic = fitted(X, y, max_iter=0, cv=1)
     assert not model.improved_
     assert (model.best_iter_, model.n_iter_) == (0, 20)
     assert model.validation_score_ == model.baseline_score_
@@ -69,9 +78,10 @@ def test_keeps_the_logistic_regression_where_nothing_is_better():
 
 
 def test_scores_that_contradict_the_held_out_rows_are_not_calibrated():
-    rows = card.Rows(np.array([[0.0], [1.0]] * 10), np.array([True, False] * 10), None)
-    assert card.calibrate(card.Linear(np.ones(1), 0.0, 0.0), rows) is None
-    assert card.calibrate(card.Linear(np.zeros(1), 0.0, 0.0), rows) is None
+    one = np.ones((1, 20))
+    parts = card.Parts(np.array([[0.0], [1.0]] * 10), np.array([True, False] * 10), one, one)
+    for weights in (np.array([[1.0, 0.0]]), np.zeros((1, 2))):
+        np.testing.assert_array_equal(card.calibrate(weights, parts), weights[0])
     X, y = same_for_both()
     model = LinearRanker(random_state=0).fit(X, y, X_val=X, y_val=1 - y)
     assert not model.improved_
@@ -88,7 +98,7 @@ def test_a_table_that_tells_nothing():
 def test_probabilities_are_calibrated():
     X, y = contested(6000, seed=0)
     new, label = contested(20_000, seed=1)
-    model = fitted(X, y)
+    model = fitted(X, y, cv=3)
     assert model.improved_
     # Platt's intercept makes mean probability and rate equal on the held-out rows: 240 positives
     # there, 4 standard errors of their rate are 0.26 of it.
@@ -100,7 +110,7 @@ def test_probabilities_are_calibrated():
 
 def test_same_seed_same_bits_other_seed_other_rows():
     X, y = contested(1500, seed=0)
-    first, again, other = (fitted(X, y, random_state=s, max_iter=30) for s in (0, 0, 1))
+    first, again, other = (fitted(X, y, random_state=s, cv=1, max_iter=30) for s in (0, 0, 1))
     np.testing.assert_array_equal(first.coef_, again.coef_)
     np.testing.assert_array_equal(first.intercept_, again.intercept_)
     assert not np.array_equal(first.coef_, other.coef_)
@@ -113,7 +123,7 @@ def test_picks_features_and_reports_them_in_their_own_units():
     units = 10.0 ** np.arange(-8, 8)  # a feature's unit must not decide
     frame = pandas.DataFrame(np.hstack([X, noise]) * units + units)
     frame.columns = [f"f{index}" for index in range(16)]
-    model = fitted(frame, y, n_features=2, max_iter=50)
+    model = fitted(frame, y, n_features=2, max_iter=50, cv=1)
     np.testing.assert_array_equal(np.flatnonzero(model.support_), [0, 1])
     np.testing.assert_array_equal(np.flatnonzero(model.coef_[0]), [0, 1])
     rows = model.scorecard()
@@ -137,8 +147,8 @@ def test_a_weight_is_a_number_of_rows_in_any_order():
     rng = np.random.default_rng(0)
     weight = rng.integers(0, 4, size=1500)
     rows = rng.permutation(np.repeat(np.arange(1500), weight))
-    weighted = LinearRanker(random_state=0, max_iter=30).fit(X, y, weight)
-    repeated = LinearRanker(random_state=0, max_iter=30).fit(X[rows], y[rows])
+    weighted = LinearRanker(random_state=0, cv=1, max_iter=30).fit(X, y, weight)
+    repeated = LinearRanker(random_state=0, cv=1, max_iter=30).fit(X[rows], y[rows])
     np.testing.assert_array_equal(weighted.coef_, repeated.coef_)
     np.testing.assert_array_equal(weighted.intercept_, repeated.intercept_)
     assert not np.allclose(weighted.coef_, fitted(X, y, max_iter=30).coef_)
@@ -168,12 +178,33 @@ def test_labels_of_any_kind():
     assert set(named.predict(X)) == {"good", "late"}
 
 
-def test_stops_after_steps_without_gain():
-    X, y = same_for_both()
-    model = fitted(X, y, learning_rate=1e6, n_iter_no_change=10)
-    assert model.n_iter_ == 10
-    assert fitted(X, y, n_iter_no_change=None, max_iter=25).n_iter_ == 25
-    assert not fitted(X, y, tol=1.0, max_iter=10).improved_
+def test_a_gain_within_tol_is_none():
+    X, y = contested(2000, seed=0)
+    assert fitted(X, y, cv=2).improved_
+    assert not fitted(X, y, cv=2, tol=1.0, max_iter=10).improved_
+
+
+def test_ways_to_hold_out(monkeypatch):
+    X, y = contested(1500, seed=0)
+    splitter = StratifiedKFold(3)
+    by_splitter = fitted(X, y, cv=splitter, max_iter=10)
+    by_list = fitted(X, y, cv=list(splitter.split(X, y)), max_iter=10)
+    np.testing.assert_array_equal(by_splitter.coef_, by_list.coef_)
+    # The held-out metric of a logistic regression: all parts, each scored by the others, as one.
+    model = fitted(X, y, cv=splitter, max_iter=0, Cs=[1.0])
+    new = cross_val_predict(
+        make_pipeline(StandardScaler(), LogisticRegression()), X, y, cv=splitter,
+        method="decision_function",
+    )  # fmt: skip
+    assert model.baseline_score_ == pytest.approx(average_precision_score(y, new), abs=0.01)
+    few, one = (fitted(X, y, max_iter=0, cv=cv) for cv in (None, 1))
+    monkeypatch.setattr(ours, "MANY", 10)
+    many = fitted(X, y, max_iter=0)
+    assert many.baseline_score_ == one.baseline_score_ != few.baseline_score_
+    weight = (np.arange(1500) % 2).astype(float)
+    some = fitted(X, y, cv=KFold(3), max_iter=0)
+    half = LinearRanker(cv=KFold(3), max_iter=0).fit(X, y, weight)
+    assert some.baseline_score_ != half.baseline_score_
 
 
 def test_progress(capsys):
@@ -184,7 +215,6 @@ def test_progress(capsys):
     shown = capsys.readouterr().err
     assert "LinearRanker" in shown
     assert "10/10" in shown
-    assert "validation=0." in shown
 
 
 def test_many_features_take_the_other_solver(monkeypatch):
@@ -198,11 +228,13 @@ def test_many_features_take_the_other_solver(monkeypatch):
 def test_score_is_the_metric():
     X, y = contested(2000, seed=0)
     names = np.array(["good", "late"])[y]
-    model = LinearRanker(max_iter=10, random_state=0).fit(X, names)
+    model = LinearRanker(max_iter=10, random_state=0, cv=1).fit(X, names)
     score = model.decision_function(X)
     assert model.score(X, names) == average_precision_score(y, score)
     model.set_params(metric="pauc", fpr=0.1)
     assert model.score(X, names) == roc_auc_score(y, score, max_fpr=0.1)
+    recall = model.set_params(metric="recall", quantile=0.1).score(X, names)
+    assert model.set_params(metric="enrichment").score(X, names) == pytest.approx(10 * recall)
     with pytest.raises(ValueError, match="y of the classes good and late, got early too"):
         model.score(X[:2], ["late", "early"])
     with pytest.raises(ValueError, match="two classes, got one class"):
@@ -228,7 +260,7 @@ def test_without_its_extra(monkeypatch):
 
 def test_works_inside_scikit_learn():
     X, y = contested(1000, seed=0)
-    model = make_pipeline(MinMaxScaler(), LinearRanker(max_iter=10, random_state=0))
+    model = make_pipeline(MinMaxScaler(), LinearRanker(max_iter=10, random_state=0, cv=1))
     search = GridSearchCV(
         model,
         {"linearranker__n_features": [1, 2]},

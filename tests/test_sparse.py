@@ -75,10 +75,10 @@ def rounding(model: LinearRanker, x: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_gives_the_dense_fit_to_the_bit(kind):
     x, y = one_hot()
-    dense = LinearRanker(random_state=0, max_iter=30).fit(x, y)
+    dense = LinearRanker(random_state=0, cv=1, max_iter=30).fit(x, y)
     table = KINDS[kind](x)
     before = table.copy()
-    model = LinearRanker(random_state=0, max_iter=30).fit(table, y)
+    model = LinearRanker(random_state=0, cv=1, max_iter=30).fit(table, y)
     assert_same(model, dense)
     for part in ("data", "indices", "indptr"):  # the user's table is as it was
         if hasattr(table, part):
@@ -98,7 +98,7 @@ def test_every_kind_gives_the_dense_fit_to_the_bit(kind):
 def test_every_metric_and_selection(options):
     x, y = one_hot()
     weight = np.random.default_rng(0).integers(0, 3, len(y))
-    options = {"random_state": 0, "max_iter": 30, **options}
+    options = {"random_state": 0, "cv": 1, "max_iter": 30, **options}
     dense = LinearRanker(**options).fit(x, y, weight)
     assert_same(LinearRanker(**options).fit(sparse.csr_array(x), y, weight), dense)
     assert dense.support_.sum() == options.get("n_features", x.shape[1])
@@ -127,7 +127,9 @@ def test_a_pipeline_of_categories():
             [("city", OneHotEncoder(sparse_output=sparse_output), ["city"])],
             remainder="passthrough",
         )
-        model = make_pipeline(columns, LinearRanker(random_state=0, max_iter=20)).fit(frame, y)
+        model = make_pipeline(columns, LinearRanker(random_state=0, cv=1, max_iter=20)).fit(
+            frame, y
+        )
         table = model[:-1].transform(frame)
         assert sparse.issparse(table) == sparse_output
         return model.decision_function(frame), model[-1], table
@@ -151,7 +153,7 @@ def test_memory_is_that_of_the_sparse_table():
     size = x.data.nbytes + x.indices.nbytes + x.indptr.nbytes
     tracemalloc.start()
     try:
-        LinearRanker(max_iter=10, n_features=10, random_state=0).fit(x, y)
+        LinearRanker(max_iter=10, n_features=10, random_state=0, cv=1).fit(x, y)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -169,10 +171,10 @@ def test_what_is_filled_decides():
 
 def test_a_filled_table_that_is_too_large_stays_sparse(monkeypatch):
     x, y = contested(1500, seed=0)
-    dense = LinearRanker(random_state=0, max_iter=0).fit(x, y)
+    dense = LinearRanker(random_state=0, cv=1, max_iter=0).fit(x, y)
     monkeypatch.setattr(_rows, "BLOCK", 100)
     assert sparse.issparse(_rows.as_table(sparse.csr_array(x)))
-    model = LinearRanker(random_state=0, max_iter=0).fit(sparse.csr_array(x), y)
+    model = LinearRanker(random_state=0, cv=1, max_iter=0).fit(sparse.csr_array(x), y)
     # Newton's method takes the same steps, each of sums in another order: measured 1e-15.
     np.testing.assert_allclose(model.coef_, dense.coef_, rtol=1e-10)
     np.testing.assert_allclose(model.intercept_, dense.intercept_, rtol=1e-10)
@@ -250,7 +252,7 @@ def test_a_table_of_zeros(columns):
 
 def test_bad_sparse_data():
     x, y = one_hot(200)
-    model = LinearRanker(random_state=0, max_iter=0).fit(sparse.csr_array(x), y)
+    model = LinearRanker(random_state=0, cv=1, max_iter=0).fit(sparse.csr_array(x), y)
     with pytest.raises(ValueError, match="X has 3 features, but LinearRanker is expecting 43"):
         model.decision_function(sparse.csr_array(x[:, :3]))
     with pytest.raises(ValueError, match="n_features of at most the 43 features of X, got 44"):

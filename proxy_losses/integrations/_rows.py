@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
+from heapq import heapreplace
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_array, issparse
+from scipy.sparse import csr_array, issparse, vstack
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_consistent_length, column_or_1d
 from sklearn.utils.validation import _check_sample_weight
@@ -79,28 +80,110 @@ def positives(y: Any, classes: npt.NDArray[Any], like: npt.NDArray[Any], name: s
     return positive
 
 
-def hold_out(rows: Rows, fraction: float, rng: np.random.RandomState) -> tuple[Rows, Rows]:
-    """Rows to train on and rows to validate on: this fraction of the positives and of the others.
+class Sides(NamedTuple):
+    """Which rows are fitted on and which are judged by, part by part."""
+
+    fit: Bools  # [lists, rows]; the last list is what the result is fitted on
+    held: Bools  # [parts, rows]; lists are the parts, and one of all rows if that is none of them
+
+
+def hold_out(rows: Rows, fraction: float, rng: np.random.RandomState) -> Sides:
+    """One part: this fraction of the positives and of the others is held out.
 
     Copies of a row are all on one side, or the validation would see rows that were trained on;
     but where most rows are equal to many others, as of a few binned features, they are cases of
     their own. The order of the rows does not matter.
     """
+    group, positives, size = _groups(rows, rng)
+    held = np.zeros(len(size), dtype=bool)
+    for mass, kind in _kinds(positives, size):
+        held[kind] = _fill(mass[kind], fraction)
+    return _sides(rows.y, [held[group]])
+
+
+def folds(rows: Rows, count: int, repeats: int, rng: np.random.RandomState) -> Sides | None:
+    """So many folds, drawn anew so many times, each with its share of either class.
+
+    Copies as in `hold_out`. Fewer folds where a class has fewer distinct rows; None below two.
+    """
+    held: list[Bools] = []
+    for _ in range(repeats):
+        group, positives, size = _groups(rows, rng)
+        kinds = _kinds(positives, size)
+        number = min(count, *(int(kind.sum()) for _, kind in kinds))
+        if number < 2:
+            return None
+        fold = np.zeros(len(size), dtype=np.int64)
+        for mass, kind in kinds:
+            fold[kind] = _deal(mass[kind], number)
+        held += [fold[group] == k for k in range(number)]
+    return _sides(rows.y, held)
+
+
+def split_by(cv: Any, rows: Rows, y: npt.NDArray[Any], kept: Any) -> Sides:
+    """The parts of a splitter, which numbers the rows as they were given; ``kept`` are left."""
+    fit: list[Bools] = []
+    held: list[Bools] = []
+    for train, test in cv.split(np.zeros((len(y), 1)), y):
+        for sides, index in ((fit, train), (held, test)):
+            side = np.zeros(len(y), dtype=bool)
+            side[index] = True
+            side = side[kept]
+            if not (rows.y[side].any() and (~rows.y[side]).any()):
+                raise ValueError(
+                    f"expected rows of two classes on both sides of each part of cv, "
+                    f"got one class or none in part {len(held)}"
+                )
+            sides.append(side)
+    return Sides(np.stack([*fit, np.ones(len(rows.y), dtype=bool)]), np.stack(held))
+
+
+def beside(rows: Rows, held: Rows) -> tuple[Rows, Sides]:
+    """One part: rows to fit on and others to judge by, as one table."""
+    if issparse(rows.x) or issparse(held.x):
+        x = vstack([csr_array(rows.x), csr_array(held.x)], format="csr")
+    else:
+        x = np.concatenate([rows.x, held.x])
+    masses = [np.ones(len(part.y)) if part.weight is None else part.weight for part in (rows, held)]
+    first = np.arange(x.shape[0]) < len(rows.y)
+    both = Rows(as_table(x), np.concatenate([rows.y, held.y]), np.concatenate(masses))
+    return both, Sides(first[None], ~first[None])
+
+
+def count_positives(rows: Rows) -> int:
+    """Distinct rows that are positive: as many as there are positives to tell apart."""
+    _, positives, _ = _groups(rows, np.random.RandomState(0))
+    return int((positives > 0).sum())
+
+
+def _groups(rows: Rows, rng: np.random.RandomState) -> tuple[Ints, Floats, Floats]:
+    """A number per row, equal for copies, in an order that the seed draws; mass of each group.
+
+    (group [rows], mass of its positives [groups], mass of all its rows [groups]).
+    """
     keys = _keys(rows.x, rng.bytes(16))
     order = np.lexsort((rows.y, keys))
-    keys, y = keys[order], rows.y[order]
-    group = np.cumsum(np.append(False, keys[1:] != keys[:-1]))
-    if len(group) >= CROWDED * (group[-1] + 1):
-        group = rng.permutation(len(group))
-    mass = np.ones(len(group)) if rows.weight is None else rows.weight[order]
-    positives = np.bincount(group, weights=mass * y)
-    held = np.zeros(len(positives), dtype=bool)
-    # Of groups that hold positives only these count, of the others all rows.
-    for size, kind in ((positives, positives > 0), (np.bincount(group, mass), positives == 0)):
-        held[kind] = _fill(size[kind], fraction)
-    sides = (_of_both_classes(y, side) for side in (~held[group], held[group]))
-    train, validation = (rows.take(order[side]) for side in sides)
-    return train, validation
+    keys = keys[order]
+    sorted_group = np.cumsum(np.append(False, keys[1:] != keys[:-1]))
+    if len(keys) >= CROWDED * (sorted_group[-1] + 1):
+        sorted_group = rng.permutation(len(keys))
+    group = np.empty(len(keys), dtype=np.int64)
+    group[order] = sorted_group
+    mass = np.ones(len(keys)) if rows.weight is None else rows.weight
+    positives: Floats = np.bincount(group, mass * rows.y).astype(np.float64)
+    size: Floats = np.bincount(group, mass).astype(np.float64)
+    return group, positives, size
+
+
+def _kinds(positives: Floats, size: Floats) -> tuple[tuple[Floats, Bools], tuple[Floats, Bools]]:
+    """Of groups that hold positives only these count, of the others all rows."""
+    return (positives, positives > 0), (size, positives == 0)
+
+
+def _sides(y: Bools, held: Sequence[Bools]) -> Sides:
+    """The sides of held-out rows, each with both classes; the last list is of all rows."""
+    fit = [*(_of_both_classes(y, ~side) for side in held), np.ones(len(y), dtype=bool)]
+    return Sides(np.stack(fit), np.stack([_of_both_classes(y, side) for side in held]))
 
 
 def _fill(size: npt.NDArray[Any], fraction: float) -> Bools:
@@ -117,6 +200,16 @@ def _fill(size: npt.NDArray[Any], fraction: float) -> Bools:
     return taken
 
 
+def _deal(size: npt.NDArray[Any], number: int) -> Ints:
+    """A fold for each group: large ones first, to the fold that has least."""
+    fold = np.empty(len(size), dtype=np.int64)
+    least = [(0.0, k) for k in range(number)]
+    for index in np.argsort(-size, kind="stable").tolist():
+        mass, fold[index] = least[0]
+        heapreplace(least, (mass + float(size[index]), int(fold[index])))
+    return fold
+
+
 def _of_both_classes(y: Bools, side: Bools) -> Bools:
     for label, name in ((False, "negative"), (True, "positive")):
         members = y == label
@@ -131,17 +224,48 @@ def _of_both_classes(y: Bools, side: Bools) -> Bools:
     return side
 
 
-def merged(rows: Rows) -> Rows:
-    """The rows with copies, of equal features and label, as one of their weight; sorted."""
+class Parts(NamedTuple):
+    """Distinct rows, and how many cases each of them is in every part."""
+
+    x: Table  # [rows, columns]
+    y: Bools  # [rows]
+    fit: Floats  # [lists, rows], fitted on; the last list is for the result
+    held: Floats  # [parts, rows], judged by
+
+    @property
+    def even(self) -> bool:
+        """Whether each row that is in a list is one case."""
+        return bool(((self.fit == 0) | (self.fit == 1)).all())
+
+    @property
+    def whole(self) -> Rows:
+        """The rows that the result is fitted on."""
+        return self.rows(self.fit[-1])
+
+    def rows(self, mass: Floats) -> Rows:
+        """The rows of a list or of a part, with as much weight as they have there."""
+        kept = mass > 0
+        weight = None if (mass[kept] == 1).all() else mass[kept]
+        if kept.all():
+            return Rows(self.x, self.y, weight)
+        return Rows(self.x[kept], self.y[kept], weight)
+
+
+def distinct(rows: Rows, sides: Sides) -> Parts:
+    """The rows with copies, of equal features and label, as one of their mass; sorted."""
     keys = _keys(rows.x, b"")
     order = np.lexsort((rows.y, keys))
-    keys, y = keys[order], rows.y[order]
-    first = np.append(True, (keys[1:] != keys[:-1]) | (y[1:] != y[:-1]))
-    if first.all():
-        return rows.take(order)
-    mass = np.ones(len(y)) if rows.weight is None else rows.weight[order]
-    weight = np.add.reduceat(mass, np.flatnonzero(first))
-    return rows.take(order[first])._replace(weight=weight)
+    sorted_keys, y = keys[order], rows.y[order]
+    first = np.append(True, (sorted_keys[1:] != sorted_keys[:-1]) | (y[1:] != y[:-1]))
+    number = np.empty(len(keys), dtype=np.int64)
+    number[order] = np.cumsum(first) - 1
+    mass = np.ones(len(keys)) if rows.weight is None else rows.weight
+
+    def masses(parts: Bools) -> Floats:
+        return np.stack([np.bincount(number, mass * part, int(first.sum())) for part in parts])
+
+    kept = order[first]
+    return Parts(rows.x[kept], rows.y[kept], masses(sides.fit), masses(sides.held))
 
 
 def _keys(x: Table, seed: bytes) -> npt.NDArray[np.uint64]:

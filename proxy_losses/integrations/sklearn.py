@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from itertools import product
 from numbers import Integral, Real
 from typing import Any, ClassVar, NamedTuple
 
@@ -11,8 +13,9 @@ import numpy.typing as npt
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin, _fit_context
+    from sklearn.model_selection import check_cv
     from sklearn.utils import check_random_state
-    from sklearn.utils._param_validation import Interval, StrOptions
+    from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
     from sklearn.utils.multiclass import type_of_target
     from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -23,11 +26,29 @@ except ImportError as error:
         "proxy_losses.integrations.sklearn needs scikit-learn >= 1.6 and tqdm: "
         "pip install 'proxy-losses[sklearn]'"
     ) from error
-from ._rows import Rows, as_table, hold_out, merged, positives, scaling, weighted_rows
+from ._rows import (
+    Parts,
+    Rows,
+    Sides,
+    as_table,
+    beside,
+    count_positives,
+    distinct,
+    folds,
+    hold_out,
+    positives,
+    scaling,
+    split_by,
+    weighted_rows,
+)
 
 __all__ = ["LinearEmbedder", "LinearRanker", "ScorecardRow"]
 
 Array = npt.NDArray[Any]
+
+MANY = 300  # positives from which on one held-out part tells enough
+FOLDS = (5, 2)  # below that: so many folds, so many times
+TRAINED = 0.368  # share of the rows of the refit in what is chosen by: Efron's .632 estimator
 
 
 class ScorecardRow(NamedTuple):
@@ -41,18 +62,24 @@ class ScorecardRow(NamedTuple):
 class LinearRanker(ClassifierMixin, BaseEstimator):
     r"""Linear classifier whose coefficients maximise a metric of the top of the ranking.
 
-    For scorecards on few features and rare positives, where a logistic regression spends its few
-    coefficients on rows that nobody will look at. `fit`
+    For scorecards and rare positives, where a logistic regression spends its coefficients on rows
+    that nobody will look at. `fit`
 
-    1. holds out `validation_fraction` of each class, copies of a row together, and scales the
-       features;
-    2. picks `n_features` of them, if asked to, by orthogonal matching pursuit: one by one that
-       which correlates most with what a linear fit of the labels on the others leaves;
+    1. holds out rows: five folds, drawn twice, where there are fewer than 300 positives, and
+       otherwise `validation_fraction` of each class; copies of a row stay together. `cv` and
+       `X_val` change that;
+    2. scales the features, and picks `n_features` of them, if asked to, by orthogonal matching
+       pursuit: one by one that which correlates most with what a linear fit of the labels on the
+       others leaves;
     3. fits logistic regressions for all `Cs`, and keeps the one whose held-out metric is best;
-    4. from there runs Adam on ``1 - soft metric`` of all training rows at once, and keeps the step
-       whose held-out metric is best, the logistic regression included: where no step is better,
-       that is the result, and `improved_` is False;
-    5. rescales the scores to log-odds on the held-out rows (Platt), which changes no ranking.
+    4. from there trains all pairs of `mix` and `l2` at once, on every part and on all rows, each by
+       `max_iter` steps of Adam on ``mix * (1 - soft metric) + (1 - mix) * log loss + l2 / (2 C n) *
+       |coef|^2`` of its n rows;
+    5. keeps the pair whose held-out metric is best, as fitted on all rows, if that is better than
+       the logistic regression's by more than `tol`. Otherwise the logistic regression is the
+       result, and `improved_` is False. But for `X_val`, the metric of all rows, that they were
+       fitted on, counts by .368 here and in step 3 (Efron's .632 estimator);
+    6. rescales the scores to log-odds by the held-out rows (Platt), which changes no ranking.
 
     `decision_function` is the score to rank by, and `score` the metric. `predict` is probability
     above 1/2, which among rare positives is often nothing: for a budget take the top scores.
@@ -64,23 +91,29 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
     is filled is computed with as a sparse one, however it came.
 
     Args:
-        metric: "ap", average precision; "recall", recall in the top `quantile` of the rows; or
-            "pauc", area under the ROC curve up to the false-positive rate `fpr`, as
-            `roc_auc_score(max_fpr=fpr)` scales it: 0.5 for chance.
-        quantile: the top fraction, in (0, 0.5]: 0.005 is the top 0.5 %. For "recall" only.
+        metric: "ap", average precision; "recall", recall in the top `quantile` of the rows;
+            "enrichment", that recall over `quantile`, trained by Smooth-AP; or "pauc", area under
+            the ROC curve up to the false-positive rate `fpr`, as `roc_auc_score(max_fpr=fpr)`
+            scales it: 0.5 for chance.
+        quantile: the top fraction, in (0, 0.5]: 0.005 is the top 0.5 %. For "recall" and
+            "enrichment" only.
         fpr: false-positive rate, in (0, 1). For "pauc" only.
         n_features: how many features get a weight, fewer where the rest adds nothing; None means
             all.
         tau: temperature in standard deviations of the training scores of step 3; it stays as it is
             then.
         Cs: inverse strengths of the L2 penalty in step 3.
+        mix: weights of the ranking loss to try, each in [0, 1]; 0 is the log loss alone.
+        l2: penalties to try, in units of that of the logistic regression.
         learning_rate: of Adam, in standard deviations of the scores: coefficients of k scaled
-            features move up to learning_rate / sqrt(k) a step.
-        max_iter: most steps of Adam; 0 leaves the logistic regression.
-        n_iter_no_change: stop after so many steps without a better held-out metric (it is looked
-            at every 10 steps); None never stops early.
-        tol: by how much the held-out metric must grow to count as better.
-        validation_fraction: share of each class held out, in (0, 1). Not used with `X_val`.
+            features move up to learning_rate / sqrt(k + 1) a step.
+        max_iter: steps of Adam; 0 leaves the logistic regression.
+        tol: by how much the metric must grow to count as better; for "enrichment" in units of
+            1 / quantile.
+        cv: None as in step 1; 1 for one held-out part; a number of folds, drawn once; or what
+            scikit-learn takes for cv, a splitter or a list of (training, held-out) row numbers,
+            which sees no copies.
+        validation_fraction: share of each class held out where it is one part, in (0, 1).
         random_state: seed of the held-out rows: an int, a RandomState or None.
         verbose: above 0 shows a progress bar.
 
@@ -91,11 +124,12 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
         support_: [features] bool, the features picked.
         scale_: [features] standard deviations on the training rows.
         improved_: whether the ranking metric's solution was kept.
-        baseline_score_: held-out metric of the logistic regression.
+        baseline_score_: held-out metric of the logistic regression; of all parts ranked together.
         validation_score_: held-out metric of the result. It was selected by it: measure on others.
         C_: the C picked.
+        mix_, l2_: the pair picked; 0 and 1 for the logistic regression.
         n_iter_: steps of Adam made.
-        best_iter_: step kept, 0 for the logistic regression.
+        best_iter_: those behind the result, 0 for the logistic regression.
         n_features_in_: number of features.
         feature_names_in_: their names, where X has any.
 
@@ -109,7 +143,8 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
         True
 
     Reference: Brown et al., "Smooth-AP: Smoothing the Path Towards Large-Scale Image Retrieval",
-    ECCV 2020, arXiv:2007.12163; Platt, "Probabilistic Outputs for Support Vector Machines", 1999.
+    ECCV 2020, arXiv:2007.12163; Platt, "Probabilistic Outputs for Support Vector Machines", 1999;
+    Efron, "Estimating the Error Rate of a Prediction Rule", JASA 1983.
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -119,10 +154,17 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
         "n_features": [Interval(Integral, 1, None, closed="left"), None],
         "tau": [Interval(Real, 0, None, closed="neither")],
         "Cs": ["array-like"],
+        "mix": ["array-like"],
+        "l2": ["array-like"],
         "learning_rate": [Interval(Real, 0, None, closed="neither")],
         "max_iter": [Interval(Integral, 0, None, closed="left")],
-        "n_iter_no_change": [Interval(Integral, 1, None, closed="left"), None],
         "tol": [Interval(Real, 0, None, closed="left")],
+        "cv": [
+            Interval(Integral, 1, None, closed="left"),
+            HasMethods(["split"]),
+            "array-like",
+            None,
+        ],
         "validation_fraction": [Interval(Real, 0, 1, closed="neither")],
         "random_state": ["random_state"],
         "verbose": ["verbose"],
@@ -135,12 +177,14 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
         quantile: float = 0.005,
         fpr: float = 0.005,
         n_features: int | None = None,
-        tau: float = 0.1,
-        Cs: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0),
+        tau: float = 0.25,
+        Cs: Sequence[float] = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0, 1000.0),
+        mix: Sequence[float] = (1.0, 0.5, 0.25),
+        l2: Sequence[float] = (1.0, 10.0, 100.0),
         learning_rate: float = 0.1,
-        max_iter: int = 300,
-        n_iter_no_change: int | None = 100,
-        tol: float = 0.0,
+        max_iter: int = 150,
+        tol: float = 0.01,
+        cv: Any = None,
         validation_fraction: float = 0.2,
         random_state: Any = None,
         verbose: int = 0,
@@ -151,9 +195,11 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
         self.n_features = n_features
         self.tau = tau
         self.Cs = Cs
+        self.mix = mix
+        self.l2 = l2
         self.learning_rate = learning_rate
         self.max_iter = max_iter
-        self.n_iter_no_change = n_iter_no_change
+        self.cv = cv
         self.tol = tol
         self.validation_fraction = validation_fraction
         self.random_state = random_state
@@ -192,38 +238,49 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
         Warns:
             UserWarning: a class has too few distinct rows to hold some out.
         """
-        train, held = self._parts(X, y, sample_weight, X_val, y_val, sample_weight_val)
-        train, held = merged(train), merged(held)  # copies, which are scaled in place
-        scale = scaling(train)
-        train, held = scale.apply(train), scale.apply(held)
+        Cs, mixes, multiples = (
+            card.checked(name, getattr(self, name), share=name == "mix")
+            for name in ("Cs", "mix", "l2")
+        )
+        parts, trained_share = self._parts(X, y, sample_weight, X_val, y_val, sample_weight_val)
+        scale = scaling(parts.whole)
+        parts = parts._replace(x=scale.apply(Rows(parts.x, parts.y, None)).x)
         self.scale_ = scale.scale
-        self.support_ = card.select(train, self.n_features)
+        self.support_ = card.select(parts.whole, self.n_features)
         if not self.support_.all():
-            train, held = (rows._replace(x=rows.x[:, self.support_]) for rows in (train, held))
+            parts = parts._replace(x=parts.x[:, self.support_])
 
         score = self._metric()
-        start, self.C_ = card.warm_start(train, held, card.checked_cs(self.Cs), score)
-        best, self.best_iter_, self.n_iter_ = card.ascend(
-            start,
-            train,
-            held,
-            card.soft_loss(self.metric, train, self.tau, self.quantile, self.fpr),
-            score,
-            rate=self.learning_rate,
-            steps=self.max_iter,
-            patience=self.n_iter_no_change,
-            tol=self.tol,
-            verbose=self.verbose,
-        )
-        result = card.calibrate(best, held)
-        if result is None:  # too few rows to tell
-            result, self.best_iter_ = card.calibrate(start, held) or start, 0
+        logistic = card.logistics(parts, sorted(Cs))
+        held, total = card.judge(logistic, parts, score, trained_share)
+        first = int(total.argmax())  # the smallest C of equal ones
+        self.C_, start = sorted(Cs)[first], logistic[:, first]
+        self.baseline_score_ = self.validation_score_ = float(held[first])
+        self.mix_, self.l2_, self.best_iter_, self.n_iter_ = 0.0, 1.0, 0, 0
+        best, enough = start, self.tol * card.largest(self.metric, self.quantile)
+        told = all(spread > 0 for _, spread in card.all_moments(start, parts))
+        if self.max_iter and told:
+            pairs = np.array([*product(mixes, multiples)])
+            trained = card.ascend(
+                start, parts,
+                card.Plan(pairs[:, 0], pairs[:, 1], self.C_, self.learning_rate, self.max_iter),
+                partial(card.soft_loss, self.metric, parts, self.tau, self.quantile, self.fpr),
+                self.verbose,
+            )  # fmt: skip
+            self.n_iter_ = self.max_iter
+            after, gain = card.judge(trained, parts, score, trained_share)
+            gain = np.where(after >= held[first], gain - total[first], 0.0)
+            chosen = int(gain.argmax())
+            if gain[chosen] > enough:
+                best, self.best_iter_ = trained[:, chosen], self.max_iter
+                (self.mix_, self.l2_) = map(float, pairs[chosen])
+                self.validation_score_ = float(after[chosen])
         self.improved_ = self.best_iter_ > 0
-        self.baseline_score_, self.validation_score_ = start.score, result.score
+        result = card.calibrate(best, parts)
 
         self.coef_ = np.zeros((1, self.n_features_in_))
-        self.coef_[0, self.support_] = result.coef / scale.scale[self.support_]
-        self.intercept_ = np.array([result.intercept - float(self.coef_[0] @ scale.shift)])
+        self.coef_[0, self.support_] = result[:-1] / scale.scale[self.support_]
+        self.intercept_ = np.array([result[-1] - float(self.coef_[0] @ scale.shift)])
         return self
 
     def decision_function(self, X: Any) -> Array:
@@ -270,8 +327,8 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
 
     def _parts(
         self, X: Any, y: Any, weight: Any, X_val: Any, y_val: Any, weight_val: Any
-    ) -> tuple[Rows, Rows]:
-        """Rows to learn from and rows to validate on."""
+    ) -> tuple[Parts, float]:
+        """What is fitted on and judged by, and the share of the former in the judgement."""
         X, y = validate_data(
             self, X, y, dtype=np.float64, ensure_min_samples=2, accept_sparse="csr"
         )
@@ -283,17 +340,31 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
             raise ValueError(
                 f"Only binary classification is supported. The type of the target is {kind}."
             )
-        rows = weighted_rows(as_table(X), y == self.classes_[-1], weight, "sample_weight")
+        given = as_table(X)
+        rows = weighted_rows(given, y == self.classes_[-1], weight, "sample_weight")
         if X_val is None:
             if y_val is not None or weight_val is not None:
                 raise ValueError("y_val and sample_weight_val need X_val, which is None")
-            rng = check_random_state(self.random_state)
-            return hold_out(rows, self.validation_fraction, rng)
+            return distinct(rows, self._sides(rows, y, weight)), TRAINED
         if y_val is None:
             raise ValueError("X_val needs y_val, which is None")
         X_val = validate_data(self, X_val, reset=False, dtype=np.float64, accept_sparse="csr")
         positive = positives(y_val, self.classes_, X_val, "y_val")
-        return rows, weighted_rows(as_table(X_val), positive, weight_val, "sample_weight_val")
+        held = weighted_rows(as_table(X_val), positive, weight_val, "sample_weight_val")
+        return distinct(*beside(rows, held)), 0.0
+
+    def _sides(self, rows: Rows, y: Array, weight: Any) -> Sides:
+        """Who is held out."""
+        rng = check_random_state(self.random_state)
+        found = None
+        if self.cv is None and count_positives(rows) < MANY:
+            found = folds(rows, *FOLDS, rng)
+        elif isinstance(self.cv, Integral) and int(self.cv) > 1:
+            found = folds(rows, int(self.cv), 1, rng)
+        elif self.cv is not None and self.cv != 1:
+            kept = np.broadcast_to(1 if weight is None else weight, len(y)) > 0
+            return split_by(check_cv(self.cv, y, classifier=True), rows, y, kept)
+        return hold_out(rows, self.validation_fraction, rng) if found is None else found
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
