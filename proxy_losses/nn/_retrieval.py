@@ -139,6 +139,8 @@ class RetrievalLoss(ScheduledLoss):
         True
     """
 
+    references = ("ref_embeddings", "ref_labels", "ref_row_ids")
+
     def __init__(
         self, metric: str = "ap", *, memory_size: int = 0, embedding_dim: int | None = None,
         num_labels: int | None = None, temperature: float = 0.05, similarity: str = "cosine",
@@ -219,6 +221,12 @@ class RetrievalLoss(ScheduledLoss):
             raise ValueError(
                 f"embeddings must be [N, embedding_dim={self.embedding_dim}], "
                 f"got {list(embeddings.shape)}"
+            )
+        told = call.relevance is None
+        if self.num_labels is not None and told and labels.shape[1:] != (self.num_labels,):
+            raise ValueError(
+                f"labels must be [N, num_labels={self.num_labels}] bool, "
+                f"got {list(labels.shape)} of {labels.dtype}"
             )
         self._begin(embeddings)
         queue = self._queue
