@@ -78,6 +78,8 @@ def trained(steps: int = 3, **kwargs) -> RetrievalLoss:
 def test_every_metric_has_a_short_name():
     assert {r.name for r in BY_NAME.values()} == {m.name for m in METRICS}
     assert {"ap", "recall_at_k", "precision_at_k", "mrr", "auroc"} <= {*BY_NAME}
+    for name in BY_NAME:
+        assert all(f'"{name}"' in text for text in (RetrievalLoss.__doc__, retrieval_loss.__doc__))
 
 
 @every_metric

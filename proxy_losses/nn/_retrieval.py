@@ -111,8 +111,8 @@ class RetrievalLoss(ScheduledLoss):
     loss of embeddings and labels, see `LossWarmupWrapper`.
 
     Args:
-        metric: "ap", "recall_at_k", "precision_at_k", "mrr", "ndcg", "auroc", "recall_at_quantile"
-            or "partial_auc", see `retrieval_loss`.
+        metric: "ap", "recall_at_k", "precision_at_k", "mrr", "ndcg", "auroc", "recall_at_quantile",
+            "recall_at_precision" or "partial_auc", see `retrieval_loss`.
         memory_size: past references that are ranked too, 0 for none. They get no gradient. With
             M references in all a step takes N x M similarities.
         embedding_dim: D, needed with memory_size > 0.
