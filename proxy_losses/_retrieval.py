@@ -404,9 +404,10 @@ def retrieval_loss(
         memory: `MemoryState` of past references, or None. It needs labels, not relevance.
         tau: temperature in units of the similarity (for "partial_auc" in units of the spread that
             `partial_auc` names), > 0: a number, a 0-d tensor, or [Q].
-        metric: "ap", "recall_at_k", "precision_at_k", "mrr", "ndcg", "auroc", "recall_at_quantile"
-            or "partial_auc", each the function of that name, or with "smooth_" before. "ndcg"
-            takes relevance as gains, and 1 for a positive where labels tell.
+        metric: "ap", "recall_at_k", "precision_at_k", "mrr", "ndcg", "auroc", "recall_at_quantile",
+            "recall_at_precision" or "partial_auc", each the function of that name, or with
+            "smooth_" before. "ndcg" takes relevance as gains, and 1 for a positive where labels
+            tell.
         ref_embeddings: [M, D] floating, the references; they get a gradient. None: the other rows
             of the batch.
         ref_labels: [M] integers or [M, L] bool, as labels are.

@@ -11,7 +11,7 @@ from sklearn.base import clone
 from sklearn.metrics import average_precision_score
 from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import MinMaxScaler
+from sklearn.preprocessing import MinMaxScaler, normalize
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
 from proxy_losses.integrations import _classes, _embedder
@@ -158,6 +158,23 @@ def test_few_classes():
         fitted(*made(2, 3))
 
 
+def test_one_class_alone_is_never_held_out():
+    """Nor trained: it has nothing to be told from, and all maps would be as good."""
+    x, y = made(4, 6)
+    some = (y == 0) | (np.arange(len(y)) % 6 < 1)  # six rows of one class, one of the others
+    with pytest.warns(UserWarning, match="training and for validation alike"):
+        model = fitted(x[some], y[some])
+    assert model.n_iter_ == 0
+    assert model.baseline_score_ < model.validation_score_ == model.score(x[some], y[some])
+
+
+def test_a_map_that_is_not_finite_is_worse_than_all():
+    rows = _classes.Labelled(*made(3, 4))
+    judge = _classes.Judge(rows, torch.device("cpu"))
+    assert np.isnan(judge(_classes.Affine(np.full((2, WIDTH), np.inf), np.zeros(WIDTH))))
+    assert np.isfinite(fitted(*made(6, 4), learning_rate=1e30).components_).all()
+
+
 def test_batches_hold_rows_that_have_something_to_find():
     y = np.array([0] * 9 + [1] * 3 + [2] + [3] * 2 + [5])
     batches = _classes.Batches(y, 2, 4, np.random.RandomState(0))
@@ -234,6 +251,17 @@ def test_equal_rows_in_every_class():
     model = fitted(np.repeat(x, 3, axis=0), np.repeat(y, 3))
     assert model.validation_score_ == model.baseline_score_ == 1.0
     assert not model.improved_
+    assert (
+        _classes.whitenings(_classes.Labelled(np.full((20, 7), 0.1), np.arange(20) % 2), [1]) == []
+    )
+
+
+@pytest.mark.parametrize(("dtype", "exponents"), [("f4", [-120, 120]), ("f8", [-900, 900])])
+def test_length_of_rows_does_not_matter(dtype, exponents):
+    x = made(3, 4)[0].astype(dtype)
+    for exponent in exponents:
+        scaled = _classes.unit_rows(np.ldexp(x, exponent))
+        np.testing.assert_array_equal(scaled, normalize(x))
 
 
 def test_validation_rows_of_ones_own():
@@ -266,6 +294,7 @@ def test_stops_after_steps_without_gain():
     assert fitted(x, y, learning_rate=1e6, n_iter_no_change=20, max_iter=90).n_iter_ == 20
     assert fitted(x, y, n_iter_no_change=None, max_iter=25).n_iter_ == 25
     assert fitted(x, y, tol=1.0).best_iter_ == 0
+    assert fitted(x, y, n_iter_no_change=3).best_iter_ > 0  # it looks before it stops
 
 
 def test_progress(capsys):
@@ -315,6 +344,7 @@ def test_works_inside_scikit_learn():
         ({"validation_fraction": 1.0}, "'validation_fraction' parameter"),
         ({"refit": "yes"}, "'refit' parameter"),
         ({"device": "nowhere"}, "a device that torch has here, got 'nowhere'"),
+        ({"device": "meta"}, "a device that torch has here, got 'meta'"),
         ({"device": 3}, "'device' parameter"),
         ({"verbose": -1}, "'verbose' parameter"),
     ],
@@ -337,8 +367,12 @@ def test_bad_data():
         model.fit(x, y, X_val=x)
     with pytest.raises(ValueError, match="y_val needs X_val"):
         model.fit(x, y, y_val=y)
-    with pytest.raises(ValueError, match="of which two share a class"):
-        model.fit(x, y, X_val=x, y_val=np.arange(len(x)))
+    for bad, message in (
+        (np.arange(len(x)), "of which two share a class"), (0 * y, "y_val of two classes or more"),
+        (x[:, 0], "Unknown label type: continuous"), (np.nan * y, "Input y contains NaN"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            model.fit(x, y, X_val=x, y_val=bad)
     model = fitted(x, y, max_iter=0)
     with pytest.raises(ValueError, match="of which two share a class"):
         model.score(x[:2], [0, 1])

@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 import pytest
-from sklearn.model_selection import KFold
+from sklearn.model_selection import KFold, check_cv
 
 from proxy_losses.integrations._rows import (
     CROWDED,
@@ -149,6 +149,8 @@ def test_a_splitter_sees_the_rows_as_they_were_given():
     assert sides.fit[2].all()
     with pytest.raises(ValueError, match="both sides of each part of cv, got one class or none"):
         split_by(KFold(40), rows, y, kept)
+    with pytest.raises(ValueError, match="cv of one part or more, got none"):
+        split_by(check_cv([]), rows, y, kept)
 
 
 @pytest.mark.parametrize(("label", "name"), [(True, "positive"), (False, "negative")])

@@ -78,6 +78,8 @@ def trained(steps: int = 3, **kwargs) -> RetrievalLoss:
 def test_every_metric_has_a_short_name():
     assert {r.name for r in BY_NAME.values()} == {m.name for m in METRICS}
     assert {"ap", "recall_at_k", "precision_at_k", "mrr", "auroc"} <= {*BY_NAME}
+    for name in BY_NAME:
+        assert all(f'"{name}"' in text for text in (RetrievalLoss.__doc__, retrieval_loss.__doc__))
 
 
 @every_metric
@@ -411,6 +413,16 @@ def test_the_wrapper_schedules_it():
         wrapper.load_state_dict(broken)
 
 
+def test_the_blend_ranks_given_references():
+    main = module(memory_size=0, reduction="mean")
+    wrapper = P.LossWarmupWrapper(lambda x, y: (x * 0).sum(), main, warmup_steps=0, blend_steps=1)
+    wrapper.on_train_batch_start(0)
+    (x, _), (r, _) = rows(0, 4), rows(1, 6)
+    relevance = torch.eye(4, 6)
+    blended = wrapper(x, relevance, ref_embeddings=r)
+    torch.testing.assert_close(blended, main(x, relevance, r) / 2)
+
+
 def test_callbacks_see_it():
     net = nn.ModuleDict({"a": trained(gather_distributed=False), "b": trained()})
     assert {*own_queue_losses(net)} == {"a"}
@@ -540,6 +552,14 @@ def test_bad_batches(args, kwargs, error, says):
     with pytest.raises(error, match=says):
         loss_fn(*args, **kwargs)
     assert loss_fn.memory.enqueued == 0
+
+
+def test_labels_are_as_many_as_told():
+    loss_fn = RetrievalLoss(num_labels=3)
+    for bad in (Y, torch.eye(6) > 0):
+        with pytest.raises(ValueError, match=r"labels must be \[N, num_labels=3\] bool, got \[6"):
+            loss_fn(X, bad)
+    assert loss_fn(X, torch.eye(6), X).isfinite()  # relevance
 
 
 def test_bad_relevance():

@@ -132,6 +132,8 @@ def test_blocks_of_lists_do_not_matter(monkeypatch):
         starts[1:2], alone, plan, functools.partial(soft_loss.func, "ap", alone, 0.25, 0.05, 0.1)
     )
     np.testing.assert_allclose(one[0], whole[1], rtol=1e-2, atol=1e-2)
+    lost = card.ascend(starts, parts, plan._replace(rate=1e200, steps=3), soft_loss)
+    np.testing.assert_array_equal(lost[:, 0], starts)  # it did not stay finite
 
 
 def test_without_the_ranking_loss_it_is_the_logistic_regression():

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.preprocessing import normalize as unit_rows
+from sklearn.preprocessing import normalize
 
 MOST_QUERIES = 512  # of a validation; all rows are ranked for each
 _QUERIES = 256  # that are ranked together
@@ -41,6 +41,13 @@ class Affine(NamedTuple):
         return mapped
 
 
+def unit_rows(x: Array) -> Array:
+    """Rows divided by their norms, of which no square overflows or vanishes; 0 stays 0."""
+    _, exponent = np.frexp(np.abs(x).max(axis=1, keepdims=True))
+    unit: Array = normalize(np.ldexp(x, -exponent), copy=False)
+    return unit
+
+
 class Batches:
     """Rows of some classes, drawn evenly among the classes of two rows or more."""
 
@@ -58,7 +65,10 @@ class Batches:
 
 
 class Judge:
-    """Mean average precision of labelled rows under a map, every row ranking the others."""
+    """Mean average precision of labelled rows under a map, every row ranking the others.
+
+    NaN for a map that is not finite.
+    """
 
     def __init__(
         self,
@@ -81,6 +91,8 @@ class Judge:
     def __call__(self, affine: Affine) -> float:
         weight, mean = (torch.from_numpy(of).to(self.x) for of in affine)
         z = torch.nn.functional.normalize((self.x - mean) @ weight.T)
+        if not z.isfinite().all():  # all would be equal, which may be better than chance
+            return float("nan")
         values: list[float] = []
         for some in np.split(self.queries, range(_QUERIES, len(self.queries), _QUERIES)):
             found = (z[torch.from_numpy(some).to(z.device)] @ z.T).cpu().numpy()
@@ -109,7 +121,8 @@ def whitenings(rows: Labelled, shrinkages: Sequence[float]) -> list[tuple[float,
     apart = x - (sums / sizes.clip(min=1)[:, None])[rows.y]
     values, vectors = np.linalg.eigh(apart.T @ apart)
     average = values.mean()
-    if not average > 0:  # equal rows in every class
+    rounding = max(np.finfo(rows.x.dtype).eps, sizes.max() * np.finfo(np.float64).eps)
+    if not values.sum() > len(x) * rounding**2:  # equal rows in every class
         return []
     values, mean = values.clip(min=0.0) / average, x.mean(0)
     return [
@@ -150,13 +163,16 @@ def hold_out(
 def _hold_out_rows(
     rows: Labelled, fraction: float, rng: np.random.RandomState
 ) -> tuple[Labelled, Labelled]:
-    """The fraction of each class of four rows or more, two at least on either side."""
+    """The fraction of each class of four rows or more, two at least on either side.
+
+    All on both sides where less than two classes are that large: one has nothing to be told from.
+    """
     side = np.zeros(len(rows.y), dtype=bool)
     for label, size in enumerate(np.bincount(rows.y).tolist()):
         if size >= 4:
             count = int(np.clip(round(fraction * size), 2, size - 2))
             side[rng.permutation(np.flatnonzero(rows.y == label))[:count]] = True
-    alike = not side.any()
+    alike = len(np.unique(rows.y[side])) < 2
     warnings.warn(
         f"fewer than {_FEWEST} classes of two rows or more: "
         + ("all rows are used for training and for validation alike" if alike

@@ -16,8 +16,7 @@ from sklearn.base import (
     TransformerMixin,
     _fit_context,
 )
-from sklearn.preprocessing import normalize as unit_rows
-from sklearn.utils import check_array, check_consistent_length, check_random_state, column_or_1d
+from sklearn.utils import check_array, check_random_state
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -35,6 +34,7 @@ from ._classes import (
     Labelled,
     hold_out,
     leading,
+    unit_rows,
     whitenings,
 )
 
@@ -64,7 +64,8 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
 
     A row that is alone in its class has nothing to find: in training it is left out of the batches,
     and when held out it is only there to be ranked. With fewer than four classes of two rows or
-    more, rows are held out instead of classes. There is no `sample_weight`.
+    more, rows are held out instead of classes, or none where not two classes have four rows. There
+    is no `sample_weight`.
 
     Args:
         n_components: features of the result, at most those of X; None means as many. With fewer,
@@ -80,7 +81,7 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             step.
         max_iter: most steps of Adam; 0 leaves the whitening.
         n_iter_no_change: stop after so many steps without a better held-out mean average precision
-            (it is looked at every 20 steps); None never stops early.
+            (it is looked at every 20 steps, and before stopping); None never stops early.
         tol: by how much it must grow to count as better.
         validation_fraction: share of the classes held out, in (0, 1). Not used with `X_val`.
         refit: whether to make step 4. Not used with `X_val`.
@@ -230,14 +231,12 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=_DTYPES)
         mapped = self._map().of(unit_rows(X))
-        return unit_rows(mapped, copy=False) if self.normalize else mapped
+        return unit_rows(mapped) if self.normalize else mapped
 
     def score(self, X: Any, y: Any) -> float:
         """Mean average precision of every row of X ranking the others, of those with a positive."""
         check_is_fitted(self)
-        X, y = validate_data(self, X, y, reset=False, dtype=_DTYPES)
-        rows = Labelled(unit_rows(X), np.unique(y, return_inverse=True)[1])
-        return Judge(rows, torch.device("cpu"))(self._map())
+        return Judge(self._labelled(X, y, reset=False), torch.device("cpu"))(self._map())
 
     def _map(self) -> Affine:
         return Affine(self.components_, self.mean_)
@@ -250,11 +249,7 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
         self, X: Any, y: Any, X_val: Any, y_val: Any, rng: np.random.RandomState
     ) -> tuple[Labelled, Labelled, Labelled | None]:
         """Rows to learn from, rows to validate on, and those to fit again on, if any."""
-        X, y = validate_data(self, X, y, dtype=_DTYPES, ensure_min_samples=2)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
-            check_classification_targets(y)
-        rows = Labelled(unit_rows(X), np.unique(y, return_inverse=True)[1])
+        rows = self._labelled(X, y, ensure_min_samples=2)
         sizes = np.bincount(rows.y)
         if len(sizes) < 2 or sizes.max() < 2:
             raise ValueError(
@@ -267,10 +262,18 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
             return *hold_out(rows, self.validation_fraction, rng), rows if self.refit else None
         if y_val is None:
             raise ValueError("X_val needs y_val, which is None")
-        X_val = validate_data(self, X_val, reset=False, dtype=_DTYPES)
-        y_val = column_or_1d(y_val, warn=True)
-        check_consistent_length(X_val, y_val)
-        return rows, Labelled(unit_rows(X_val), np.unique(y_val, return_inverse=True)[1]), None
+        held = self._labelled(X_val, y_val, reset=False)
+        if not held.y.any():
+            raise ValueError("expected y_val of two classes or more, got one")
+        return rows, held, None
+
+    def _labelled(self, X: Any, y: Any, **checks: Any) -> Labelled:
+        """Unit rows and the numbers of their classes."""
+        X, y = validate_data(self, X, y, dtype=_DTYPES, **checks)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The number of unique classes", UserWarning)
+            check_classification_targets(y)
+        return Labelled(unit_rows(X), np.unique(y, return_inverse=True)[1])
 
     def _ascend(
         self,
@@ -283,19 +286,20 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     ) -> tuple[float, Affine, int, int]:
         """The best validated map on the way of Adam, its value, its step, and the steps made."""
         best, best_step, step, patience = start, 0, 0, self.n_iter_no_change
-        steps = self._steps(start, train, rng, device)
+        steps = islice(self._steps(start, train, rng, device), self.max_iter)
         with tqdm(total=self.max_iter, desc="LinearEmbedder", disable=not self.verbose) as bar:
-            while step < self.max_iter and (patience is None or step - best_step < patience):
-                step += 1
-                weight = next(steps)
+            for step, weight in enumerate(steps, 1):
                 bar.update()
-                if step % EVERY and step < self.max_iter:
+                last = step == self.max_iter or (patience and step - best_step >= patience)
+                if step % EVERY and not last:
                     continue
                 now = start._replace(weight=_array(weight))
                 reached = judge(now)
                 if reached > value + self.tol:
                     value, best, best_step = reached, now, step
                 bar.set_postfix(validation=f"{reached:.4f}", best=f"{value:.4f}")
+                if last and best_step < step:
+                    break
         return value, best, best_step, step
 
     def _repeat(
@@ -312,13 +316,16 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
     def _steps(
         self, start: Affine, rows: Labelled, rng: np.random.RandomState, device: torch.device
     ) -> Iterator[Tensor]:
-        """The map's weight after each step of Adam, without end; one tensor, written in place."""
+        """The map's weight after each step of Adam, without end; one tensor, written in place.
+
+        No step where one class alone has two rows: there is nothing to tell them from.
+        """
         x = torch.from_numpy(rows.x - start.mean).to(device, torch.float32)
         y = torch.from_numpy(rows.y).to(device)
         batches = Batches(rows.y, self.batch_classes, self.class_rows, rng)
         weight = torch.tensor(start.weight, dtype=torch.float32, device=device, requires_grad=True)
         optimizer = torch.optim.Adam([weight], lr=self.learning_rate / len(start.mean) ** 0.5)
-        while True:
+        while len(batches.members) > 1:
             drawn = torch.from_numpy(batches.draw()).to(device)
             optimizer.zero_grad()
             self._loss(x[drawn] @ weight.T, y[drawn]).backward()
@@ -363,7 +370,7 @@ def _device(name: str | torch.device | None) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(0, device=device).cpu()  # not on the meta device
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         raise ValueError(f"expected a device that torch has here, got {name!r}") from error
     return device

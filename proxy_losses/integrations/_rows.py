@@ -135,6 +135,8 @@ def split_by(cv: Any, rows: Rows, y: npt.NDArray[Any], kept: Any) -> Sides:
                     f"got one class or none in part {len(held)}"
                 )
             sides.append(side)
+    if not held:
+        raise ValueError("expected cv of one part or more, got none")
     return Sides(np.stack([*fit, np.ones(len(rows.y), dtype=bool)]), np.stack(held))
 
 

@@ -263,7 +263,8 @@ def ascend(
 
     Every start is trained by the plan on the rows of its list, all at once in one batch, on
     ``mix * ranking loss + (1 - mix) * logistic loss + l2 / (2 C n) * |coef|^2``. Scores are in
-    units of their spread at the start, whatever the penalty left of it.
+    units of their spread at the start, whatever the penalty left of it. What does not stay finite
+    ends at the start.
     """
     kinds, columns = len(plan.mix), starts.shape[1]
     together = max(1, _CELLS // (kinds * len(parts.y)))
@@ -297,7 +298,8 @@ def ascend(
                 optimizer.step()
                 bar.update()
             found[block] = (weights.detach() * unit).numpy()
-    return found
+    sound = np.isfinite(found).all(axis=(0, 2), keepdims=True)
+    return np.where(sound, found, starts[:, None])
 
 
 def calibrate(weights: Floats, parts: Parts) -> Floats:

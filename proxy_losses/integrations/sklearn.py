@@ -112,7 +112,8 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
             1 / quantile.
         cv: None as in step 1; 1 for one held-out part; a number of folds, drawn once; or what
             scikit-learn takes for cv, a splitter or a list of (training, held-out) row numbers,
-            which sees no copies.
+            which sees no copies; one that needs groups goes as its list,
+            ``[*GroupKFold(5).split(X, y, groups)]``.
         validation_fraction: share of each class held out where it is one part, in (0, 1).
         random_state: seed of the held-out rows: an int, a RandomState or None.
         verbose: above 0 shows a progress bar.

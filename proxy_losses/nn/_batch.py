@@ -151,6 +151,7 @@ class ScheduledLoss(BatchLoss):
     """A loss with a temperature and, if it has one, a queue: what a `LossWarmupWrapper` moves."""
 
     distributed = "gather"
+    references: tuple[str, ...] = ()  # arguments beside the rows that a blend passes on too
     _queue: Any  # a module with a `reset()`, or None
     _tau: Tensor
     _no_grad_warned = False

@@ -111,8 +111,8 @@ class RetrievalLoss(ScheduledLoss):
     loss of embeddings and labels, see `LossWarmupWrapper`.
 
     Args:
-        metric: "ap", "recall_at_k", "precision_at_k", "mrr", "ndcg", "auroc", "recall_at_quantile"
-            or "partial_auc", see `retrieval_loss`.
+        metric: "ap", "recall_at_k", "precision_at_k", "mrr", "ndcg", "auroc", "recall_at_quantile",
+            "recall_at_precision" or "partial_auc", see `retrieval_loss`.
         memory_size: past references that are ranked too, 0 for none. They get no gradient. With
             M references in all a step takes N x M similarities.
         embedding_dim: D, needed with memory_size > 0.
@@ -138,6 +138,8 @@ class RetrievalLoss(ScheduledLoss):
         >>> loss_fn(x, torch.tensor([0, 1, 1])).item() > 0.4
         True
     """
+
+    references = ("ref_embeddings", "ref_labels", "ref_row_ids")
 
     def __init__(
         self, metric: str = "ap", *, memory_size: int = 0, embedding_dim: int | None = None,
@@ -219,6 +221,12 @@ class RetrievalLoss(ScheduledLoss):
             raise ValueError(
                 f"embeddings must be [N, embedding_dim={self.embedding_dim}], "
                 f"got {list(embeddings.shape)}"
+            )
+        told = call.relevance is None
+        if self.num_labels is not None and told and labels.shape[1:] != (self.num_labels,):
+            raise ValueError(
+                f"labels must be [N, num_labels={self.num_labels}] bool, "
+                f"got {list(labels.shape)} of {labels.dtype}"
             )
         self._begin(embeddings)
         queue = self._queue

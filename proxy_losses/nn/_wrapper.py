@@ -165,7 +165,9 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
         self.reset_queue_each_epoch = reset_queue_each_epoch
         self.gather_distributed = gather_distributed
         self.strict = strict
-        own = isinstance(_bare(main_loss), ScheduledLoss)
+        bare = _bare(main_loss)
+        own = isinstance(bare, ScheduledLoss)
+        self._references = bare.references if isinstance(bare, ScheduledLoss) else ()
         self._has_temperature = own or hasattr(main_loss, "temperature")
         self._weight_to_warmup = takes(warmup_loss, "sample_weight")
         self._mask_to_warmup = takes(warmup_loss, "label_mask", by_name=True)
@@ -375,7 +377,8 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
             label_mask: goes to main_loss, and to warmup_loss if it declares the argument.
             row_ids: goes to main_loss, in the blend too, see `RetrievalLoss`.
             store: False goes to the losses that declare the argument: the queue stays as it is.
-            **kwargs: go to main_loss, and only when it is the whole loss (main_weight 1).
+            **kwargs: go to main_loss, and only when it is the whole loss (main_weight 1); the
+                references of a `RetrievalLoss` in the blend too.
 
         Returns:
             What main_loss returns when it is the whole loss, else a scalar.
@@ -414,6 +417,7 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
         else:
             loss = _first(self.warmup_loss(logits, targets, **to_warmup))
         if 0.0 < weight < 1.0:
+            extras |= {name: kwargs[name] for name in self._references if name in kwargs}
             main = _first(self.main_loss(logits, targets, **extras))
             w: Tensor | float = weight
             if isinstance(main, Tensor):  # a tensor does not recompile when it changes
