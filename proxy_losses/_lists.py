@@ -178,7 +178,7 @@ def join(
         if weight is not None or "sample_weight" not in known.ones:
             # A stored weight acts on later calls too.
             weight = queue.sample_weight.new_ones(n) if weight is None else weight
-            weight = torch.cat([weight, queue.sample_weight.to(weight)])
+            weight = torch.cat([weight, queue.sample_weight.to(weight.device)])
         if "iid" not in reads:
             iid = None
         elif iid is not None or "iid_mask" not in known.ones:
@@ -197,7 +197,7 @@ def join(
         if gains is not None or (
             "gains" in reads and "gains" not in known.ones and queue.gains.numel()
         ):  # fmt: skip
-            before = queue.gains.to(logits.device if gains is None else gains)
+            before = queue.gains.to((logits if gains is None else gains).device)
             gains = before.new_ones(n, num_classes) if gains is None else gains
             gains = torch.cat([gains, before])
     if labelled is not None:  # in the layout of the scores, lest sums add up in another order

@@ -568,7 +568,7 @@ def in_order(filled: Tensor, most: Tensor, *, largest: bool) -> tuple[Tensor, Te
     """
     m = filled.shape[-1]
     if filled.is_cpu and plainly_eager() and most.numel():
-        rows = max(int(most.max()), 1)
+        rows = max(int(min(most.max().item(), m)), 1)
         if rows <= SELECTED * m:
             value, place = filled.topk(rows, -1, largest)
             return value, place

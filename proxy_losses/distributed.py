@@ -102,7 +102,9 @@ def _row_bytes(x: Tensor) -> int:
 
 
 def _as_bytes(x: Tensor) -> Tensor:
-    return x.detach().contiguous().view(x.shape[0], math.prod(x.shape[1:])).view(torch.uint8)
+    rows, width = x.shape[0], math.prod(x.shape[1:])
+    # A contiguous tensor may have any strides where it has no or one element; its bytes may not.
+    return x.detach().contiguous().as_strided((rows, width), (width, 1)).view(torch.uint8)
 
 
 def _gather(tensors: list[Tensor], name: str) -> Tensor:

@@ -116,6 +116,7 @@ def test_where_all_rows_are_precise_enough_there_is_nothing_to_gain():
     value = P.recall_at_precision(s, pos, tau, precision=0.5)
     assert value == 1.0
     assert [x.abs().sum() for x in torch.autograd.grad(value, (s, tau))] == [0, 0]
+    assert P.recall_at_precision(scores, pos, 0.3, precision=5e-324) == 1.0
     assert P.recall_at_precision(scores, pos, torch.tensor(-1.0), precision=0.5).isnan()
     scores[0] = torch.nan
     assert P.recall_at_precision(scores, pos, 0.3, precision=0.5).isnan()

@@ -63,6 +63,7 @@ def gather_all(shard, rank) -> dict:
         x = (whole(sum(shard))[0] * 3).to(dtype)[mine]
         out[str(dtype)] = P.all_gather_no_grad(x)
         out[f"{dtype}, no columns"] = P.all_gather_no_grad(x[:, :0])
+        out[f"{dtype}, expanded"] = P.all_gather_no_grad(x.new_ones(()).expand(len(x), 1))
     x = whole(sum(shard))[0][mine].requires_grad_()
     gathered = P.all_gather_with_grad(x)
     coefficients = torch.arange(gathered.numel()).view_as(gathered) + 100.0 * rank
@@ -138,6 +139,7 @@ def test_rows_arrive_in_rank_order_in_their_dtype(ranks):
                 none = found[f"{dtype}, no columns"]
                 assert none.dtype == dtype
                 assert none.shape == (len(want), 0)
+                assert torch.equal(found[f"{dtype}, expanded"], torch.ones_like(want[:, :1]))
             assert torch.equal(found["gathered"], x)
             assert found["cut"] is False
             # The adjoint of a gather: the sum over the ranks of their coefficients, at own rows.

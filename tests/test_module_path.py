@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 import proxy_losses as P
 from proxy_losses import _losses
@@ -83,6 +84,30 @@ def test_rows_are_written_as_enqueue_does(make):
     state = P.enqueue(state, logits[:4], labels)
     assert same_rows(queue, state)
     assert [x.data_ptr() for x in queue.buffers()] == addresses
+
+
+@pytest.mark.parametrize("flag", [None, True])
+@pytest.mark.parametrize("rows", [slice(2, 8), slice(0, 5), slice(0, 8)], ids=str)
+def test_rows_of_a_queue_may_come_again(rows, flag):
+    queue, old = MemoryQueue(8, 1, PAD), torch.arange(13.0)[:, None]
+    queue.write(Batch(old, torch.arange(13) % 2))
+    queue.write(Batch(old[:3], torch.arange(3) % 2, old[:3, 0]))
+    state = queue.state
+    kept = P.QueueState(*(x.clone() for x in state))
+    again = {name: getattr(kept, name)[rows] for name in ("sample_weight", "iid_mask")}
+    wanted = P.enqueue(kept, kept.logits[rows], kept.targets[rows], **again)
+    again = {name: getattr(state, name)[rows] for name in again}
+    where = None if flag is None else torch.tensor(flag)
+    queue.write(Batch(state.logits[rows], state.targets[rows], **again), where)
+    assert same_rows(queue, wanted)
+
+
+def test_rows_are_stored_without_their_tangents():
+    module, (logits, targets) = P.RecallAtQuantileLoss(3, 0.3, queue_size=8), batch(0, 6, 3)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(logits.detach(), torch.ones_like(logits))
+        assert forward_ad.unpack_dual(module(dual, targets)).tangent is not None
+        assert forward_ad.unpack_dual(module(logits.detach(), targets)).tangent is None
 
 
 @every_loss

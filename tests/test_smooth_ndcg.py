@@ -180,6 +180,9 @@ def test_a_gain_that_is_none_makes_its_list_nan(bad, k):
     valid = torch.ones(2, 6, dtype=torch.bool)
     valid[0, 3] = False
     assert P.smooth_ndcg(scores, gains, 0.3, k=k, valid_mask=valid).isfinite().all()
+    gains[0] = bad  # the same in all rows
+    assert P.smooth_ndcg(scores, gains, 0.3, k=k).isnan().tolist() == [True, False]
+    assert P.smooth_ndcg_defined(gains).all()
 
 
 def test_all_rows_are_in_where_there_is_no_place_beyond():
@@ -384,6 +387,18 @@ def test_gains_into_a_queue():
         P.enqueue(queue, logits, ids, gains=ids[:, None])
     with pytest.raises(ValueError, match=r"gains must be \[N, C\] = \[2, 1\], got \[2\]"):
         P.enqueue(queue, logits, ids, gains=gains[:, 0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_stored_gains_and_weights_keep_their_range_beside_those_of_half_precision(dtype):
+    logits, ones = torch.randn(4, 1, generator=torch.Generator().manual_seed(0)), torch.ones(4)
+    first, then = torch.tensor([1e5, 0.0, 1001.0, 3.0]), torch.tensor([2.0, 0.0, 1.0, 0.0])
+    found = []
+    for kind in (dtype, torch.float32):
+        loss_fn = P.NDCGLoss(1, queue_size=8, temperature=0.3)
+        loss_fn(logits, first, sample_weight=first)
+        found.append(loss_fn(logits.flip(0), then.to(kind), sample_weight=ones.to(kind)))
+    assert torch.equal(*found)
 
 
 BAD = {"negative": -1.0, "nan": math.nan, "infinite": math.inf, "too large": 2.0**100}

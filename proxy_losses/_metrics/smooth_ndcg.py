@@ -164,7 +164,9 @@ def _relative(lists: Lists, dtype: torch.dtype, name: str) -> tuple[Tensor, Tens
     least = num.largest(-gain if valid is None else torch.where(valid, -gain, -math.inf), -math.inf)
     if name:
         top, least = (x.to(gain.dtype) for x in num.largest_over_group(name, top, least))
-    some = ~(-least >= top)  # a NaN shows; the least is infinite where no row counts
+    # Not whether they are the same: a NaN shows, and so do gains that are all infinite. Where no
+    # row counts the least is infinite.
+    some = ~(top + least <= 0.0)
     return (gain / torch.where(some, top, math.inf)).to(dtype), some
 
 

@@ -18,7 +18,7 @@ from .._checks import is_labels
 from .._lists import Batch
 from ..distributed import all_reduce, rank_and_size
 from ._batch import readable
-from ._ring import count_rows, put_rows
+from ._ring import apart, count_rows, put_rows
 from ._seal import AVERAGED, SealedState, seal_of
 
 # Names of buffers are those of imbalanced-losses, so that its checkpoints load. Flags are bytes:
@@ -249,12 +249,9 @@ class MemoryQueue(SealedState):
         drop, start = (n - capacity, 0) if n >= capacity else (0, count % capacity)
         turn = drop + capacity - start  # the batch's row that comes into slot 0
         for field, buffer in self._to_write(batch, labels):
-            rows = getattr(batch, field)
+            rows: Any = getattr(batch, field)
             given = rows is not None
-            if not given:
-                rows = PLAIN[field]
-            elif rows.requires_grad:
-                rows = rows.detach()
+            rows = apart(rows, buffer) if given else PLAIN[field]
             first = rows[drop:turn] if given and (drop or turn < n) else rows
             buffer[start : start + n - drop] = first
             if turn < n:

@@ -84,12 +84,18 @@ def keeps(batch: Batch, pool: Pool, dtype: torch.dtype, *, ignore_index: int, na
     return found
 
 
+def apart(rows: Tensor, buffer: Tensor) -> Tensor:
+    """Rows without gradient and tangent, in memory that they do not share with the buffer."""
+    rows = rows.detach()
+    return rows.clone() if torch._C._is_alias_of(rows, buffer) else rows  # type: ignore[attr-defined]
+
+
 def put_rows(
     buffer: Tensor, rows: Tensor | None, value: int, n: int, count: Tensor, where: Tensor
 ) -> None:
     """Write n rows, or the value for None, over the oldest slots, if where [] says so."""
     if rows is not None:
-        rows = rows.detach().to(buffer.device)
+        rows = apart(rows.to(buffer.device), buffer)
     torch.ops.proxy_losses.put_rows(buffer, rows, value, n, count, where)
     torch.autograd.graph.increment_version(buffer)  # what is known of it is known no more
 
