@@ -28,6 +28,8 @@ TEMPERATURES = (1e-20, 1e20)  # float32 holds their products with any spread tha
 def fail_type(name: str, expected: str, got: object, instead: str = "") -> NoReturn:
     """Raise `TypeError`; instead is what to write where a tensor was given."""
     what = type(got).__name__
+    if "tensor" in expected and (isinstance(got, list) or hasattr(got, "__array__")):
+        what += "; torch.as_tensor makes a tensor"
     if isinstance(got, Tensor):
         what = f"a tensor of {got.dtype}" + (f"; {instead}" if instead else "")
     raise TypeError(f"{name} must be {expected}, got {what}")

@@ -509,7 +509,7 @@ def check_labelled(prefix: str, embeddings: Tensor, labels: Tensor) -> torch.Siz
     check_embeddings(name, embeddings)
     what = "integers [..., rows] or bool [..., rows, L]"
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
-        fail_type(f"{prefix}labels", what, labels)
+        fail_type(f"{prefix}labels", f"a tensor of {what}", labels, "pass labels.long()")
     rows = embeddings.shape[-2]
     shape = labels.shape[:-1] if labels.dtype == torch.bool else labels.shape
     if shape[-1:] == (rows,):
@@ -518,7 +518,11 @@ def check_labelled(prefix: str, embeddings: Tensor, labels: Tensor) -> torch.Siz
             return leading
         except RuntimeError:
             pass
+    instead = ""
+    if labels.dim() == 2 and labels.shape[0] == rows:
+        column = labels.shape[1] == 1
+        instead = "; pass labels[:, 0]" if column else "; of one-hot columns pass labels.argmax(1)"
     raise ValueError(
         f"{prefix}labels must be {what} with the rows and leading axes of {name} "
-        f"{list(embeddings.shape)}, got {list(labels.shape)} of {labels.dtype}"
+        f"{list(embeddings.shape)}, got {list(labels.shape)} of {labels.dtype}{instead}"
     )

@@ -91,6 +91,11 @@ def test_text_of_many_values_and_a_label_alone(monkeypatch, capsys):
     assert "column 'id' is text with 40 different values" in error_of(argv, capsys)
     frame()[["fraud"]].to_csv("mine.csv", index=False)
     assert "no columns besides the label" in error_of(argv, capsys)
+    frame().to_csv("mine.csv", index=False, sep=";")
+    assert "needs commas between its columns" in error_of(argv, capsys)
+    frame().assign(fraud=np.arange(40) / 7).to_csv("mine.csv", index=False)
+    assert "it has 40 values" in (found := error_of(argv, capsys))
+    assert "make a column of 0 and 1 of it" in found
 
 
 @pytest.mark.parametrize("command", [[], ["retrieval"]])
@@ -117,6 +122,7 @@ def test_unreadable_files(name, command, capsys):
         ),
         ([], {"X": np.zeros((9, 2)), "y": np.zeros(8)}, "cannot read mine.npz: Length of values"),
         (["retrieval"], {"x": np.zeros((9, 2))}, "must hold arrays x and y"),
+        (["retrieval"], {"x": np.zeros(1), "y": np.array(["a"], object)}, "y.astype(str)"),
         (["retrieval"], {"x": np.zeros(9), "y": np.zeros(9)}, "got float64 [9] and [9]"),
         (["retrieval"], {"x": np.full((9, 2), np.nan), "y": np.zeros(9)}, "NaN or infinite"),
         (["retrieval"], {"x": np.zeros((9, 2)), "y": np.arange(9) // 2}, "there are 4 classes of"),

@@ -183,6 +183,7 @@ def test_what_raises_nothing(first_hour):
     with pytest.warns(UserWarning, match="count as positive"):
         loss_fn(logits, 2 * first_hour["targets"] - 1)
     assert P.smooth_ap(first_hour["scores"], first_hour["pos"], torch.tensor(0.0)).isnan()
+    assert P.smooth_ap(logits, first_hour["pos"][:, None], 0.1).tolist() == [0.0] * 64
 
 
 # -- figures

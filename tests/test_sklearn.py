@@ -254,7 +254,7 @@ def test_validation_rows_go_through_a_pipeline():
 
 
 def test_without_its_extra(monkeypatch):
-    with pytest.raises(ImportError, match=r"pip install 'proxy-losses\[sklearn\]'"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[sklearn\]' in a clone"):
         import_without(monkeypatch, "sklearn", "sklearn.base")
 
 

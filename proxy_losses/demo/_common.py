@@ -99,7 +99,9 @@ def read_npz(path: Path, names: str) -> list[npt.NDArray[Any]]:
             archive = np.load(file)
             found = {name.lower(): archive[name] for name in archive.files}
     except (OSError, ValueError, AttributeError, EOFError, BadZipFile) as error:
-        raise DemoError(f"cannot read {path}: {error}") from error
+        text = "Object arrays" in str(error)
+        instead = "; save text labels with y.astype(str)" * text
+        raise DemoError(f"cannot read {path}: {error}{instead}") from error
     if not {*names} <= {*found}:
         raise DemoError(f"{path} must hold arrays {' and '.join(names)}, it holds: {[*found]}")
     return [found[name] for name in names]

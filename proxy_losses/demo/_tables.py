@@ -100,7 +100,9 @@ def load_table(data: str, target: str | None, multiclass: bool) -> Table:
     if target is None:
         raise DemoError(f"which column is the label? Add --target COLUMN; there are: {columns}")
     if target not in frame:
-        raise DemoError(f"no column {target!r}; there are: {columns}")
+        alone = frame.shape[1] == 1
+        instead = "; a csv file needs commas between its columns" * alone
+        raise DemoError(f"no column {target!r}; there are: {columns}{instead}")
     return Table(name, _features(frame.drop(columns=[target])), *_labels(frame[target], multiclass))
 
 
@@ -156,9 +158,12 @@ def _labels(raw: Any, multiclass: bool) -> tuple[Array, tuple[str, ...]]:
         return codes.astype(np.int64), tuple(names)
     if len(counts) > 2:
         some = ", ".join(map(str, counts.index[:5]))
+        instead = "add --multiclass to rank every class against the rest"
+        if len(counts) > MOST_CATEGORIES:
+            instead = "make a column of 0 and 1 of it"
         raise DemoError(
             f"the label {raw.name!r} is not binary, it has {len(counts):,} values ({some}, ...): "
-            "add --multiclass to rank every class against the rest"
+            + instead
         )
     negative, positive = counts.index  # by count
     if {negative, positive} == {0, 1}:

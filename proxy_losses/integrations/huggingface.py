@@ -22,7 +22,7 @@ else:
     except ImportError as error:
         raise ImportError(
             "proxy_losses.integrations.huggingface needs transformers: "
-            "pip install 'proxy-losses[huggingface]'"
+            "pip install '.[huggingface]' in a clone of this library"
         ) from error
 
 TRAINER_IGNORES = -100  # the label that the Trainer leaves out of num_items_in_batch

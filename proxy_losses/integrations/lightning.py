@@ -23,7 +23,7 @@ else:
         except ImportError as error:
             raise ImportError(
                 "proxy_losses.integrations.lightning needs Lightning: "
-                "pip install 'proxy-losses[lightning]'"
+                "pip install '.[lightning]' in a clone of this library"
             ) from error
 
 _SHARDS = "proxy_losses_shards"  # key in the checkpoint

@@ -24,7 +24,7 @@ try:
 except ImportError as error:
     raise ImportError(
         "proxy_losses.integrations.sklearn needs scikit-learn >= 1.6 and tqdm: "
-        "pip install 'proxy-losses[sklearn]'"
+        "pip install '.[sklearn]' in a clone of this library"
     ) from error
 from ._rows import (
     Parts,
