@@ -52,7 +52,7 @@ def reads(monkeypatch):
 @pytest.mark.parametrize("classes", [1, 3])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("options", [{}, {"queue_size": 0}])
-def test_values_are_read_once(make, classes, weighted, options, reads):
+def test_few_values_are_read(make, classes, weighted, options, reads):
     module = make(num_classes=classes, **options)
     reads, kept = reads
     kept |= {id(x) for x in module.buffers()}
@@ -60,7 +60,10 @@ def test_values_are_read_once(make, classes, weighted, options, reads):
         logits, targets = batch(k, 9, classes)  # with padding
         weight = torch.rand(9) + 0.1 if weighted else None
         module(logits, targets, sample_weight=weight)
-        assert reads in ([], ["tolist"])
+        # Ends of ids, twice where rows may be padding, of logits, weights and gains; any row at
+        # all; whether stored gains are 1.
+        assert set(reads) <= {"item"}
+        assert len(reads) <= 10
         reads.clear()
 
 
@@ -147,7 +150,9 @@ def test_a_warning_that_is_an_error_stores_nothing(make):
     module = make()
     before = copy.deepcopy(module)
     logits, targets = batch(0, 8)
-    for weight, ids in ((torch.zeros(8), targets), (None, torch.where(targets == 1, 7, targets))):
+    stray = torch.where(targets == 1, 7, targets)  # a grade, where targets are grades
+    given = [(torch.zeros(8), targets), (None, stray)]
+    for weight, ids in given[: 1 if make.__name__ == "smooth_ndcg" else 2]:
         with pytest.raises(UserWarning):
             module(logits, ids, sample_weight=weight)
         assert all(map(torch.equal, module.buffers(), before.buffers()))
