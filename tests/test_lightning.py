@@ -228,5 +228,5 @@ def test_a_trainer_of_pytorch_lightning(tmp_path, monkeypatch):
 
 def test_without_lightning_the_extra_is_named(monkeypatch):
     absent = "lightning", "lightning.pytorch", "pytorch_lightning"
-    with pytest.raises(ImportError, match=r"proxy-losses\[lightning\]"):
+    with pytest.raises(ImportError, match=r"\.\[lightning\]"):
         import_without(monkeypatch, "lightning", *absent)
