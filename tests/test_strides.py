@@ -232,6 +232,20 @@ def retrieved(s, p, v, w, iid, live, t):
     return tuple(x for x in lists if isinstance(x, Tensor))
 
 
+def with_memory(s, p, v, w, iid, live, t):
+    embeddings, memory = s[:, :60].mT, P.init_memory(70, s.shape[0])
+    labels = p[0, :60].long() + 2 * iid[0, :60].long()
+    memory = P.enqueue_embeddings(memory, embeddings.detach(), labels)
+    loss, memory = P.retrieval_loss(embeddings, labels, memory, 0.3)
+    return loss, *memory
+
+
+def retrieval_module(s, p, v, w, iid, live, t):
+    labels = p[0, :60].long() + 2 * iid[0, :60].long()
+    module = P.RetrievalLoss(memory_size=70, embedding_dim=s.shape[0])
+    return tuple(module(s[:, :60].mT, labels) for _ in range(2))
+
+
 def wrapped(s, p, v, w, iid, live, t):
     loss = P.LossWarmupWrapper(
         warmup_loss=P.SigmoidFocalLoss() if len(s) == 1 else torch.nn.CrossEntropyLoss(),
@@ -276,15 +290,19 @@ MODULES: dict[str, Callable] = {
     "queue_rows": enqueued,
     "query_lists": in_queries,
     "retrieval_lists": retrieved,
+    "retrieval_loss": with_memory,
+    "enqueue_embeddings": with_memory,
+    "RetrievalLoss": retrieval_module,
     "LossWarmupWrapper": wrapped,
 }
 CALLS = {**RANKING, **MODULES}
 # No tensors of a list or batch among their arguments; or tested with their processes.
 OTHERS = {
-    "QueryLists", "QueueState", "RetrievalLists", "Schedule", "ScheduleState", "SoftRanks",
-    "__version__", "all_gather_no_grad", "all_gather_with_grad", "blend_weight", "in_blend",
-    "in_warmup", "init_queue", "init_schedule", "reset_queue", "set_debug", "start_epoch",
-    "start_step", "state_temp", "state_weight", "temp_at",
+    "MemoryState", "QueryLists", "QueueState", "RetrievalLists", "Schedule", "ScheduleState",
+    "SoftRanks", "__version__", "all_gather_no_grad", "all_gather_with_grad", "blend_weight",
+    "in_blend", "in_warmup", "init_memory", "init_queue", "init_schedule", "reset_memory",
+    "reset_queue", "set_debug", "start_epoch", "start_step", "state_temp", "state_weight",
+    "temp_at",
 }  # fmt: skip
 
 
