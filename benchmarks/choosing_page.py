@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -131,12 +130,7 @@ def table(name: str, run: Mapping[str, Any]) -> str:
 def filled(text: str, run: Mapping[str, Any]) -> str:
     """The page with the tables of a run between its marks."""
     for name in TABLES:
-        mark = rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)"
-        text, count = re.subn(
-            mark, lambda m, name=name: f"{m[1]}{table(name, run)}\n{m[2]}", text, flags=re.DOTALL
-        )
-        if count != 1:
-            raise ValueError(f"the page must have the marks of {name!r} once, got {count}")
+        text = report.replaced(text, table(name, run), name)
     return text
 
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
@@ -22,7 +23,6 @@ Written = dict[str, Any]
 SCHEMA_VERSION = 2
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = "benchmarks/results"
-BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"  # in a page
 PEAK_RESOLUTION = 1 << 19  # bytes; the kernel counts resident pages in batches per CPU
 
 
@@ -266,11 +266,13 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
-def replaced(page: str, block: str) -> str:
-    """The page with this between its marks."""
-    head, rest = page.split(BEGIN)
-    _, tail = rest.split(END)
-    return f"{head}{BEGIN}\n{block}\n{END}{tail}"
+def replaced(page: str, block: str, mark: str = "measured") -> str:
+    """The page with this between the marks of this name."""
+    between = rf"(<!-- {mark}: begin -->\n).*?(<!-- {mark}: end -->)"
+    page, count = re.subn(between, lambda m: f"{m[1]}{block}\n{m[2]}", page, flags=re.DOTALL)
+    if count != 1:
+        raise ValueError(f"the page must have the marks of {mark!r} once, got {count}")
+    return page
 
 
 def _table(title: str, report: Report, cell: Callable[[Entry, Entry], str]) -> list[str]:

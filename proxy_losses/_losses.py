@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, cast
 import torch
 from torch import Tensor
 
+from . import _metrics as records
 from . import _numerics as num
 from ._checks import (
     MAX_WEIGHT,
@@ -29,17 +30,6 @@ from ._lists import (
     padding_rows,
     rows_of,
     some_valid,
-)
-from ._metrics import (
-    AUROC,
-    MRR,
-    NDCG,
-    PARTIAL_AUC,
-    PRECISION_AT_K,
-    RECALL,
-    RECALL_AT_K,
-    RECALL_AT_PRECISION,
-    SMOOTH_AP,
 )
 from ._metrics._record import (
     Found,
@@ -380,12 +370,12 @@ def _document(metric: Metric) -> str:
     )
 
 
-smooth_ap_loss = loss_function(SMOOTH_AP)
-recall_at_quantile_loss = loss_function(RECALL)
-partial_auc_loss = loss_function(PARTIAL_AUC)
-precision_at_k_loss = loss_function(PRECISION_AT_K)
-recall_at_k_loss = loss_function(RECALL_AT_K)
-recall_at_precision_loss = loss_function(RECALL_AT_PRECISION)
-smooth_auroc_loss = loss_function(AUROC)
-smooth_mrr_loss = loss_function(MRR)
-smooth_ndcg_loss = loss_function(NDCG)
+smooth_ap_loss = loss_function(records.SMOOTH_AP)
+recall_at_quantile_loss = loss_function(records.RECALL)
+partial_auc_loss = loss_function(records.PARTIAL_AUC)
+precision_at_k_loss = loss_function(records.PRECISION_AT_K)
+recall_at_k_loss = loss_function(records.RECALL_AT_K)
+recall_at_precision_loss = loss_function(records.RECALL_AT_PRECISION)
+smooth_auroc_loss = loss_function(records.AUROC)
+smooth_mrr_loss = loss_function(records.MRR)
+smooth_ndcg_loss = loss_function(records.NDCG)

@@ -260,7 +260,7 @@ def test_the_block_follows_the_numbers(written):
         control = found["MLP"][arms.CONTROL.name]["ap"]
         found["MLP"]["focal"]["ap"] = [value + 0.5 for value in control]
     assert "| focal | +50.00 ± 0.00 | 2 / 0 | 0.50 | 2 / 0 / 0 |" in page.block(changed)
-    text = page.insert(f"a\n{report.BEGIN}\nold\n{report.END}\nz\n", changed)
+    text = page.insert("a\n<!-- measured: begin -->\nold\n<!-- measured: end -->\nz\n", changed)
     assert text.startswith("a\n")
     assert text.endswith("z\n")
     assert "old" not in text

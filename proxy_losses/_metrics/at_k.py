@@ -12,8 +12,9 @@ from torch import Tensor
 from .. import _numerics as num
 from .._checks import check_places
 from .._ranks import How, Lists
-from ..distributed import all_reduce, group_name
+from ..distributed import all_reduce
 from ._record import THRESHOLD_GRAD, Found, Metric, Option, Settings, of_arguments
+from ._steps import steps_of
 from .recall import recall_defined
 
 if TYPE_CHECKING:
@@ -124,46 +125,24 @@ def _evaluate(
     lists: Lists, tau: float | Tensor, settings: Settings, how: How, *, stats: bool
 ) -> Found:
     """The formula, over checked lists in full precision."""
-    scores, pos, valid, given = lists[:4]
-    name = group_name(how.group)
-    if valid is not None:
-        pos = pos & valid
-    weight, some = num.positive_weight(pos, given, scores.dtype, name)
-    cleaned, broken = num.clean_lists(scores, valid, some, name)
-    width = num.lift_tau(tau, scores, name)
+    steps = steps_of(lists, tau, how)
+    scores, pos, valid, _, some, cleaned, broken, width, name = steps
     number = all_reduce(pos.sum(-1, keepdim=True), "sum", name).to(scores.dtype)[..., 0]
     ks = _places(settings["k"])
     thresholds, cut = num.between_places(scores, ks, valid, name)
-    cut = with_broken(cut, some, broken, width)
+    cut = steps.with_broken(cut)
     values, steepest = [], torch.zeros_like(cleaned) if stats else cleaned
     for n, k in enumerate(ks):
         theta, cuts = thresholds[..., n : n + 1], cut[..., n : n + 1]
         if settings["threshold_grad"] == "implicit":
             theta = num.with_implicit_grad(theta, cleaned, valid, width, cuts, name)
         theta = theta + broken
-        mean = num.step_means(scores, cleaned, theta, width, weight, cuts, name)
-        mean = torch.where((some & ~cuts)[..., 0], 1.0, mean)  # all rows are in
+        mean = torch.where((some & ~cuts)[..., 0], 1.0, steps.mean(theta, cuts))  # all rows are in
         values.append(mean * _share(number, k, settings["normalize"]))
         if stats:
-            steepest = torch.maximum(steepest, slopes_at(theta, cleaned, width, cuts))
+            steepest = torch.maximum(steepest, steps.slopes(theta, cuts))
     found = Found(values[0] if len(ks) == 1 else torch.stack(values).mean(0), some[..., 0], {})
-    return (
-        found._replace(stats=num.rank_stats(steepest, pos, width, some, name)) if stats else found
-    )
-
-
-def with_broken(cut: Tensor, some: Tensor, broken: Tensor, width: float | Tensor) -> Tensor:
-    """Lists that count and have a cut, and those that are broken, whose steps show it."""
-    bad = broken.isnan()
-    if isinstance(width, Tensor):
-        bad = bad | width.isnan()
-    return (cut | bad) & some
-
-
-def slopes_at(theta: Tensor, cleaned: Tensor, width: float | Tensor, cut: Tensor) -> Tensor:
-    """[..., M]: of the soft steps above theta, 0 in lists without a cut; no gradient."""
-    above = torch.sigmoid((cleaned.detach() - theta.detach()) / width)
-    return torch.where(cut, above * (1.0 - above), 0.0).detach()
+    return found._replace(stats=steps.stats(steepest)) if stats else found
 
 
 def _places(k: int | Sequence[int]) -> list[int]:

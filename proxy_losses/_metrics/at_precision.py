@@ -11,9 +11,9 @@ from torch import Tensor
 from .. import _numerics as num
 from .._checks import check_precision
 from .._ranks import How, Lists
-from ..distributed import all_reduce, group_name
+from ..distributed import all_reduce
 from ._record import THRESHOLD_GRAD, Found, Metric, Option, Settings, of_arguments
-from .at_k import slopes_at, with_broken
+from ._steps import steps_of
 from .recall import recall_defined
 
 if TYPE_CHECKING:
@@ -92,30 +92,25 @@ def _evaluate(
     lists: Lists, tau: float | Tensor, settings: Settings, how: How, *, stats: bool
 ) -> Found:
     """The formula, over checked lists in full precision."""
-    scores, pos, valid, given = lists[:4]
-    name = group_name(how.group)
-    pos = pos if valid is None else pos & valid
-    weight, some = num.positive_weight(pos, given, scores.dtype, name)
-    cleaned, broken = num.clean_lists(scores, valid, some, name)
-    width = num.lift_tau(tau, scores, name)
+    steps = steps_of(lists, tau, how)
+    _, pos, valid, _, some, cleaned, broken, width, name = steps
     lowest, cut = num.at_precision(cleaned, pos, valid, settings["precision"], name)
-    theta, cut = lowest, with_broken(cut, some, broken, width)
+    theta, cut = lowest, steps.with_broken(cut)
     if settings["threshold_grad"] == "implicit":
         theta = num.with_precision_grad(
             theta, cleaned, pos, valid, settings["precision"], width, cut, name
         )
     theta = theta + broken
-    mean = num.step_means(scores, cleaned, theta, width, weight, cut, name)
-    mean = torch.where((some & ~cut)[..., 0], 1.0, mean)
+    mean = torch.where((some & ~cut)[..., 0], 1.0, steps.mean(theta, cut))
     found = Found(mean, some[..., 0], {})
     if not stats:
         return found
-    report = num.rank_stats(slopes_at(theta, cleaned, width, cut), pos, width, some, name)
+    report = steps.stats(steps.slopes(theta, cut))
     above = (cleaned > lowest) | ~cut
     above = above if valid is None else above & valid
     sums = torch.stack([x.sum(-1, keepdim=True) for x in (above, above & pos)])
     rows, hits = all_reduce(sums, "sum", name).unbind()
-    share = (hits / rows.clamp(min=1)).to(scores.dtype) + broken
+    share = (hits / rows.clamp(min=1)).to(cleaned.dtype) + broken
     lowered = -cleaned if valid is None else torch.where(valid, -cleaned, -math.inf)
     least = -all_reduce(num.largest(lowered, -math.inf), "max", name)
     at = torch.where(cut, theta.detach(), least)

@@ -10,7 +10,6 @@ from torch import Tensor
 from .. import _numerics as num
 from .._checks import INTERPOLATIONS, check_quantile
 from .._ranks import How, Lists
-from ..distributed import group_name
 from ._record import (
     THRESHOLD_GRAD,
     Found,
@@ -19,6 +18,7 @@ from ._record import (
     Settings,
     of_arguments,
 )
+from ._steps import steps_of
 
 if TYPE_CHECKING:
     from ..distributed import ProcessGroup
@@ -156,24 +156,15 @@ def _evaluate(
     lists: Lists, tau: float | Tensor, settings: Settings, how: How, *, stats: bool
 ) -> Found:
     """The formula, over checked lists in full precision."""
-    scores, pos, valid, given = lists[:4]
-    name = group_name(how.group)
-    if valid is not None:
-        pos = pos & valid
-    weight, some = num.positive_weight(pos, given, scores.dtype, name)
-    cleaned, broken = num.clean_lists(scores, valid, some, name)
+    steps = steps_of(lists, tau, how)
+    scores, _, valid, _, some, cleaned, broken, width, name = steps
     levels = (1.0 - settings["quantile"],)
     theta = num.quantiles(scores, levels, settings["interpolation"], valid, name)
-    width = num.lift_tau(tau, scores, name)
     if settings["threshold_grad"] == "implicit":
         theta = num.with_implicit_grad(theta, cleaned, valid, width, some, name)
     theta = theta + broken
-    mean = num.step_means(scores, cleaned, theta, width, weight, some, name)
-    found = Found(mean, some[..., 0], {})
-    if not stats:
-        return found
-    above = torch.sigmoid((cleaned.detach() - theta) / width)
-    return found._replace(stats=num.rank_stats(above * (1.0 - above), pos, width, some, name))
+    found = Found(steps.mean(theta, some), some[..., 0], {})
+    return found._replace(stats=steps.stats(steps.slopes(theta, some))) if stats else found
 
 
 RECALL = Metric(

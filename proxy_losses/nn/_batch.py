@@ -65,6 +65,11 @@ def judge_class_ids(
         )
 
 
+def are_gains(low: float, high: float) -> bool:
+    """Whether numbers from low to high may be gains."""
+    return low >= 0 and high < MAX_WEIGHT
+
+
 class BatchLoss(StateModule):
     """A loss that takes weights and may gather the rows of all processes."""
 
@@ -121,7 +126,7 @@ class BatchLoss(StateModule):
     def _judge_gains(self, said: Mapping[str, float], at: str = "") -> None:
         """Raise about grades of this range, as of weights."""
         low, high = said["least gain"], said["largest gain"]
-        if not (low >= 0 and high < MAX_WEIGHT):
+        if not are_gains(low, high):
             raise ValueError(
                 f"{at}targets, which are relevance grades, must be finite and >= 0, below "
                 f"{MAX_WEIGHT:.1e}, got {low if not low >= 0 else high}; where a grade is missing "

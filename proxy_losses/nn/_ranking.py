@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import _lists, _losses
+from .. import _metrics as records
 from .. import _numerics as num
 from .._checks import (
     DISTRIBUTED,
@@ -27,17 +28,6 @@ from .._checks import (
 )
 from .._lists import NOTHING, Batch, Known, Pool
 from .._losses import REQUIRED, Arguments, Options
-from .._metrics import (
-    AUROC,
-    MRR,
-    NDCG,
-    PARTIAL_AUC,
-    PRECISION_AT_K,
-    RECALL,
-    RECALL_AT_K,
-    RECALL_AT_PRECISION,
-    SMOOTH_AP,
-)
 from .._metrics._record import (
     Found,
     Metric,
@@ -657,28 +647,28 @@ def _constructor(metric: Metric) -> Callable[..., None]:
     return takes_old_names(made)
 
 
-class SmoothAPLoss(RankingLoss, metric=SMOOTH_AP): ...
+class SmoothAPLoss(RankingLoss, metric=records.SMOOTH_AP): ...
 
 
-class RecallAtQuantileLoss(RankingLoss, metric=RECALL): ...
+class RecallAtQuantileLoss(RankingLoss, metric=records.RECALL): ...
 
 
-class PAUCAtBudgetLoss(RankingLoss, metric=PARTIAL_AUC): ...
+class PAUCAtBudgetLoss(RankingLoss, metric=records.PARTIAL_AUC): ...
 
 
-class PrecisionAtKLoss(RankingLoss, metric=PRECISION_AT_K): ...
+class PrecisionAtKLoss(RankingLoss, metric=records.PRECISION_AT_K): ...
 
 
-class RecallAtKLoss(RankingLoss, metric=RECALL_AT_K): ...
+class RecallAtKLoss(RankingLoss, metric=records.RECALL_AT_K): ...
 
 
-class RecallAtPrecisionLoss(RankingLoss, metric=RECALL_AT_PRECISION): ...
+class RecallAtPrecisionLoss(RankingLoss, metric=records.RECALL_AT_PRECISION): ...
 
 
-class AUROCLoss(RankingLoss, metric=AUROC): ...
+class AUROCLoss(RankingLoss, metric=records.AUROC): ...
 
 
-class MRRLoss(RankingLoss, metric=MRR): ...
+class MRRLoss(RankingLoss, metric=records.MRR): ...
 
 
-class NDCGLoss(RankingLoss, metric=NDCG): ...
+class NDCGLoss(RankingLoss, metric=records.NDCG): ...

@@ -14,7 +14,7 @@ from .._checks import MAX_WEIGHT, check_choice, check_flag, check_int, check_tem
 from .._lists import SIMILARITIES
 from ..distributed import default_group, default_rank, group_name
 from . import _late
-from ._batch import ScheduledLoss, readable
+from ._batch import ScheduledLoss, are_gains, readable
 from ._queue import number_problems, refuse
 from ._ring import count_rows, put_rows
 from ._seal import AVERAGED, SealedState, seal_of
@@ -284,7 +284,7 @@ class RetrievalLoss(ScheduledLoss):
 
     def _judge(self, said: Mapping[str, float], at: str = "") -> None:
         low, high = said["least relevance"], said["largest relevance"]
-        if not (low >= 0 and high < MAX_WEIGHT):
+        if not are_gains(low, high):
             raise ValueError(
                 f"{at}{type(self).__name__}: relevance must be finite and >= 0, below "
                 f"{MAX_WEIGHT:.1e}, got values from {low} to {high}"
