@@ -16,7 +16,8 @@ from proxy_losses._metrics import METRICS
 ROOT = Path(__file__).parent.parent
 GUIDE = ROOT / "proxy_losses" / "guide"
 TEXT = (ROOT / "README.md").read_text()
-PAGES = sorted(p for p in ROOT.rglob("*.md") if not p.relative_to(ROOT).parts[0].startswith("."))
+FOLDERS = [ROOT / name for name in ("benchmarks", "notebooks", "proxy_losses", "tests")]  # no venv
+PAGES = sorted([*ROOT.glob("*.md"), *(page for folder in FOLDERS for page in folder.rglob("*.md"))])
 # Each block of code, and what the page says that it prints.
 BLOCKS = [
     pytest.param(
