@@ -18,19 +18,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # tensors this small are slower on several
     try:
-        if command == "retrieval":
-            from . import _retrieval
+        from . import _ranking, _retrieval
 
-            _retrieval.run(argv)
-        elif not command:
-            from . import _ranking
-
-            _ranking.run(argv)
-        else:
+        demos = {"": _ranking.run, "retrieval": _retrieval.run}
+        if command not in demos:
             parser.error(
                 "there is no such command. The demos are: proxy-losses-demo [flags], and "
                 "proxy-losses-demo retrieval [flags]; --help of either explains it"
             )
+        demos[command](argv)
     except DemoError as error:
         parser.error(str(error))
     except ModuleNotFoundError as error:
