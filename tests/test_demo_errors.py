@@ -78,6 +78,7 @@ def test_flags_and_paths(argv, fragment, capsys):
     [
         ({}, None, "Add --target COLUMN; there are: a, b, fraud"),
         ({}, "no", "no column 'no'; there are: a, b, fraud"),
+        ({f"c{k}": 0 for k in range(20)}, "no", "c4, ..., c17, c18, c19"),
         ({"a": [np.nan] * 40}, "fraud", "column 'a' is missing or infinite in 40 of 40 rows"),
         ({"fraud": 0}, "fraud", "the label 'fraud' is 0 in all rows: there are no positives"),
         ({"fraud": 1}, "fraud", "is 1 in all rows: there is nothing to tell apart"),

@@ -77,14 +77,15 @@ def load_table(data: str, target: str | None, multiclass: bool) -> tuple[Rows, l
         return Rows(x, (y if multiclass else y == 8).astype(np.int64)), names
     frame = read(data, ".csv", ".parquet", ".npz")
     target = "y" if data.lower().endswith(".npz") else target
-    columns = ", ".join(list(frame)[:12]) + ", ..." * (frame.shape[1] > 12)
+    names = [*frame]
+    columns = ", ".join(names if len(names) <= 12 else [*names[:8], "...", *names[-3:]])
     if target is None:
         raise DemoError(f"which column is the label? Add --target COLUMN; there are: {columns}")
     if target not in frame:
         instead = "; a csv file needs commas between its columns" * (frame.shape[1] == 1)
         raise DemoError(f"no column {target!r}; there are: {columns}{instead}")
-    y, names = label_codes(frame[target], multiclass)
-    return Rows(features(frame.drop(columns=target)), y), names
+    y, classes = label_codes(frame[target], multiclass)
+    return Rows(features(frame.drop(columns=target)), y), classes
 
 
 def read(data: str, *suffixes: str) -> pd.DataFrame:

@@ -82,11 +82,11 @@ class SealedState(StateModule):
         return seal == seal_of(int(found["_q_enqueued"])) and mark == float(seal)
 
     def fault(self) -> str:
-        """Why it is not sound."""
-        seal, mark = self._q_seal.double().reshape(1), self._q_mark
-        narrow = (torch.float32, torch.bfloat16, torch.float16)
-        rounded = any(torch.equal(seal.to(dtype).double(), mark) for dtype in narrow)
-        return CAST if rounded or bool(mark.isinf()) else AVERAGED
+        """Why it is not sound; for the CPU."""
+        seal = torch.tensor([float(seal_of(int(self._q_enqueued)))], dtype=torch.float64)
+        narrow = (torch.float32, torch.bfloat16, torch.float16)  # of which the last has inf
+        rounded = any(torch.equal(seal.to(of).double(), self._q_mark) for of in narrow)
+        return CAST if rounded else AVERAGED
 
     def doubts(self) -> Tensor | None:
         """[] bool, `is_sound` where Python may not ask; None where it is known."""
