@@ -29,11 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 GUIDE = ROOT / "proxy_losses" / "guide"
 # An integration may lack its package.
 OPTIONAL = {"lightning", "pytorch_lightning", "sklearn", "transformers"}
-# The guides in the order of reading, and files beside them that are pages of the site too.
-ORDER = [
-    "getting_started", "losses", "choosing", "does_it_help", "judging", "retrieval", "failures",
-    "distributed", "compile_and_gpu", "migrating",
-]  # fmt: skip
+# Files beside the guides that are pages of the site too.
 ELSEWHERE = {
     "guide.integrations": "proxy_losses/integrations/README.md",
     "guide.readme": "README.md",
@@ -72,18 +68,20 @@ def public_modules() -> list[ModuleType]:
 # -- pages of Markdown
 
 
+def linked(index: Path) -> list[Path]:
+    """The pages beside and below an index, in the order of its links."""
+    return [index.parent / to for to in re.findall(r"\]\((\w[\w/]*\.md)\)", index.read_text())]
+
+
 def guide_files() -> dict[str, Path]:
-    """Name of each page -> its file: the guides in order, a page for each loss, others."""
+    """Name of each page -> its file: guides and losses in the order of their indexes, others."""
     found = {"guide": GUIDE / "README.md"}
-    for name in ORDER:
-        folder = GUIDE / name
-        if not folder.is_dir():
-            found[f"guide.{name}"] = folder.with_suffix(".md")
+    for path in linked(GUIDE / "README.md"):
+        if path.name != "README.md":
+            found[f"guide.{path.stem}"] = path
             continue
-        found[f"guide.{name}"] = folder / "README.md"
-        pages = sorted(p for p in folder.glob("*.md") if p.name != "README.md")
-        found |= {f"guide.{name}.{p.stem}": p for p in pages}
-    found |= {f"guide.{p.stem}": p for p in sorted(GUIDE.glob("*.md")) if p.name != "README.md"}
+        folder = f"guide.{path.parent.name}"
+        found |= {folder: path} | {f"{folder}.{page.stem}": page for page in linked(path)}
     found |= {name: ROOT / path for name, path in ELSEWHERE.items()}
     for path in sorted((ROOT / "benchmarks").rglob("*.md")):
         parts = path.relative_to(ROOT).with_suffix("").parts

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Rational, Real
 from typing import Any, NoReturn
 
@@ -69,22 +69,22 @@ def check_integers(name: str, x: object) -> None:
         fail_type(name, "an integer tensor", x)
 
 
-def check_same_list(name: str, x: Tensor, scores: Tensor) -> None:
+def check_same_list(name: str, x: Tensor, scores: Tensor, of: str = "scores") -> None:
     """Raise `ValueError` unless x has scores' last axis and leading axes that broadcast with it."""
     if x.shape == scores.shape:
         return
     if x.dim() == 0 or x.shape[-1] != scores.shape[-1]:
         column = scores.dim() == 2 and scores.shape[1] == 1 and x.shape == scores.shape[:1]
         raise ValueError(
-            f"{name} must have the list length of scores on its last axis: "
+            f"{name} must have the list length of {of} on its last axis: "
             f"expected [..., {scores.shape[-1]}], got {list(x.shape)}"
-            + ("; lists lie on the last axis: pass scores[:, 0]" if column else "")
+            + (f"; lists lie on the last axis: pass {of}[:, 0]" if column else "")
         )
     try:
         torch.broadcast_shapes(x.shape, scores.shape)
     except RuntimeError:
         raise ValueError(
-            f"leading axes of {name} must broadcast with those of scores: "
+            f"leading axes of {name} must broadcast with those of {of}: "
             f"expected {list(scores.shape)}, got {list(x.shape)}"
         ) from None
 
@@ -100,23 +100,52 @@ def check_lists(
     Returns the shape [..., M] that they have together.
     """
     check_floating("scores", scores)
-    if scores.dim() == 0:
-        raise ValueError("scores must have at least one axis [..., M], got a 0-d tensor")
+    _check_axis("scores", scores)
     if gains is None:
         check_bool("pos_mask", pos_mask)
         check_same_list("pos_mask", pos_mask, scores)
     else:
-        (check_floating if gains.is_floating_point() else check_real)("gains", gains)
+        _check_gains(gains)
         check_same_list("gains", gains, scores)
-    for name, mask in {"valid_mask": valid_mask, **masks}.items():
-        if mask is not None:
-            check_bool(name, mask)
-            check_same_list(name, mask, scores)
-    if sample_weight is not None:
-        check_floating("sample_weight", sample_weight)
-        check_same_list("sample_weight", sample_weight, scores)
+    _check_beside("scores", scores, sample_weight, {"valid_mask": valid_mask, **masks})
     given = (pos_mask, valid_mask, sample_weight, *masks.values())
     return common_shape(scores.shape, *(x.shape for x in given if x is not None))
+
+
+def check_defined(
+    marks: Tensor, valid_mask: Tensor | None, sample_weight: Tensor | None, *, graded: bool = False
+) -> None:
+    """`check_lists` where scores are not asked for; marks are gains if graded, else pos_mask."""
+    name = "gains" if graded else "pos_mask"
+    if graded:
+        _check_gains(marks)
+    else:
+        check_bool(name, marks)
+    _check_axis(name, marks)
+    _check_beside(name, marks, sample_weight, {"valid_mask": valid_mask})
+
+
+def _check_axis(name: str, x: Tensor) -> None:
+    if x.dim() == 0:
+        raise ValueError(f"{name} must have at least one axis [..., M], got a 0-d tensor")
+
+
+def _check_gains(gains: Tensor) -> None:
+    check_real("gains", gains)
+    if gains.is_floating_point():
+        check_floating("gains", gains)
+
+
+def _check_beside(
+    of: str, lists: Tensor, sample_weight: Tensor | None, masks: Mapping[str, Tensor | None]
+) -> None:
+    for name, mask in masks.items():
+        if mask is not None:
+            check_bool(name, mask)
+            check_same_list(name, mask, lists, of)
+    if sample_weight is not None:
+        check_floating("sample_weight", sample_weight)
+        check_same_list("sample_weight", sample_weight, lists, of)
 
 
 def check_tau(tau: float | Tensor, lists: torch.Size) -> None:

@@ -67,6 +67,24 @@ def test_shares_of_the_items_add_up():
     assert not x.grad[8:].any()
 
 
+def test_a_loss_that_would_broadcast():
+    x, y = torch.randn(6, 1), torch.tensor([0, 1, 0, 1, 0, 1])
+    for loss_fn in (
+        nn.MSELoss(),
+        P.LossWarmupWrapper(nn.SmoothL1Loss(), P.SmoothAPLoss(1), warmup_steps=1),
+    ):
+        with pytest.raises(ValueError, match=r"shape of its logits \[6, 1\], got \[6\], which"):
+            make_compute_loss(loss_fn)({"logits": x}, y)
+    by_row = P.LossWarmupWrapper(
+        lambda z, t: nn.functional.mse_loss(z[:, 0], t.float()), P.SmoothAPLoss(1), warmup_steps=1
+    )
+    got = make_compute_loss(by_row)({"logits": x}, y)
+    assert got.item() == pytest.approx(((x[:, 0] - y) ** 2).mean().item())
+    scores, targets = torch.randn(4, 3), torch.rand(4, 3)
+    got = make_compute_loss(nn.MSELoss())({"logits": scores}, targets)
+    assert got.item() == pytest.approx(((scores - targets) ** 2).mean().item())
+
+
 @pytest.mark.parametrize(
     ("labels", "items", "says"),
     [

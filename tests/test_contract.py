@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.func import jacrev
+
+from proxy_losses._metrics import METRICS
 
 from .metrics import TAU, TIGHT, Metric, every_metric, lists
 
@@ -273,3 +277,40 @@ def test_leading_axes_that_do_not_broadcast(metric):
     labels = "gains" if metric.graded else "pos_mask"
     with pytest.raises(ValueError, match=f"leading axes of {labels}"):
         metric.fn(torch.randn(2, 4), torch.ones(3, 4, dtype=torch.bool), 0.1)
+
+
+BOOLS = torch.ones(4, dtype=torch.bool)
+DEFINED = {m.defined.__name__: m.defined for m in METRICS}  # some metrics share one
+every_defined = pytest.mark.parametrize("defined", DEFINED.values(), ids=list(DEFINED))
+
+
+@every_defined
+@pytest.mark.parametrize(
+    ("marks", "others", "error", "says"),
+    [
+        ([True], {}, TypeError, "marks must be a .* tensor, got list"),
+        (torch.ones(4) * 1j, {}, TypeError, "marks must be a .* tensor, got .*complex64"),
+        (BOOLS, {"valid_mask": torch.ones(4)}, TypeError, "valid_mask must be a bool"),
+        (BOOLS, {"valid_mask": BOOLS[:3]}, ValueError, r"valid_mask must have .*\[..., 4\], got"),
+        (BOOLS, {"sample_weight": BOOLS}, TypeError, "sample_weight must be a floating"),
+        (BOOLS, {"sample_weight": torch.ones(3, 2)}, ValueError, "sample_weight must have"),
+        (BOOLS.expand(2, 4), {"valid_mask": BOOLS.expand(3, 4)}, ValueError, "leading axes of val"),
+    ],
+)
+def test_bad_arguments_of_which_lists_count(defined, marks, others, error, says):
+    first = next(iter(inspect.signature(defined).parameters))
+    lead = (torch.randn(marks.shape if isinstance(marks, torch.Tensor) else 1),)
+    says = says.replace("marks", "gains" if first == "gains" else "pos_mask")
+    with pytest.raises(error, match=says):
+        defined(*(lead if first == "scores" else ()), marks, **others)
+
+
+@every_defined
+def test_a_number_is_no_list_and_a_list_is_no_tensor(defined):
+    first = next(iter(inspect.signature(defined).parameters))
+    if first == "scores":
+        with pytest.raises(TypeError, match="scores must be a floating-point tensor, got list"):
+            defined([1.0], BOOLS[:1])
+        return
+    with pytest.raises(ValueError, match=f"{first} must have at least one axis"):
+        defined(BOOLS[0])

@@ -13,6 +13,7 @@ pytest.importorskip("tqdm")
 pd = pytest.importorskip("pandas")
 pytest.importorskip("pyarrow")
 
+from proxy_losses import demo  # noqa: E402
 from proxy_losses.demo import _ranking, _tables  # noqa: E402
 from proxy_losses.demo.__main__ import main  # noqa: E402
 from proxy_losses.demo._common import EPOCHS_VARIABLE  # noqa: E402
@@ -54,6 +55,13 @@ def error_of(argv, capsys):
         (["--data", "digits", "--pos-rate", "0.001"], "class '8' has 2 different rows, too few"),
         (["--target", "x"], "made has none"),
         (["--out", "file.txt/a.png"], "file.txt/a.png cannot be written"),
+        (["--out", "."], "--out . cannot be written: Is a directory"),
+        (
+            ["retreival"],
+            "no such command. The demos are: proxy-losses-demo [flags], and "
+            "proxy-losses-demo retrieval [flags]",
+        ),
+        (["mine.csv", "--target", "x"], "no such command"),
         (["--data", "nowhere.csv"], "no such file: nowhere.csv"),
         (["--data", "file.txt"], "file.txt is not a file that ends in .csv or .parquet or .npz"),
         (["retrieval", "--seeds", "0"], "--seeds: must be a whole number from 1"),
@@ -70,6 +78,7 @@ def test_flags_and_paths(argv, fragment, capsys):
     [
         ({}, None, "Add --target COLUMN; there are: a, b, fraud"),
         ({}, "no", "no column 'no'; there are: a, b, fraud"),
+        ({f"c{k}": 0 for k in range(20)}, "no", "c4, ..., c17, c18, c19"),
         ({"a": [np.nan] * 40}, "fraud", "column 'a' is missing or infinite in 40 of 40 rows"),
         ({"fraud": 0}, "fraud", "the label 'fraud' is 0 in all rows: there are no positives"),
         ({"fraud": 1}, "fraud", "is 1 in all rows: there is nothing to tell apart"),
@@ -118,13 +127,13 @@ def test_unreadable_files(name, command, capsys):
         (
             [],
             {"X": np.zeros((9, 2)), "z": np.zeros(9)},
-            "must hold arrays x and y, it holds: ['x', 'z']",
+            "must hold x [rows, columns] and y [rows], it holds {'x': [9, 2], 'z': [9]}",
         ),
         ([], {"X": np.zeros((9, 2)), "y": np.zeros(8)}, "cannot read mine.npz: Length of values"),
-        (["retrieval"], {"x": np.zeros((9, 2))}, "must hold arrays x and y"),
+        (["retrieval"], {"x": np.zeros((9, 2))}, "it holds {'x': [9, 2]}"),
         (["retrieval"], {"x": np.zeros(1), "y": np.array(["a"], object)}, "y.astype(str)"),
-        (["retrieval"], {"x": np.zeros(9), "y": np.zeros(9)}, "got float64 [9] and [9]"),
-        (["retrieval"], {"x": np.full((9, 2), np.nan), "y": np.zeros(9)}, "NaN or infinite"),
+        (["retrieval"], {"x": np.zeros(9), "y": np.zeros(9)}, "must hold x [rows, columns]"),
+        (["retrieval"], {"x": np.full((9, 2), np.nan), "y": np.zeros(9)}, "contains NaN"),
         (["retrieval"], {"x": np.zeros((9, 2)), "y": np.arange(9) // 2}, "there are 4 classes of"),
     ],
 )
@@ -135,6 +144,8 @@ def test_npz_contents(command, arrays, fragment, capsys):
 
 def test_missing_packages(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tqdm", None)
+    monkeypatch.delitem(sys.modules, "proxy_losses.demo._ranking")
+    monkeypatch.delattr(demo, "_ranking")
     assert "needs the package 'tqdm': pip install" in error_of([], capsys)
 
 

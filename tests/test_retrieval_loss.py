@@ -254,6 +254,33 @@ def test_rows_that_are_not_finite_are_not_stored():
     assert not torch.equal(loss_fn.memory.embeddings, before.embeddings)
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_rows_too_large_for_the_memory_alone_have_a_loss(late, monkeypatch):
+    if late:
+        monkeypatch.setattr(_late, "at_once", lambda x: False)
+        monkeypatch.setattr(_late, "carrier", lambda x: Played)
+    Played.made = []
+    loss_fn, (x, y) = trained(), rows(9, 4)
+    before = copy.deepcopy(loss_fn.memory)
+    large = x * 2.0**600
+    losses = [loss_fn(x, y, store=False)]
+
+    def step():
+        losses.append(loss_fn(large, y))
+        for answer in Played.made:
+            answer.there = True
+
+    (text,) = warned(lambda: [step() for _ in "abc"])
+    said = "at forward 5: " if late else ""
+    assert text.startswith(f"{said}RetrievalLoss: a batch was not stored in the memory, because")
+    assert "too large for torch.float32" in text
+    assert len({loss.item() for loss in losses}) == 1  # the scale has no effect
+    assert all(map(torch.equal, loss_fn.memory, before))
+    assert warned(lambda: loss_fn(large * math.nan, y)) == []  # the loss says it
+    loss_fn.reset()
+    assert warned(lambda: [step() for _ in "ab"]) == [text.replace("forward 5", "forward 1")]
+
+
 def test_when_rows_are_stored():
     x, y = rows(0, 4)
     loss_fn = module()
@@ -359,6 +386,27 @@ def test_an_average_of_memories_is_told():
         averaged.module(*rows(9, 4))
     averaged.module.reset()
     averaged.module(*rows(9, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("every", [True, False])
+def test_a_cast_state_dict_is_told(dtype, every):
+    """Its seal is rounded; float16 has no number so large."""
+    for trains, fresh, row in (
+        (trained(1), module(), rows(9, 4)),
+        (P.SmoothAPLoss(1, queue_size=8), P.SmoothAPLoss(1, queue_size=8), None),
+    ):
+        row = row or (torch.randn(4, 1), torch.arange(4) % 2)
+        trains(*row)
+        cast = {
+            name: x.to(dtype) if every or x.is_floating_point() else x
+            for name, x in trains.state_dict().items()
+        }
+        fresh.load_state_dict(cast)
+        with pytest.raises(RuntimeError, match=r"was cast to another dtype, as by \.half\(\)"):
+            fresh(*row)
+        fresh.reset()
+        assert fresh(*row).isfinite()
 
 
 def test_on_meta_without_values():

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_array
 
 from proxy_losses.integrations.sklearn import LinearRanker
 
@@ -48,6 +49,14 @@ def test_bad_data():
         model.fit(X, np.zeros(100))
     with pytest.raises(ValueError, match="among those of sample_weight above 0, got one class"):
         model.fit(X, y, 1 - y)
+    large = X.copy()
+    large[3, 1] = -1e300  # finite, but not its square
+    for kind in (np.asarray, csr_array):
+        says = "features of at most 1e\\+150 in size, got 1e\\+300 in column 1: give it another"
+        with pytest.raises(ValueError, match=says):
+            model.fit(kind(large), y)
+        with pytest.raises(ValueError, match=says):
+            model.fit(X, y, X_val=kind(large), y_val=y)
     with pytest.raises(ValueError, match="X_val needs y_val"):
         model.fit(X, y, X_val=X)
     with pytest.raises(ValueError, match="need X_val"):

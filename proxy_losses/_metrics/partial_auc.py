@@ -16,6 +16,7 @@ from .._checks import (
     SURROGATES,
     TAU_SCALES,
     check_band,
+    check_floating,
     check_floor,
     check_lists,
     check_rtol,
@@ -193,6 +194,7 @@ def partial_auc_defined(
         >>> partial_auc_defined(tied, pos), partial_auc_defined(torch.arange(5.0), pos)
         (tensor(False), tensor(True))
     """
+    check_floating("scores", scores)
     masks = valid_mask, sample_weight, iid_mask, live_mask
     settings = _settings(
         alpha, beta, surrogate, n_knots=2, tau_scale=tau_scale, pos_numerator=pos_numerator,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _numerics as num
-from .._checks import INTERPOLATIONS, check_quantile
+from .._checks import INTERPOLATIONS, check_defined, check_quantile
 from .._ranks import How, Lists
 from ._record import (
     THRESHOLD_GRAD,
@@ -37,10 +37,15 @@ def recall_defined(
     Returns:
         [...] bool.
 
+    Raises:
+        TypeError: wrong dtypes.
+        ValueError: shapes that do not fit.
+
     Example:
         >>> recall_defined(torch.tensor([[True, False], [False, False]]))
         tensor([ True, False])
     """
+    check_defined(pos_mask, valid_mask, sample_weight)
     pos = pos_mask if valid_mask is None else pos_mask & valid_mask
     return num.positive_weight(pos, sample_weight, torch.float32)[1][..., 0]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _numerics as num
-from .._checks import check_lists
+from .._checks import check_defined, check_lists
 from .._ranks import PRECISION, How, Lists, rank_mean, rank_slopes
 from ..distributed import group_name
 from ._record import Found, Metric, Settings, has_both, of_arguments
@@ -30,10 +30,15 @@ def smooth_ap_defined(
     Returns:
         [...] bool.
 
+    Raises:
+        TypeError: wrong dtypes.
+        ValueError: shapes that do not fit.
+
     Example:
         >>> smooth_ap_defined(torch.tensor([[True, False], [True, True]]))
         tensor([ True, False])
     """
+    check_defined(pos_mask, valid_mask, sample_weight)
     return has_both(pos_mask, valid_mask, sample_weight)
 
 

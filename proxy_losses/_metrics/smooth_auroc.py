@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _numerics as num
+from .._checks import check_defined
 from .._ranks import How, Lists, pairs_won, rank_slopes, sigmoid_sums, softplus_sums
 from ..distributed import all_reduce, group_name
 from ._record import Found, Metric, Option, Settings, has_both, of_arguments
@@ -30,10 +31,15 @@ def smooth_auroc_defined(
     Returns:
         [...] bool.
 
+    Raises:
+        TypeError: wrong dtypes.
+        ValueError: shapes that do not fit.
+
     Example:
         >>> smooth_auroc_defined(torch.tensor([[True, False], [True, True]]))
         tensor([ True, False])
     """
+    check_defined(pos_mask, valid_mask, sample_weight)
     return has_both(pos_mask, valid_mask, sample_weight)
 
 

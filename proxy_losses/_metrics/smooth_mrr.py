@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _numerics as num
+from .._checks import check_defined
 from .._ranks import How, Lists
 from ..distributed import all_reduce, all_reduce_with_grad, group_name
 from ._record import Found, Metric, Settings, has_both, of_arguments
@@ -30,10 +31,15 @@ def smooth_mrr_defined(
     Returns:
         [...] bool.
 
+    Raises:
+        TypeError: wrong dtypes.
+        ValueError: shapes that do not fit.
+
     Example:
         >>> smooth_mrr_defined(torch.tensor([[True, False], [True, True]]))
         tensor([ True, False])
     """
+    check_defined(pos_mask, valid_mask, sample_weight)
     return has_both(pos_mask, valid_mask, sample_weight)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import _numerics as num
-from .._checks import check_int, check_real
+from .._checks import check_defined, check_int, check_real
 from .._effects import LIBRARY, register
 from .._ranks import DISCOUNT, How, Lists, rank_mean, rank_slopes
 from ..distributed import (
@@ -40,10 +40,15 @@ def smooth_ndcg_defined(
     Returns:
         [...] bool; True for a list with a gain that is none.
 
+    Raises:
+        TypeError: wrong dtypes.
+        ValueError: shapes that do not fit.
+
     Example:
         >>> smooth_ndcg_defined(torch.tensor([[2, 0, 1], [0, 0, 0], [1, 1, 1]]))
         tensor([ True, False, False])
     """
+    check_defined(gains, valid_mask, sample_weight, graded=True)
     pos = gains != 0  # a NaN is one, and shows
     lists = Lists(gains, pos, valid_mask, sample_weight, gains=gains)
     return _relative(lists, torch.float32, "")[1][..., 0]

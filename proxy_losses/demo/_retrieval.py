@@ -6,34 +6,36 @@ import copy
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+import pandas as pd
 import torch
+from sklearn.model_selection import train_test_split
+from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import normalize
+from sklearn.utils import check_X_y
 from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
 
 from proxy_losses import RetrievalLoss
 from proxy_losses.integrations.sklearn import LinearEmbedder
 
 from ._common import (
     EPOCHS_VARIABLE,
-    INK,
+    GREY,
     OURS,
-    SEED,
-    SEVERAL,
     THEIRS,
     DemoError,
+    Flag,
     Parser,
-    file_of,
-    interval,
+    gain_of,
     number,
-    read_npz,
+    picture,
     shortened,
-    tidy,
-    writable,
 )
+from ._tables import Array, Rows, read
 
 DESCRIPTION = """\
 Do your embeddings find rows of the same class, also of classes that nobody labelled? This fits
@@ -54,38 +56,20 @@ embeddings, a few points on those of real encoders. With clean labels the two lo
 alike; with wrong ones RetrievalLoss loses less on the made embeddings, and on others it may. The
 demo prints what it measured. {EPOCHS_VARIABLE} = N shortens any run to N epochs.
 """
-SHARES = (0.4, 0.15)  # of the classes, to learn from and to select by; the rest is judged
 CLASSES, ROWS = 16, 8  # of a batch
 STEPS = 20  # of an epoch: from one validation to the next
 TEMPERATURES = (0.1, 0.2)  # that either loss is tuned with, to keep the better
 MADE = 60, 24, 64  # classes, rows of each, width
 ARMS = ("raw", "whitened", "contrastive loss", "RetrievalLoss", "LinearEmbedder")
-
-Array = npt.NDArray[Any]
-
-
-class Rows(NamedTuple):
-    """Embeddings of some classes."""
-
-    x: Array  # [rows, width] float32
-    y: Array  # [rows]
-
-
-def build_parser() -> Parser:
-    """The flags, their defaults in their help."""
-    parser = Parser("proxy-losses-demo retrieval", DESCRIPTION, EPILOG)
-    add = parser.add_argument
-    add("--data", metavar="FILE", help="an .npz with x and y (default: made embeddings)")
-    flags: list[tuple[str, Any, float, str]] = [
-        ("--noise", number(float, 0, 1), 0.2, "share of the labels that are drawn at random"),
-        ("--seeds", number(int, 1, 1000), 5, "how often the classes are split anew"),
-        ("--seed", SEED, 0, "the first of these seeds"),
-        ("--total-epochs", SEVERAL, 15, f"epochs of tuning, of {STEPS} steps each"),
-    ]
-    for flag, kind, default, note in flags:
-        add(flag, type=kind, default=default, metavar="N", help=f"{note} (default: %(default)s)")
-    parser.add_out("demo-retrieval.png")
-    return parser
+FLAGS: list[Flag] = [
+    ("--data", "FILE", str, None, "an .npz with x and y (default: made embeddings)"),
+    ("--noise", "N", number(float, 0, 1), 0.2, "share of the labels that are drawn at random"),
+    ("--seeds", "N", number(int, 1, 1000), 5, "how often the classes are split anew"),
+    ("--seed", "N", number(int, 0, 2**31), 0, "the first of these seeds"),
+    ("--total-epochs", "N", number(int, 1), 15, f"epochs of tuning, of {STEPS} steps each"),
+    ("--out", "PNG", Path, Path("demo-retrieval.png"), "where to draw the picture"),
+]
+PAIRS = ("LinearEmbedder", "raw"), ("LinearEmbedder", "whitened"), ARMS[3:1:-1]  # to compare
 
 
 def made(seed: int) -> Rows:
@@ -102,16 +86,11 @@ def made(seed: int) -> Rows:
 
 def load(data: str) -> Rows:
     """The embeddings of a file."""
-    path = file_of(data, (".npz",))
-    x, y = read_npz(path, "xy")
-    if x.ndim != 2 or x.dtype.kind not in "fiu" or y.shape != x.shape[:1]:
-        raise DemoError(
-            f"{path}: x must be numbers [rows, width] and y [rows], got {x.dtype} {list(x.shape)} "
-            f"and {list(y.shape)}"
-        )
-    x = x.astype(np.float32)
-    if not np.isfinite(x).all():
-        raise DemoError(f"{path}: x holds NaN or infinite numbers")
+    frame = read(data, ".npz")
+    try:
+        x, y = check_X_y(frame.drop(columns="y"), frame["y"], dtype=np.float32)
+    except ValueError as error:
+        raise DemoError(f"{data}: {error}") from error
     return Rows(x, np.unique(y, return_inverse=True)[1])
 
 
@@ -123,10 +102,10 @@ def split_classes(rows: Rows, seed: int) -> list[Rows]:
             f"there are {len(usable)} classes of two rows or more: at least 10 are needed, to "
             "learn from some and to be judged on others"
         )
-    order = np.random.default_rng(seed).permutation(usable)
-    ends = [round(SHARES[0] * len(order)), round(sum(SHARES) * len(order))]
-    ends[1] = max(ends[1], ends[0] + 2)
-    parts = [np.isin(rows.y, classes) for classes in np.split(order, ends)]
+    held = max(2, round(0.15 * len(usable)))
+    learnt, others = train_test_split(usable, train_size=0.4, random_state=seed)
+    classes = [learnt, *train_test_split(others, train_size=held, random_state=seed)]
+    parts = [np.isin(rows.y, part) for part in classes]
     return [Rows(rows.x[part], rows.y[part]) for part in parts]
 
 
@@ -138,13 +117,11 @@ def with_noise(rows: Rows, share: float, rng: np.random.Generator) -> Rows:
 
 def contrastive(embeddings: Tensor, labels: Tensor, temperature: float) -> Tensor:
     """Supervised contrastive loss (Khosla et al., 2020): each positive against all other rows."""
-    z = torch.nn.functional.normalize(embeddings)
-    itself = torch.eye(len(z), dtype=torch.bool)
-    logits = (z @ z.T / temperature).masked_fill(itself, -torch.inf)
-    positive = (labels[:, None] == labels) & ~itself
-    apart = (logits.logsumexp(1, keepdim=True) - logits).where(positive, torch.zeros(()))
-    count = positive.sum(1)
-    return (apart.sum(1) / count.clamp(min=1)).sum() / (count > 0).sum().clamp(min=1)
+    z = F.normalize(embeddings)
+    logits = (z @ z.T / temperature).fill_diagonal_(-1e9)  # no row against itself
+    same = (labels[:, None] == labels).to(z.dtype).fill_diagonal_(0)
+    able = same.any(1)
+    return F.cross_entropy(logits[able], same[able] / same[able].sum(1, keepdim=True))
 
 
 def tune(
@@ -156,8 +133,7 @@ def tune(
     seed: int,
 ) -> LinearEmbedder:
     """The best map, by mAP on the held-out classes, on the way of Adam from the whitened one."""
-    x = torch.from_numpy(normalize(train.x) - start.mean_)
-    y = torch.from_numpy(train.y)
+    x, y = torch.from_numpy(normalize(train.x) - start.mean_), torch.from_numpy(train.y)
     members = [np.flatnonzero(train.y == k) for k in np.unique(train.y)]
     best, reached = start, start.score(*held)
     for loss_fn in losses:
@@ -181,12 +157,8 @@ def tune(
 def judge(model: LinearEmbedder, test: Rows) -> tuple[float, float]:
     """R@1 and mAP in points."""
     z = model.transform(test.x)
-    right = 0
-    for start in range(0, len(z), 1024):
-        near = z[start : start + 1024] @ z.T
-        near[np.arange(len(near)), start + np.arange(len(near))] = -2.0
-        right += int((test.y[near.argmax(1)] == test.y[start : start + 1024]).sum())
-    return 100 * right / len(z), 100 * model.score(*test)
+    near = NearestNeighbors(n_neighbors=1).fit(z).kneighbors(return_distance=False)[:, 0]
+    return 100 * float((test.y[near] == test.y).mean()), 100 * model.score(*test)
 
 
 def compare(parts: Sequence[Rows], noise: float, epochs: int, seed: int) -> Array:
@@ -196,7 +168,7 @@ def compare(parts: Sequence[Rows], noise: float, epochs: int, seed: int) -> Arra
 
     def embedder(**settings: Any) -> LinearEmbedder:
         model = LinearEmbedder(random_state=seed, device="cpu", **settings)
-        model.fit(train.x, train.y, X_val=held.x, y_val=held.y)
+        model.fit(*train, X_val=held.x, y_val=held.y)
         return model
 
     whitened = embedder(max_iter=0)
@@ -214,58 +186,43 @@ def compare(parts: Sequence[Rows], noise: float, epochs: int, seed: int) -> Arra
 
 def run(argv: Sequence[str]) -> Array:
     """Parse, load, tune, print, draw."""
-    args = build_parser().parse_args(argv)
-    from tqdm import tqdm
-
+    args = Parser("proxy-losses-demo retrieval", DESCRIPTION, EPILOG, FLAGS).parse_args(argv)
     rows = load(args.data) if args.data else None
     epochs = min(args.total_epochs, shortened() or args.total_epochs)
     first = split_classes(rows or made(args.seed), args.seed)
-    out = writable(args.out)
     sizes = [f"{len(np.unique(part.y))} classes ({len(part.y):,} rows)" for part in first]
+    noisy = f"{100 * args.noise:g} % of labels random"
     print(
         f"{args.data or 'made embeddings'}, width {first[0].x.shape[1]}: learnt from {sizes[0]}, "
         f"selected by {sizes[1]}, judged on {sizes[2]}\n"
         f"batches of {CLASSES} classes by {ROWS} rows, {epochs * STEPS} steps; the classes split "
-        f"anew for each of {args.seeds} seeds, once with these labels and once with "
-        f"{100 * args.noise:g} % of them drawn at random\n",
+        f"anew for each of {args.seeds} seeds, once with these labels and once with {noisy}\n",
         flush=True,
     )
-    found = []
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # tensors this small are slower on several
-    try:
-        with tqdm(total=2 * args.seeds, unit="fit", disable=None, leave=False) as bar:
-            for seed in range(args.seed, args.seed + args.seeds):
-                parts = split_classes(rows or made(seed), seed)
-                for noise in (0.0, args.noise):
-                    found.append(compare(parts, noise, epochs, seed))
-                    bar.update()
-    finally:
-        torch.set_num_threads(threads)
-    values = np.stack(found).reshape(args.seeds, 2, len(ARMS), 2)
-    print(report(values, args.noise, len(first[2].y) / len(first[0].y) if rows else 0.0))
-    save_figure(values, args.noise, out)
-    print(f"picture: {out}", flush=True)
+    with picture(args.out) as axes:
+        found = []
+        seeds = range(args.seed, args.seed + args.seeds)
+        for seed in tqdm(seeds, "seeds", disable=None, leave=False):
+            parts = split_classes(rows or made(seed), seed)
+            found += [compare(parts, noise, epochs, seed) for noise in (0.0, args.noise)]
+        values = np.stack(found).reshape(args.seeds, 2, len(ARMS), 2)
+        overlap = len(first[2].y) / len(first[0].y) if rows else 0.0
+        print(report(values, ["labels as given", noisy], overlap))
+        draw(axes, values, noisy)
     return values
 
 
-def report(values: Array, noise: float, overlap: float) -> str:
+def report(values: Array, labels: Sequence[str], overlap: float) -> str:
     """The table of [splits, clean or noisy, arms, R@1 or mAP], and what follows from it."""
-    noisy = f"{100 * noise:g} % of labels random"
-    lines = [
-        f"On unseen classes, x 100{'':<4}{'labels as given':^17}   {noisy}",
-        f"{'':<22}{'R@1':>11}{'mAP':>9}{'R@1':>11}{'mAP':>9}",
-    ]
-    for k, arm in enumerate(ARMS):
-        cells = values.mean(0)[:, k].reshape(-1)
-        lines.append(
-            f"{arm:<22}" + "".join(f"{c:{w}.2f}" for c, w in zip(cells, (11, 9) * 2, strict=True))
-        )
-    lines.append("")
-    for at, labels in enumerate(("labels as given", noisy)):
-        for ours, theirs in ((4, 0), (4, 1), (3, 2)):
-            gain = interval(values[:, at, ours, 1] - values[:, at, theirs, 1], overlap)
-            lines.append(f"{labels}: {ARMS[ours]} - {ARMS[theirs]}: mAP {gain}: {gain.verdict}")
+    cells = values.mean(0).transpose(1, 0, 2).reshape(len(ARMS), 4)
+    columns = pd.MultiIndex.from_product([labels, ["R@1", "mAP"]])
+    table = pd.DataFrame(cells, pd.Index(ARMS), columns)
+    lines = ["On unseen classes, x 100", table.to_string(float_format="%.2f"), ""]
+    for at, name in enumerate(labels):
+        for ours, theirs in PAIRS:
+            apart = values[:, at, ARMS.index(ours), 1] - values[:, at, ARMS.index(theirs), 1]
+            gain = gain_of(apart, overlap)
+            lines.append(f"{name}: {ours} - {theirs}: mAP {gain}: {gain.verdict}")
     if len(values) > 1:
         lines.append("(95 % intervals over the seeds. A tie: these cannot tell the two apart.)")
     if shortened():
@@ -273,29 +230,16 @@ def report(values: Array, noise: float, overlap: float) -> str:
     return "\n".join(lines)
 
 
-def save_figure(values: Array, noise: float, path: Path) -> None:
+def draw(axes: Any, values: Array, noisy: str) -> None:
     """A line for each arm, from labels as given to noisy ones."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 3.9), dpi=130, layout="constrained")
-    colours = ("#888888", "#888888", THEIRS, OURS, OURS)
-    means = values.mean(0)
-    axes = figure.subplots(1, 2, sharey=True)
+    at, colours = np.arange(len(ARMS)), [GREY, GREY, THEIRS, OURS, OURS]
     for ax, metric, name in zip(axes, (1, 0), ("mAP", "R@1"), strict=True):
-        for k, colour in enumerate(colours):
-            clean, noisy = means[:, k, metric]
-            ax.plot([noisy, clean], [k, k], color=colour, linewidth=2, alpha=0.6, zorder=1)
-            ax.plot(noisy, k, "o", color=colour, markerfacecolor="white", markersize=9)
-            ax.plot(clean, k, "o", color=colour, markersize=9)
-        ax.plot([], [], "o", color=INK, label="labels as given")
-        ax.plot([], [], "o", color=INK, markerfacecolor="white", label=f"{100 * noise:g} % random")
-        ax.set_yticks(range(len(ARMS)), ARMS)
+        given, wrong = values.mean(0)[:, :, metric]
+        ax.hlines(at, wrong, given, colours, lw=2, alpha=0.6, zorder=1)
+        ax.scatter(given, at, 80, colours, label="labels as given")
+        ax.scatter(wrong, at, 80, "white", edgecolors=colours, label=noisy)
+        ax.set_yticks(at, ARMS)
         ax.set_ylim(len(ARMS) - 0.5, -0.5)
-        low, high = means[:, :, metric].min(), means[:, :, metric].max()
-        if high - low < 2:  # small differences look small
-            ax.set_xlim((low + high) / 2 - 1.2, (low + high) / 2 + 1.2)
         ax.set_xlabel(f"{name} x 100 on unseen classes, mean over seeds ({len(values)})")
         ax.grid(axis="x", color="#dddddd")
-        tidy(ax)
-    axes[0].legend(loc="lower left", frameon=False, fontsize=9)
-    figure.savefig(path)
+    axes[0].legend(loc="lower left")

@@ -18,6 +18,7 @@ from sklearn.utils.validation import _check_sample_weight
 
 CROWDED = 10  # rows per distinct row from which on equal rows are cases, not copies of one
 BLOCK = 2**22  # cells that may be made dense, or looked at, together
+LARGEST = 1e150  # in size: the squares of any number of them have a sum
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -44,6 +45,12 @@ def as_table(x: Any) -> Table:
     That depends on what it holds and not on how it came, so that a dense table and its sparse
     copies give the same results, bit for bit. Only a sparse one above BLOCK never turns dense.
     """
+    if max(x.max(), -x.min()) > LARGEST:
+        column = int(abs(x).argmax()) % x.shape[1]
+        raise ValueError(
+            f"expected features of at most {LARGEST:g} in size, got {abs(x).max():g} in column "
+            f"{column}: give it another unit, or clip it"
+        )
     if not issparse(x):
         return csr_array(x) if 4 * np.count_nonzero(x) < x.size else x
     x = csr_array(x)

@@ -25,6 +25,7 @@ else:
             "pip install '.[huggingface]' in a clone of this library"
         ) from error
 
+ELEMENTWISE = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)  # they broadcast
 TRAINER_IGNORES = -100  # the label that the Trainer leaves out of num_items_in_batch
 
 
@@ -58,7 +59,8 @@ def make_compute_loss(
 
     Raises:
         ValueError: from the function; no labels, shapes that do not match, unknown labels for a
-            loss without an argument ``label_mask``, or several GPUs in one process
+            loss without an argument ``label_mask``, labels [M] beside logits [M, C] for a torch
+            loss of pairs of equal shape (`nn.MSELoss`), or several GPUs in one process
             (`nn.DataParallel`).
 
     Example:
@@ -70,6 +72,7 @@ def make_compute_loss(
     """
     masks = takes(loss_fn, "label_mask", by_name=True)
     binary = getattr(getattr(loss_fn, "main_loss", loss_fn), "num_classes", None) == 1
+    of_pairs = getattr(loss_fn, "warmup_loss", loss_fn)
 
     def compute_loss(
         outputs: Any, labels: Tensor | None, num_items_in_batch: Tensor | int | None = None
@@ -79,6 +82,12 @@ def make_compute_loss(
             raise ValueError("labels: expected a tensor, got None; is the data's column 'labels'?")
         x, y = _rows(scores, labels, binary)
         known = y != ignore_index
+        if x.shape[1:] != y.shape[1:] and isinstance(of_pairs, ELEMENTWISE):
+            raise ValueError(
+                f"labels: expected those of {type(of_pairs).__name__} to have the shape of its "
+                f"logits {list(x.shape)}, got {list(y.shape)}, which torch would compare each with "
+                "each; pass a function such as lambda z, y: mse_loss(z[:, 0], y.float())"
+            )
         keep, extra = known if y.dim() == 1 else known.any(-1), {}
         x, y, known = x[keep], y[keep], known[keep]
         if y.dim() == 2 and (world_size() > 1 or not known.all()):  # on all processes, or none

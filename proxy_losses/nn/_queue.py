@@ -19,7 +19,7 @@ from .._lists import Batch
 from ..distributed import all_reduce, rank_and_size
 from ._batch import readable
 from ._ring import apart, count_rows, put_rows
-from ._seal import AVERAGED, SealedState, seal_of
+from ._seal import SealedState, seal_of
 
 # Names of buffers are those of imbalanced-losses, so that its checkpoints load. Flags are bytes:
 # torch averages no bool.
@@ -135,7 +135,7 @@ class MemoryQueue(SealedState):
                 state = state._replace(enqueued=torch.where(mine, self._q_enqueued, 0))
             return state
         if not self.is_sound():
-            raise RuntimeError(AVERAGED)
+            raise RuntimeError(self.fault())
         if self._turns(labels):
             if not labels:
                 raise ValueError(OTHER_KIND)

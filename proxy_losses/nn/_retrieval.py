@@ -10,8 +10,16 @@ from torch import Tensor
 
 from .. import _numerics as num
 from .. import _retrieval as r
-from .._checks import MAX_WEIGHT, check_choice, check_flag, check_int, check_temperature
+from .._checks import (
+    MAX_WEIGHT,
+    check_choice,
+    check_flag,
+    check_int,
+    check_temperature,
+    warn_user,
+)
 from .._lists import SIMILARITIES
+from .._metrics._record import Found
 from ..distributed import default_group, default_rank, group_name
 from . import _late
 from ._batch import ScheduledLoss, are_gains, readable
@@ -59,7 +67,7 @@ class EmbeddingQueue(SealedState):
             RuntimeError: the rows are no rows (compiled code does not ask).
         """
         if self._tells() and not self.is_sound():
-            raise RuntimeError(AVERAGED)
+            raise RuntimeError(self.fault())
         labels = self._q_labels.bool() if self.multi_label else self._q_labels
         return r.MemoryState(self._q_embeddings, labels, self._q_row_ids, self._q_enqueued)
 
@@ -213,7 +221,9 @@ class RetrievalLoss(ScheduledLoss):
                 forward, see `set_debug`.
 
         Warns:
-            UserWarning: once, when rows are stored in training mode while gradients are disabled.
+            UserWarning: once each, when rows are stored in training mode while gradients are
+                disabled, and when a batch with a finite loss is not stored because a float64
+                embedding is too large for float32.
         """
         check_flag("store", store)
         call = r.read_call(embeddings, labels, ref_embeddings, ref_labels, row_ids, ref_row_ids)
@@ -246,7 +256,7 @@ class RetrievalLoss(ScheduledLoss):
             found = found._replace(value=guard(found.value, sound, AVERAGED))
         loss = r.reduce_queries(found, self.reduction, name)
         if memory is not None and store and (self.training or self.update_memory_in_eval):
-            self._store(memory, call.refs)
+            self._store(memory, call.refs, found)
         return loss
 
     def _with_all(self, call: r.Call) -> r.Call:
@@ -259,14 +269,40 @@ class RetrievalLoss(ScheduledLoss):
             refs = queries = refs._replace(home=refs.home + (default_rank() << 32))
         return call._replace(queries=queries, refs=r.Rows(*self._gather(*refs)))
 
-    def _store(self, memory: r.MemoryState, refs: r.Rows) -> None:
+    def _store(self, memory: r.MemoryState, refs: r.Rows, found: Found) -> None:
         assert self._queue is not None
         if not self.update_memory_in_eval:
             self._warn_no_grad(refs.embeddings.shape[0])
         where = r.is_sound(refs, memory.embeddings.dtype, self.ignore_index)
+        if refs.embeddings.dtype == torch.float64:  # others fit
+            self._tell_unstored(refs.embeddings, ~where & found.value.isfinite().all())
         self._queue.write(memory, refs, where.to(memory.enqueued.device))
 
     # -- what the values say
+
+    _unstored_warned = False
+
+    def _forget_warnings(self) -> None:
+        super()._forget_warnings()
+        self._unstored_warned = False
+
+    def _tell_unstored(self, embeddings: Tensor, unstored: Tensor) -> None:
+        """Say once that rows with a finite loss are not stored."""
+        if self._unstored_warned or not (readable(embeddings) and readable(unstored)):
+            return
+        if _late.at_once(embeddings):
+            self._judge_stored({"unstored": float(unstored)})
+        elif self._may_ask(embeddings):
+            self._ask(embeddings, {"unstored": unstored}, self._judge_stored)
+
+    def _judge_stored(self, said: Mapping[str, float], at: str = "") -> None:
+        if said["unstored"] and not self._unstored_warned:
+            self._unstored_warned = True
+            warn_user(
+                f"{at}{type(self).__name__}: a batch was not stored in the memory, because an "
+                "embedding of a row that counts is too large for torch.float32, in which rows are "
+                "stored; no such batch is. Scale or normalize the embeddings"
+            )
 
     def _look(self, relevance: Tensor) -> None:
         """Raise if this is no relevance."""

@@ -19,6 +19,11 @@ AVERAGED = (
     "belong to no batch. An average (torch's AveragedModel, Lightning's WeightAveraging) must "
     "leave buffers alone, use_buffers=False; reset() or reset_queue() empties the queue of a copy"
 )
+CAST = (
+    "the memory queue of this loss comes from a state dict that was cast to another dtype, as by "
+    ".half(): its counter, its rows and the temperature are rounded. Save and load state_dict() as "
+    "it is, or reset() the loss to start with an empty queue"
+)
 
 
 def seal_of(count: T) -> T:
@@ -75,6 +80,13 @@ class SealedState(StateModule):
         found: dict[str, Any] = self._buffers
         seal, mark = int(found["_q_seal"]), float(found["_q_mark"])
         return seal == seal_of(int(found["_q_enqueued"])) and mark == float(seal)
+
+    def fault(self) -> str:
+        """Why it is not sound; for the CPU."""
+        seal = torch.tensor([float(seal_of(int(self._q_enqueued)))], dtype=torch.float64)
+        narrow = (torch.float32, torch.bfloat16, torch.float16)  # of which the last has inf
+        rounded = any(torch.equal(seal.to(of).double(), self._q_mark) for of in narrow)
+        return CAST if rounded else AVERAGED
 
     def doubts(self) -> Tensor | None:
         """[] bool, `is_sound` where Python may not ask; None where it is known."""
