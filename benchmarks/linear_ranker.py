@@ -12,6 +12,8 @@ share rows, features, folds and what selects them:
 - logistic: of eight penalties the best, `LinearRanker(max_iter=0)`;
 - weighted: of these, and of the eight with positives weighed by the square root of negatives over
   positives or by that itself, the best;
+- focal: of the logistic and as many steps from there on the focal loss as the ranker takes, with
+  its penalties, the best;
 - continued: from the logistic as many steps on the logistic loss, with the same penalties;
 - ranker: `LinearRanker`.
 
@@ -25,7 +27,8 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +36,12 @@ import numpy as np
 import sklearn
 import torch
 from sklearn.utils import check_random_state
+from torch import Tensor
 
+from proxy_losses import sigmoid_focal
 from proxy_losses.integrations import _scorecard as card
 from proxy_losses.integrations import sklearn as ours
-from proxy_losses.integrations._rows import Rows, as_table, distinct, hold_out, scaling
+from proxy_losses.integrations._rows import Parts, Rows, as_table, distinct, hold_out, scaling
 from proxy_losses.integrations.sklearn import LinearRanker
 
 from . import linear_ranker_tables as tables
@@ -46,7 +51,6 @@ from .real_data.data import Array
 from .real_data.stats import overall, resampled
 
 FEATURES: dict[str, int | None] = {"all features": None, "5 features": 5}
-ARMS = ("logistic", "continued", "weighted", "ranker")
 GROUPS = ("tuned on", "judged on", "all")
 METRICS = {
     "ap": card.exact("ap", 0.05, 0.5),
@@ -56,28 +60,56 @@ METRICS = {
 SCREEN = {"metric": "enrichment", "quantile": 0.01, "Cs": (1e-4, 1e-3, 1e-2, 1e-1)}
 
 
-def class_weighted(rows: Rows, model: LinearRanker) -> Array:
-    """Weights [features + 1] of the logistic regression whose class weights and C are best.
+def chosen(rows: Rows, model: LinearRanker, candidates: Callable[[Parts], Array]) -> Array:
+    """Weights [features + 1] of what is best of candidates [lists, K, columns + 1].
 
-    On the folds of the model, drawn from its seed, and judged as there; without class weights only
-    its C is a candidate, the best of all.
+    On the folds of a fitted model, drawn from its seed, and judged as there.
     """
     parts = distinct(rows, model._sides(rows, rows.y, None))
     scale = scaling(parts.whole)
     x = scale.apply(Rows(parts.x, parts.y, None)).x[:, model.support_]
     parts = parts._replace(x=x)
-    odds = (~rows.y).sum() / rows.y.sum()
+    every = candidates(parts)
+    verdict = card.judge(card.units(every, parts), parts, card.of_positives("ap", 0.05, 0.5))
+    best = every[-1, verdict.total(ours.TRAINED).argmax()]
+    weights = np.zeros(len(model.support_) + 1)
+    weights[:-1][model.support_] = best[:-1] / scale.scale[model.support_]
+    weights[-1] = best[-1] - weights[:-1] @ scale.shift
+    return weights
+
+
+def class_weighted(model: LinearRanker, parts: Parts) -> Array:
+    """Without class weights only the model's C is a candidate, the best of all."""
+    odds = (~parts.whole.y).sum() / parts.whole.y.sum()
     found = [card.logistics(parts, [model.C_])]
     for weight in (odds**0.5, odds):
         heavy = parts._replace(fit=parts.fit * np.where(parts.y, weight, 1.0))
         found.append(card.logistics(heavy, model.Cs))
-    every = np.concatenate(found, axis=1)
-    best = card.judge(every, parts, METRICS["ap"], ours.TRAINED)[1].argmax()
-    chosen = every[-1, best]
-    weights = np.zeros(len(model.support_) + 1)
-    weights[:-1][model.support_] = chosen[:-1] / scale.scale[model.support_]
-    weights[-1] = chosen[-1] - weights[:-1] @ scale.shift
-    return weights
+    return np.concatenate(found, axis=1)
+
+
+def focal(model: LinearRanker, parts: Parts) -> Array:
+    """The model, and from there as many steps on the focal loss, gamma 2, with its penalties."""
+    begin = card.logistics(parts, [model.C_])
+    spread = torch.tensor([unit for _, unit in card.all_moments(begin[:, 0], parts)])
+    if not (spread > 0).all():
+        return begin
+    target = torch.from_numpy(parts.y).double()
+
+    def loss(lists: slice) -> card.Loss:
+        weight = torch.from_numpy(parts.fit[lists])[:, None]
+
+        def of_scores(scores: Tensor) -> Tensor:
+            each = sigmoid_focal(
+                scores * spread[lists, None, None], target.expand(scores.shape), reduction="none"
+            )
+            return (each * weight).sum(-1) / weight.sum(-1)
+
+        return of_scores
+
+    l2 = np.array(model.l2)
+    plan = card.Plan(np.ones(len(l2)), l2, model.C_, model.learning_rate, LinearRanker().max_iter)
+    return np.concatenate([begin, card.ascend(begin[:, 0], parts, plan, loss)], axis=1)
 
 
 def halves(rows: Rows, seed: int) -> tuple[Rows, Rows]:
@@ -98,7 +130,7 @@ def by_scaffold(screen: Screen, seed: int) -> tuple[Rows, Rows]:
 def one_split(
     train: Rows, test: Rows, seed: int, count: int | None = None, **options: Any
 ) -> dict[str, Any]:
-    """Test metrics of the arms; without class weights in a screen, where each fit is slow."""
+    """Test metrics of the arms; without class weights and focal loss in a screen, a slow fit."""
 
     def fitted(**more: Any) -> tuple[LinearRanker, float]:
         begin = time.process_time()
@@ -110,11 +142,13 @@ def one_split(
     models = {"logistic": logistic, "continued": fitted(mix=[0.0], Cs=[ranker.C_])[0]}
     scores = {arm: model.decision_function(test.x) for arm, model in models.items()}
     if "Cs" not in options:
-        scores["weighted"] = card.scores_of(class_weighted(train, logistic), test.x)
+        for arm, candidates in (("weighted", class_weighted), ("focal", focal)):
+            weights = chosen(train, logistic, partial(candidates, logistic))
+            scores[arm] = card.scores_of(weights, test.x)
     scores["ranker"] = ranker.decision_function(test.x)
     return {
         "positives": [int(train.y.sum()), int(test.y.sum())],
-        "improved": ranker.improved_, "mix": ranker.mix_, "l2": ranker.l2_, "C": ranker.C_,
+        "improved": ranker.improved_, "shares": ranker.shares_.round(3).tolist(), "C": ranker.C_,
         "cpu_s": {"ranker": round(seconds, 2), "logistic": round(alone, 2)},
         "test": {
             arm: {name: of(values, test.y, None) for name, of in METRICS.items()}

@@ -44,7 +44,7 @@ def test_from_tables_to_the_report(tmp_path, capsys):
         for splits in found.values():
             assert len(splits) == 1
             for split in splits:
-                assert set(split["test"]) == set(linear_ranker.ARMS)
+                assert set(split["test"]) == ARMS
                 assert split["improved"] or split["test"]["ranker"] == split["test"]["logistic"]
     shown = capsys.readouterr().out
     assert "narrow" in shown
