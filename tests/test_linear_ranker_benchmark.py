@@ -168,7 +168,7 @@ def test_the_comparison():
     assert compared["overall"]["mean"] == pytest.approx(1.0)
     alone = linear_ranker.compare({"up": found["up"][:1]}, "logistic", "ap")
     assert alone["overall"] == pytest.approx({"mean": 2.0, "low": None, "high": None})
-    assert linear_ranker.gain(alone["overall"]) == "+2.00"
+    assert linear_ranker.page.interval(alone["overall"]) == "+2.00"
     assert linear_ranker.groups(["a", "b"], ["b"]) == {
         "tuned on": ["b"], "judged on": ["a"], "all": ["a", "b"],
     }  # fmt: skip
