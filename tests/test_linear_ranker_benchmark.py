@@ -1,6 +1,7 @@
 """The scorecard benchmark compares what it says it does; nothing here asserts who wins."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,8 +11,11 @@ from sklearn.preprocessing import StandardScaler
 
 from benchmarks import linear_ranker
 from benchmarks import linear_ranker_tables as tables
-from proxy_losses.integrations._rows import Rows
+from proxy_losses import sigmoid_focal
+from proxy_losses.integrations._rows import Rows, distinct, hold_out
 from proxy_losses.integrations.sklearn import LinearRanker
+
+ARMS = {"logistic", "continued", "weighted", "focal", "ranker"}
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +48,7 @@ def test_from_tables_to_the_report(tmp_path, capsys):
         for splits in found.values():
             assert len(splits) == 1
             for split in splits:
-                assert set(split["test"]) == set(linear_ranker.ARMS)
+                assert set(split["test"]) == ARMS
                 assert split["improved"] or split["test"]["ranker"] == split["test"]["logistic"]
     shown = capsys.readouterr().out
     assert "narrow" in shown
@@ -113,7 +117,8 @@ def test_the_control_with_class_weights():
     x = np.round(rng.normal(size=(200, 2)), 3)
     y = x[:, 0] ** 2 + rng.normal(size=200) > 3
     model = LinearRanker(max_iter=0, Cs=[0.01, 1.0], cv=2, random_state=0).fit(x, y)
-    found = linear_ranker.class_weighted(Rows(x, y, None), model)
+    rows = Rows(x, y, None)
+    found = linear_ranker.chosen(rows, model, partial(linear_ranker.class_weighted, model))
     scaled = StandardScaler().fit(x)
     odds = (~y).sum() / y.sum()
     candidates = []
@@ -122,6 +127,27 @@ def test_the_control_with_class_weights():
         candidates.append(fit.fit(scaled.transform(x), y).decision_function(scaled.transform(x)))
     gaps = [abs(c - (x @ found[:-1] + found[-1])).max() for c in candidates]
     assert min(gaps) < 0.01
+
+
+def test_the_control_with_the_focal_loss():
+    """What it trains has a smaller focal loss than where it starts, and the same penalty."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(300, 2))
+    y = x[:, 0] + rng.logistic(size=300) > 1.5
+    model = LinearRanker(max_iter=0, Cs=[1e3], l2=[1.0], cv=2, random_state=0).fit(x, y)
+    sides = hold_out(Rows(x, y, None), 0.5, np.random.RandomState(0))
+    parts = distinct(Rows(x, y, None), sides)
+    found = linear_ranker.focal(model, parts)
+    assert found.shape == (2, 2, 3)
+    for of_list, mass in zip(found, parts.fit, strict=True):
+        part = parts.rows(mass)
+        before, after = (
+            sigmoid_focal(torch.tensor(part.x @ w[:2] + w[2]), torch.tensor(part.y).double())
+            for w in of_list
+        )
+        assert after < before
+    flat = parts._replace(x=np.zeros_like(parts.x))
+    assert linear_ranker.focal(model, flat).shape == (2, 1, 3)
 
 
 def test_the_comparison():
@@ -142,7 +168,7 @@ def test_the_comparison():
     assert compared["overall"]["mean"] == pytest.approx(1.0)
     alone = linear_ranker.compare({"up": found["up"][:1]}, "logistic", "ap")
     assert alone["overall"] == pytest.approx({"mean": 2.0, "low": None, "high": None})
-    assert linear_ranker.gain(alone["overall"]) == "+2.00"
+    assert linear_ranker.page.interval(alone["overall"]) == "+2.00"
     assert linear_ranker.groups(["a", "b"], ["b"]) == {
         "tuned on": ["b"], "judged on": ["a"], "all": ["a", "b"],
     }  # fmt: skip

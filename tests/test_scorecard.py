@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import average_precision_score, recall_score
+from sklearn.metrics import average_precision_score, recall_score, roc_auc_score
 
 from proxy_losses.integrations import _scorecard as card
 
@@ -92,26 +92,97 @@ def test_the_threshold_of_weighted_rows_pushes_back():
     assert abs(scores.grad.sum()) < 1e-12 < abs(scores.grad).sum()
 
 
-def test_choosing_by_held_out_and_training_rows():
+def judged():
+    """Four models of three lists; some rows are held out twice."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(40, 2)), np.arange(40) % 4 == 0
     held = np.stack([np.arange(40) % 2 == k for k in (0, 1)]).astype(float)
-    held = np.where(np.arange(40) < 8, 1.0, held)  # copies of the result's rows, some in both
+    held = np.where(np.arange(40) < 8, 1.0, held)
     parts = card.Parts(x, y, np.stack([1 - held[0], 1 - held[1], np.ones(40)]), held)
     weights = rng.normal(size=(3, 4, 3))
-    found, total = card.judge(weights, parts, average_precision(), 0.25)
+    return parts, weights, card.judge(weights, parts, card.of_positives("ap", 0.05, 0.1))
+
+
+def test_choosing_by_held_out_and_training_rows():
+    parts, weights, verdict = judged()
+    x, y, held = parts.x, parts.y, parts.held
     for k in range(4):
         rows = [np.flatnonzero(side) for side in held]
         pooled = np.concatenate([x[r] @ weights[p, k, :2] + weights[p, k, 2]
                                  for p, r in enumerate(rows)])  # fmt: skip
         expected = average_precision_score(np.concatenate([y[r] for r in rows]), pooled)
         own = average_precision_score(y, x @ weights[2, k, :2])
-        assert found[k] == pytest.approx(expected)
-        assert total[k] == pytest.approx(0.75 * expected + 0.25 * own)
+        assert verdict.held[k] == pytest.approx(expected)
+        assert verdict.total(0.25)[k] == pytest.approx(0.75 * expected + 0.25 * own)
+    assert verdict.each.shape == (4, 10)  # a positive that is held out twice is one
+    np.testing.assert_allclose(verdict.mass, np.array([2, 2, *[1] * 8]) / 12)
 
 
-def average_precision() -> card.Score:
-    return card.exact("ap", 0.05, 0.1)
+def test_what_is_left_of_a_gain():
+    """The paired difference less its standard errors, of positives that count alike."""
+    start = card.Verdict(np.array([[0.2, 0.4, 0.3, 0.1]]), np.full(4, 0.25), np.array([0.5]))
+    better = start.each + np.array([0.1, 0.3, 0.2, 0.2])
+    each = np.concatenate([start.each, better, start.each - 0.1])
+    verdict = card.Verdict(each, start.mass, np.array([0.5, 0.9, 1.0]))
+    sure = 0.2 - 1.5 * np.std([0.1, 0.3, 0.2, 0.2], ddof=1) / 4**0.5
+    # as it was; better; worse on held-out rows, however good on its own
+    np.testing.assert_allclose(
+        verdict.gain(start, 0.2, 1.5), [0.0, 0.8 * sure + 0.2 * 0.4, 0.0], atol=1e-15
+    )
+    assert not verdict.gain(start, 0.2, 1e3).any()
+    one = card.Verdict(np.array([[0.9]]), np.ones(1), np.ones(1))
+    none = one.gain(card.Verdict(np.array([[0.1]]), np.ones(1), np.ones(1)), 0.2, 1.5)
+    assert none == 0.0  # of one positive there is no standard error
+
+
+def test_models_in_units_and_between():
+    parts, weights, _ = judged()
+    weights[:, 3, :2] = 0.0  # without spread
+    found = card.units(weights, parts)
+    for p in range(3):
+        for k in range(4):
+            kept = parts.fit[p] > 0
+            spread = (parts.x[kept] @ weights[p, k, :2]).std() or 1.0
+            np.testing.assert_allclose(found[p, k], weights[p, k] / spread)
+    way = card.between(found[:, 0], found[:, 1:3])
+    for j, (k, step) in enumerate((k, step) for k in (1, 2) for step in card.STEPS):
+        np.testing.assert_allclose(way[:, j], (1 - step) * found[:, 0] + step * found[:, k])
+
+
+@pytest.mark.parametrize("metric", card.METRICS)
+@pytest.mark.parametrize("decimals", [1, 16])
+def test_what_each_positive_adds(metric, decimals):
+    """By loops over the rows, tied ones too; the mean is what scikit-learn says."""
+    rng = np.random.default_rng(0)
+    scores, y = np.round(rng.normal(size=200), decimals), rng.random(200) < 0.2
+    weight = rng.random(200) + 0.5
+    quantile, fpr = 0.1, 0.2
+    found = card.of_positives(metric, quantile, fpr)(scores, y, weight)
+    negatives = weight[~y].sum()
+    expected = []
+    for s in scores[y]:
+        above, upto = weight[scores > s], weight[scores >= s]
+        first, last = (weight[~y & side].sum() / negatives for side in (scores > s, scores >= s))
+        if metric == "ap":
+            expected.append(weight[y & (scores >= s)].sum() / upto.sum())
+        elif metric == "pauc":
+            x = np.linspace(0, fpr, 20_001)
+            height = np.interp(x, [first, last], [0, 1]) if last > first else (x >= first) * 1.0
+            chance = fpr**2 / 2
+            expected.append(0.5 * (1 + (np.trapezoid(height, x) - chance) / (fpr - chance)))
+        else:
+            room = quantile * weight.sum() - above.sum()
+            share = np.clip(room / (upto.sum() - above.sum()), 0, 1)
+            expected.append(share if metric == "recall" else share / quantile)
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=2e-5 if metric == "pauc" else 1e-12)
+    mean = card.exact(metric, quantile, fpr)(scores, y, weight)
+    assert mean == pytest.approx(np.average(found, weights=weight[y]))
+    if metric == "ap":
+        assert mean == pytest.approx(average_precision_score(y, scores, sample_weight=weight))
+    if metric == "pauc":
+        assert mean == pytest.approx(
+            roc_auc_score(y, scores, max_fpr=fpr, sample_weight=weight), abs=1e-12
+        )
 
 
 def test_blocks_of_lists_do_not_matter(monkeypatch):

@@ -53,9 +53,10 @@ def test_beats_logistic_regression_where_that_cannot_be_best(metric):
     ours, logistic = (fitted(X, y, metric, **few, max_iter=steps) for steps in (150, 0))
     assert ours.improved_
     assert ours.best_iter_ == ours.n_iter_ == 150
-    assert (ours.mix_, ours.l2_) in ((1.0, 1.0), (0.5, 1.0))
+    assert ours.shares_.shape == (2, 1)
+    assert 0.25 <= ours.shares_.sum() <= 1.0
     assert not logistic.improved_
-    assert (logistic.mix_, logistic.l2_) == (0.0, 1.0)
+    np.testing.assert_array_equal(logistic.shares_, 0.0)
     assert ours.baseline_score_ == logistic.baseline_score_ == logistic.validation_score_
     assert ours.C_ == logistic.C_
     if metric == "enrichment":
@@ -181,7 +182,7 @@ def test_labels_of_any_kind():
 def test_a_gain_within_tol_is_none():
     X, y = contested(2000, seed=0)
     assert fitted(X, y, cv=2).improved_
-    assert not fitted(X, y, cv=2, tol=1.0, max_iter=10).improved_
+    assert not fitted(X, y, cv=2, tol=1e3, max_iter=10).improved_
 
 
 def test_ways_to_hold_out(monkeypatch):
@@ -232,7 +233,8 @@ def test_score_is_the_metric():
     score = model.decision_function(X)
     assert model.score(X, names) == average_precision_score(y, score)
     model.set_params(metric="pauc", fpr=0.1)
-    assert model.score(X, names) == roc_auc_score(y, score, max_fpr=0.1)
+    expected = roc_auc_score(y, score, max_fpr=0.1)
+    assert model.score(X, names) == pytest.approx(expected, rel=1e-11)  # other sums
     recall = model.set_params(metric="recall", quantile=0.1).score(X, names)
     assert model.set_params(metric="enrichment").score(X, names) == pytest.approx(10 * recall)
     with pytest.raises(ValueError, match="y of the classes good and late, got early too"):

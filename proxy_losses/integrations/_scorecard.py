@@ -9,21 +9,24 @@ import numpy as np
 import torch
 from scipy.linalg import cho_solve, solve_triangular
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+from sklearn.metrics import roc_curve
 from sklearn.utils import check_array
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from .. import recall_at_quantile, sigmoid_sums, smooth_ap
-from ._rows import Bools, Floats, Parts, Rows, Table
+from ._rows import Bools, Floats, Ints, Parts, Rows, Table
 
 METRICS = ("ap", "recall", "pauc", "enrichment")
 RTOL = 1e-3  # of the soft metrics
 _MOST_FOR_NEWTON = 500  # features; its Hessian is their square
 _CELLS = 2**21  # scores of lists that are trained together
+STEPS = (0.25, 0.5, 0.75, 1.0)  # of the way from the logistic regression to what was trained
+TINY = np.finfo(np.float64).tiny
 
 Score = Callable[[Floats, Bools, Floats | None], float]
+OfPositives = Callable[[Floats, Bools, Floats | None], Floats]
 Loss = Callable[[Tensor], Tensor]
 
 
@@ -40,30 +43,58 @@ def moments(values: Floats, weight: Floats | None) -> tuple[float, float]:
     return mean, float(np.average((values - mean) ** 2, weights=weight)) ** 0.5
 
 
-def exact(metric: str, quantile: float, fpr: float) -> Score:
-    """The metric itself, not its soft form: (scores, y, weight) -> value."""
+def of_positives(metric: str, quantile: float, fpr: float) -> OfPositives:
+    """(scores, y, weight) -> what each positive row adds to the metric, which is their mean.
 
-    def ap(scores: Floats, y: Bools, weight: Floats | None) -> float:
-        return float(average_precision_score(y, scores, sample_weight=weight))
+    Precision at its place, whether it is in the top, or its area under the ROC curve.
+    """
 
-    def pauc(scores: Floats, y: Bools, weight: Floats | None) -> float:
-        return float(roc_auc_score(y, scores, max_fpr=fpr, sample_weight=weight))
+    def places(scores: Floats, y: Bools, weight: Floats | None) -> tuple[Floats, Floats, Ints]:
+        """False and true positive rates of all thresholds, and that of each positive."""
+        false, true, thresholds = roc_curve(
+            y, scores, sample_weight=weight, drop_intermediate=False
+        )
+        return false, true, np.searchsorted(-thresholds, -scores[y])
 
-    def recall(scores: Floats, y: Bools, weight: Floats | None) -> float:
-        false, true, _ = roc_curve(y, scores, sample_weight=weight, drop_intermediate=False)
+    def ap(scores: Floats, y: Bools, weight: Floats | None) -> Floats:
+        false, true, at = places(scores, y, weight)
+        rate = np.average(y, weights=weight)
+        above = true[at] * rate
+        precision: Floats = above / (above + false[at] * (1.0 - rate))
+        return precision
+
+    def pauc(scores: Floats, y: Bools, weight: Floats | None) -> Floats:
+        false, _, at = places(scores, y, weight)
+        first, last = false[at - 1], false[at]
+        inside = np.clip(fpr - first, 0.0, last - first)  # tied rows rise together
+        area = np.maximum(fpr - last, 0.0) + inside**2 / (2.0 * np.maximum(last - first, TINY))
+        chance = fpr**2 / 2.0
+        scaled: Floats = 0.5 * (1.0 + (area - chance) / (fpr - chance))
+        return scaled
+
+    def recall(scores: Floats, y: Bools, weight: Floats | None) -> Floats:
+        false, true, at = places(scores, y, weight)
         rate = np.average(y, weights=weight)
         top = false * (1.0 - rate) + true * rate
-        return float(np.interp(quantile, top, true))  # tied rows share the last places
+        size = np.maximum(top[at] - top[at - 1], TINY)
+        found: Floats = np.clip((quantile - top[at - 1]) / size, 0.0, 1.0)  # ties share the end
+        return found
 
-    def enrichment(scores: Floats, y: Bools, weight: Floats | None) -> float:
+    def enrichment(scores: Floats, y: Bools, weight: Floats | None) -> Floats:
         return recall(scores, y, weight) / quantile
 
     return {"ap": ap, "pauc": pauc, "recall": recall, "enrichment": enrichment}[metric]
 
 
-def largest(metric: str, quantile: float) -> float:
-    """What the metric is at most."""
-    return 1.0 / quantile if metric == "enrichment" else 1.0
+def exact(metric: str, quantile: float, fpr: float) -> Score:
+    """The metric itself, not its soft form: (scores, y, weight) -> value."""
+    values = of_positives(metric, quantile, fpr)
+
+    def score(scores: Floats, y: Bools, weight: Floats | None) -> float:
+        weight_of = None if weight is None else weight[y]
+        return float(np.average(values(scores, y, weight), weights=weight_of))
+
+    return score
 
 
 def soft_loss(
@@ -214,30 +245,85 @@ def logistics(parts: Parts, Cs: Sequence[float]) -> Floats:
     return found
 
 
-def judge(weights: Floats, parts: Parts, score: Score, share: float) -> tuple[Floats, Floats]:
-    """(held-out metric [K], what to choose by [K]) of weights [lists, K, columns + 1].
+class Verdict(NamedTuple):
+    """How models do."""
 
-    The held-out rows of all parts, scored by the model of each, are ranked as one list. What to
-    choose by has this share of the metric of the last list on its own rows in it.
+    each: Floats  # [K, positives] what each held-out positive adds to the metric
+    mass: Floats  # [positives] its share of it
+    own: Floats  # [K] metric of the last list on its own rows
+
+    @property
+    def held(self) -> Floats:
+        """The held-out metric [K]."""
+        mean: Floats = self.each @ self.mass
+        return mean
+
+    def total(self, share: float) -> Floats:
+        """What to choose by [K]: the held-out metric, and this share of that on own rows."""
+        mixed: Floats = (1.0 - share) * self.held + share * self.own
+        return mixed
+
+    def gain(self, start: Verdict, share: float, errors: float) -> Floats:
+        """How much more than a start's first is left [K] after so many standard errors; or 0.
+
+        Of the paired difference over the held-out positives, which are what is rare.
+        """
+        more = self.each - start.each[:1]
+        mean = more @ self.mass
+        count = len(self.mass)
+        if count < 2:  # it has no standard error
+            return np.zeros(len(mean))
+        variance = count / (count - 1) * ((more - mean[:, None]) ** 2 @ self.mass**2)
+        sure = mean - errors * np.sqrt(variance)
+        left = (1.0 - share) * sure + share * (self.own - start.own[0])
+        found: Floats = np.where(mean > 0, np.maximum(left, 0.0), 0.0)
+        return found
+
+
+def judge(weights: Floats, parts: Parts, values: OfPositives) -> Verdict:
+    """The metric that ``values`` adds up to, of weights [lists, K, columns + 1] in `units`.
+
+    The held-out rows of all parts, scored by the model of each, are ranked as one list. A row that
+    is held out more than once counts by the mean.
     """
-    sides = [parts.rows(mass) for mass in parts.held]
+    where = [np.flatnonzero(mass > 0) for mass in parts.held]
+    row, mass = np.concatenate(where), np.concatenate([m[m > 0] for m in parts.held])
     scores = np.concatenate(
-        [scores_of(w, rows.x) for w, rows in zip(weights, sides, strict=False)], axis=-1
+        [scores_of(w, parts.x[r]) for w, r in zip(weights, where, strict=False)], axis=-1
     )
-    y = np.concatenate([rows.y for rows in sides])
-    weight = (
-        None
-        if all(rows.weight is None for rows in sides)
-        else np.concatenate(
-            [np.ones(len(rows.y)) if rows.weight is None else rows.weight for rows in sides]
-        )
-    )
-    held = np.array([score(s, y, weight) for s in scores])
-    if not share:
-        return held, held
+    y = parts.y[row]
+    of, index = np.unique(row[y], return_inverse=True)
+    total = np.bincount(index, mass[y])
+    weight = None if (mass == 1).all() else mass
+    each = np.array([
+        np.bincount(index, mass[y] * values(s, y, weight), len(of)) / total for s in scores
+    ])  # fmt: skip
     whole = parts.whole
-    own = [score(s, whole.y, whole.weight) for s in scores_of(weights[-1], whole.x)]
-    return held, (1.0 - share) * held + share * np.array(own)
+    positive = None if whole.weight is None else whole.weight[whole.y]
+    own = [
+        np.average(values(scores_of(w, whole.x), whole.y, whole.weight), weights=positive)
+        for w in weights[-1]
+    ]
+    return Verdict(each, total / total.sum(), np.array(own))
+
+
+def units(weights: Floats, parts: Parts) -> Floats:
+    """Weights [lists, K, columns + 1] with scores of spread 1 on the rows that they were fitted on.
+
+    So that models can be averaged, and rows of several parts be ranked together. Those without
+    spread stay as they are.
+    """
+    spread = np.stack([[unit or 1.0 for _, unit in all_moments(w, parts)]
+                       for w in weights.transpose(1, 0, 2)], axis=1)  # fmt: skip
+    found: Floats = weights / spread[..., None]
+    return found
+
+
+def between(start: Floats, ends: Floats) -> Floats:
+    """Averages of start [lists, columns + 1] and ends [lists, K, columns + 1], `STEPS` by end."""
+    step = np.array(STEPS)[:, None]
+    found: Floats = (1.0 - step) * start[:, None, None] + step * ends[:, :, None]
+    return found.reshape(len(start), -1, start.shape[-1])
 
 
 class Plan(NamedTuple):

@@ -46,9 +46,9 @@ __all__ = ["LinearEmbedder", "LinearRanker", "ScorecardRow"]
 
 Array = npt.NDArray[Any]
 
-MANY = 300  # positives from which on one held-out part tells enough
-FOLDS = (5, 2)  # below that: so many folds, so many times
-TRAINED = 0.368  # share of the rows of the refit in what is chosen by: Efron's .632 estimator
+FOLDS = 5
+FEW, MANY = 100, 3000  # positives: below folds are drawn twice, from there one part tells enough
+TRAINED = 0.2  # share of the rows of the refit in what is chosen by
 
 
 class ScorecardRow(NamedTuple):
@@ -65,20 +65,23 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
     For scorecards and rare positives, where a logistic regression spends its coefficients on rows
     that nobody will look at. `fit`
 
-    1. holds out rows: five folds, drawn twice, where there are fewer than 300 positives, and
-       otherwise `validation_fraction` of each class; copies of a row stay together. `cv` and
-       `X_val` change that;
+    1. holds out rows: five folds, drawn twice where there are fewer than 100 positives, and from
+       3,000 positives on `validation_fraction` of each class; copies of a row stay together. `cv`
+       and `X_val` change that;
     2. scales the features, and picks `n_features` of them, if asked to, by orthogonal matching
        pursuit: one by one that which correlates most with what a linear fit of the labels on the
        others leaves;
-    3. fits logistic regressions for all `Cs`, and keeps the one whose held-out metric is best;
+    3. fits logistic regressions for all `Cs`, and keeps the one whose metric is best, which is here
+       and in step 5 four fifths that of the held-out rows and one fifth that of all rows, which it
+       was fitted on; with `X_val` it is that of its rows alone;
     4. from there trains all pairs of `mix` and `l2` at once, on every part and on all rows, each by
        `max_iter` steps of Adam on ``mix * (1 - soft metric) + (1 - mix) * log loss + l2 / (2 C n) *
        |coef|^2`` of its n rows;
-    5. keeps the pair whose held-out metric is best, as fitted on all rows, if that is better than
-       the logistic regression's by more than `tol`. Otherwise the logistic regression is the
-       result, and `improved_` is False. But for `X_val`, the metric of all rows, that they were
-       fitted on, counts by .368 here and in step 3 (Efron's .632 estimator);
+    5. averages, in units of the spread of their scores, what is better than the logistic
+       regression: from there to each trained model a quarter, half, three quarters and the whole
+       way are judged, and each weighs by how much its metric grows after `tol` standard errors of
+       that growth (over the held-out positives) are taken off. Where nothing is left of any, the
+       logistic regression is the result, and `improved_` is False;
     6. rescales the scores to log-odds by the held-out rows (Platt), which changes no ranking.
 
     `decision_function` is the score to rank by, and `score` the metric. `predict` is probability
@@ -108,8 +111,8 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
         learning_rate: of Adam, in standard deviations of the scores: coefficients of k scaled
             features move up to learning_rate / sqrt(k + 1) a step.
         max_iter: steps of Adam; 0 leaves the logistic regression.
-        tol: by how much the metric must grow to count as better; for "enrichment" in units of
-            1 / quantile.
+        tol: standard errors of the held-out metric's growth that do not count. 0 believes every
+            growth, which on few positives is mostly chance.
         cv: None as in step 1; 1 for one held-out part; a number of folds, drawn once; or what
             scikit-learn takes for cv, a splitter or a list of (training, held-out) row numbers,
             which sees no copies; one that needs groups goes as its list,
@@ -128,7 +131,8 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
         baseline_score_: held-out metric of the logistic regression; of all parts ranked together.
         validation_score_: held-out metric of the result. It was selected by it: measure on others.
         C_: the C picked.
-        mix_, l2_: the pair picked; 0 and 1 for the logistic regression.
+        shares_: [mix, l2] how much of the result is of each pair; the rest, to 1, is the logistic
+            regression.
         n_iter_: steps of Adam made.
         best_iter_: those behind the result, 0 for the logistic regression.
         n_features_in_: number of features.
@@ -144,8 +148,7 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
         True
 
     Reference: Brown et al., "Smooth-AP: Smoothing the Path Towards Large-Scale Image Retrieval",
-    ECCV 2020, arXiv:2007.12163; Platt, "Probabilistic Outputs for Support Vector Machines", 1999;
-    Efron, "Estimating the Error Rate of a Prediction Rule", JASA 1983.
+    ECCV 2020, arXiv:2007.12163; Platt, "Probabilistic Outputs for Support Vector Machines", 1999.
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -184,7 +187,7 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
         l2: Sequence[float] = (1.0, 10.0, 100.0),
         learning_rate: float = 0.1,
         max_iter: int = 150,
-        tol: float = 0.01,
+        tol: float = 1.5,
         cv: Any = None,
         validation_fraction: float = 0.2,
         random_state: Any = None,
@@ -251,31 +254,36 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
         if not self.support_.all():
             parts = parts._replace(x=parts.x[:, self.support_])
 
-        score = self._metric()
+        values = card.of_positives(self.metric, self.quantile, self.fpr)
         logistic = card.logistics(parts, sorted(Cs))
-        held, total = card.judge(logistic, parts, score, trained_share)
-        first = int(total.argmax())  # the smallest C of equal ones
-        self.C_, start = sorted(Cs)[first], logistic[:, first]
-        self.baseline_score_ = self.validation_score_ = float(held[first])
-        self.mix_, self.l2_, self.best_iter_, self.n_iter_ = 0.0, 1.0, 0, 0
-        best, enough = start, self.tol * card.largest(self.metric, self.quantile)
-        told = all(spread > 0 for _, spread in card.all_moments(start, parts))
+        found = card.judge(card.units(logistic, parts), parts, values)
+        first = int(found.total(trained_share).argmax())  # the smallest C of equal ones
+        self.C_, best = sorted(Cs)[first], logistic[:, first]
+        self.baseline_score_ = self.validation_score_ = float(found.held[first])
+        self.shares_ = np.zeros((len(mixes), len(multiples)))
+        self.best_iter_ = self.n_iter_ = 0
+        told = all(spread > 0 for _, spread in card.all_moments(best, parts))
         if self.max_iter and told:
             pairs = np.array([*product(mixes, multiples)])
             trained = card.ascend(
-                start, parts,
+                best, parts,
                 card.Plan(pairs[:, 0], pairs[:, 1], self.C_, self.learning_rate, self.max_iter),
                 partial(card.soft_loss, self.metric, parts, self.tau, self.quantile, self.fpr),
                 self.verbose,
             )  # fmt: skip
             self.n_iter_ = self.max_iter
-            after, gain = card.judge(trained, parts, score, trained_share)
-            gain = np.where(after >= held[first], gain - total[first], 0.0)
-            chosen = int(gain.argmax())
-            if gain[chosen] > enough:
-                best, self.best_iter_ = trained[:, chosen], self.max_iter
-                (self.mix_, self.l2_) = map(float, pairs[chosen])
-                self.validation_score_ = float(after[chosen])
+            start = card.units(best[:, None], parts)
+            way = card.between(start[:, 0], card.units(trained, parts))
+            begun = card.judge(start, parts, values)
+            gain = card.judge(way, parts, values).gain(begun, trained_share, self.tol)
+            if gain.any():
+                weight = gain / gain.sum()
+                mixed = np.einsum("k,lkd->ld", weight, way)
+                after = float(card.judge(mixed[:, None], parts, values).held[0])
+                if after > begun.held[0]:
+                    best, self.best_iter_, self.validation_score_ = mixed, self.max_iter, after
+                    by_pair = weight.reshape(*self.shares_.shape, -1)
+                    self.shares_ = by_pair @ np.array(card.STEPS)
         self.improved_ = self.best_iter_ > 0
         result = card.calibrate(best, parts)
 
@@ -358,8 +366,8 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
         """Who is held out."""
         rng = check_random_state(self.random_state)
         found = None
-        if self.cv is None and count_positives(rows) < MANY:
-            found = folds(rows, *FOLDS, rng)
+        if self.cv is None and (count := count_positives(rows)) < MANY:
+            found = folds(rows, FOLDS, 2 if count < FEW else 1, rng)
         elif isinstance(self.cv, Integral) and int(self.cv) > 1:
             found = folds(rows, int(self.cv), 1, rng)
         elif self.cv is not None and self.cv != 1:
