@@ -27,7 +27,7 @@ def _keep_threads():
 
 
 def bedroc_by_loops(scores, y, alpha):
-    """Equation 36 of Truchon and Bayly, ranks by counting and the mean of a random order by a sum."""
+    """Equation 36 of Truchon and Bayly, ranks by counting, the random order by its sum."""
     total, actives = len(y), sum(y)
     found = 0.0
     for score, active in zip(scores, y, strict=True):

@@ -77,13 +77,13 @@ def _gain(one: dict[str, Any]) -> str:
 def block(written: Written) -> str:
     """Markdown, without the marks."""
     protocol, machine = written["protocol"], written["machine"]
-    done = len(splits(written))
+    done, tried = len(splits(written)), protocol["configurations_per_split"]
     text = (
         f"{protocol['molecules']:,} molecules, {protocol['actives']:,} active, "
         f"{protocol['scaffolds']:,} scaffolds, {done} splits; commit "
         f"{(written['commit'] or 'none')[:12]}, {written['date'][:10]}, {machine['cpu']}, "
         f"1 thread, {written['cpu_s'] / 60:.0f} CPU minutes. "
-        f"{protocol['configurations_per_split']} configurations a split, {protocol['configurations_per_split'] * done} fitted."
+        f"{tried} configurations a split, {tried * done} fitted."
     )
     models = [(model, mode) for model in protocol["configurations"] for mode in MODES]
     return "\n\n".join([text, *(table(written, model, mode) for model, mode in models)])
