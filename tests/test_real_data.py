@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks import report, trainer
 from benchmarks.real_data import __main__ as program
-from benchmarks.real_data import arms, boosting, data, models, page, stats, train
+from benchmarks.real_data import arms, boosting, data, models, noise, page, stats, train
 from benchmarks.trainer import Budget, Part
 
 BASE, MORE = Budget(6, 2, 64), Budget(4, 2, 64)
@@ -351,3 +351,36 @@ def test_the_command_line_asks_for_data(capsys):
     with pytest.raises(SystemExit):
         program.main([])
     assert "give --data FOLDER, --data openml, --report or --join" in capsys.readouterr().err
+
+
+def test_noise_changes_as_many_labels_as_it_says():
+    y = torch.zeros(2, 400, dtype=torch.bool)
+    y[:, :40] = True
+    cells = (noise.Noise(0.1), noise.Noise(0.1, called=False), noise.Noise(0.1, missed=False))
+    for cell, lost, called in zip(cells, (4, 4, 0), (4, 0, 4), strict=True):
+        found = noise.noisy(y, cell, [0, 1])
+        assert ((~found & y).sum(1) == lost).all()
+        assert ((found & ~y).sum(1) == called).all()
+    assert torch.equal(noise.noisy(y, noise.Noise(0.0), [0, 1]), y)
+    more = noise.noisy(y, noise.Noise(0.2), [0, 1])
+    assert not (found & ~y & ~more).any()  # those of less noise, and others
+
+
+@pytest.mark.slow
+def test_noise_from_tables_to_the_page(tmp_path, capsys):
+    table = make(rows=600)
+    np.savez(tmp_path / "a.npz", X=table.x, y=table.y)
+    out, where = tmp_path / "deep" / "noise.json", tmp_path / "page.md"
+    where.write_text("a\n<!-- noise: begin -->\n<!-- noise: end -->\nz\n")
+    argv = ["--quick", "--data", str(tmp_path), "--seeds", "2", "--out", str(out), "--page"]
+    assert noise.main([*argv, str(where)]) == 0
+    written = json.loads(out.read_text())
+    assert str(tmp_path) not in out.read_text()
+    assert list(written["results"]["a"]) == [cell.name for cell in noise.CELLS]
+    assert len({len(one) for one in written["protocol"]["tried"].values()}) == 1
+    mean = noise.gains(written, "0 %", "Smooth-AP")["a"]
+    assert f"| 0 % | {mean:+.2f} |" in where.read_text()
+    assert noise.main(["--report", "--out", str(out), "--page", str(where)]) == 0
+    with pytest.raises(SystemExit):
+        noise.main([])
+    assert "give --data FOLDER" in capsys.readouterr().err
