@@ -153,7 +153,7 @@ def retrieval(control: str, noises: Sequence[int]) -> Callable[[Written], list[G
                 if cell:
                     one = retrieval_page.compare(cell)[control]
                     bounds = one["mean"] - one["half"], one["mean"] + one["half"]
-                    label = f"{data}, {share} %"
+                    label = data if len(noises) == 1 else f"{data}, {share} %"
                     found.append(Gain(label, one["mean"], *bounds, one["up"], one["down"]))
         return found
 
@@ -206,7 +206,8 @@ ROWS = [
     ),
     Row(
         "Virtual screening by fingerprints, new scaffolds", CONTINUED, "enrichment at 1 %",
-        "screening", screen("ef1", "half Smooth-AP, half BCE"), "SCREEN",
+        "screening", screen("ef1", "half Smooth-AP, half BCE"),
+        "a tuned logistic regression; from there half Smooth-AP, beside the control",
     ),
     Row(
         "Recall or partial AUC alone (weight 1)", "its threshold held constant",
@@ -328,7 +329,7 @@ def draw(runs: dict[str, Written], path: Path) -> None:
     ax.set_yticks(range(len(lines)), labels)
     ax.set_xlim(least, most)
     ax.invert_yaxis()
-    tidy(ax, "points (of enrichment: times chance); blue: the 95 % interval is above 0", "")
+    tidy(ax, "points; blue: the 95 % interval is above 0", "")
     figure.savefig(path)
 
 
