@@ -140,8 +140,10 @@ def on_tables(
 
 
 def wrong_labels(written: Written) -> list[Gain]:
-    cells = [cell for cell in written["protocol"]["cells"] if "," not in cell]
-    return [over_tables(c, [*noise.gains(written, c, "Smooth-AP").values()]) for c in cells]
+    return [
+        over_tables(cell, [*noise.gains(written, cell, "Smooth-AP").values()])
+        for cell in written["protocol"]["cells"]
+    ]
 
 
 def retrieval(control: str, noises: Sequence[int]) -> Callable[[Written], list[Gain]]:
