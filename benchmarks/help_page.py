@@ -152,7 +152,7 @@ def retrieval(control: str, noises: Sequence[int]) -> Callable[[Written], list[G
         for share in noises:
             for data, cells in written["results"].items():
                 cell = cells.get(f"{share} % noise, all rows a class")
-                if cell:
+                if cell and len(cell) > 1:
                     one = retrieval_page.compare(cell)[control]
                     bounds = one["mean"] - one["half"], one["mean"] + one["half"]
                     label = data if len(noises) == 1 else f"{data}, {share} %"
