@@ -176,9 +176,12 @@ def screen(metric: str, arm: str) -> Callable[[Written], list[Gain]]:
 
 
 def thresholds(written: Written) -> list[Gain]:
+    """Over the same loss with its threshold held constant, both at weight 1."""
     found = []
-    for loss, name in (("recall", "recall"), ("trapezoid", "partial AUC")):
-        row = choosing_page._at_the_top(name, loss, 1.0, grad="implicit")
+    for row in choosing_page.TABLES["top"][1]:
+        if (row.fields.get("grad"), row.fields["main"]) != ("implicit", 1.0):
+            continue
+        name = row.label.split(",")[0]
         for world in written["worlds"].values():
             arm = choosing_page.arm_of(world, row)
             assert arm is not None

@@ -235,6 +235,15 @@ def test_the_map_is_that_of_the_runs():
     )
 
 
+@pytest.mark.slow
+def test_the_map_is_drawn(tmp_path):
+    page, picture = tmp_path / "page.md", tmp_path / "map.png"
+    page.write_text(help_page.PAGE.read_text())
+    assert help_page.main(page, picture) == 0
+    assert page.read_text() == help_page.PAGE.read_text()
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
 def results(name: str) -> dict:
     return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
 
