@@ -20,10 +20,45 @@ import proxy_losses as P
 Weights = list[Tensor]  # weight [.., in, out] and bias [.., 1, out] of every layer in turn
 
 
+class SparseRows:
+    """Sparse rows of one seed, in the place of a tensor [1, rows, features]."""
+
+    def __init__(self, rows: Any) -> None:
+        """A csr_array of floats."""
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: Any) -> SparseRows:
+        """A slice of the seeds, or (seeds, rows) [1, some] as of a tensor."""
+        return self if isinstance(index, slice) else SparseRows(self.rows[index[1][0].numpy()])
+
+    def times(self, weight: Tensor) -> Tensor:
+        """[1, configurations, rows, out], of weights [1, configurations, features, out]."""
+        _, kinds, features, out = weight.shape
+        flat = weight[0].movedim(1, 0).reshape(features, kinds * out)
+        product: Tensor = _SparseProduct.apply(flat, self.rows)
+        return product.view(-1, kinds, out).movedim(0, 1).contiguous()[None]
+
+
+class _SparseProduct(torch.autograd.Function):
+    """Sparse rows times weights [features, columns]; the gradient is that of the weights."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, rows: Any) -> Tensor:
+        ctx.rows = rows
+        return torch.from_numpy(rows @ weight.detach().numpy())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return torch.from_numpy(ctx.rows.T @ grad.numpy()), None
+
+
 class Part(NamedTuple):
     """Rows of every seed."""
 
-    x: Tensor  # [seeds, rows, features]
+    x: Tensor | SparseRows  # [seeds, rows, features]
     y: Tensor  # [seeds, rows]
 
 
@@ -70,11 +105,14 @@ class Arm(NamedTuple):
     modules: tuple[str, ...] = ()  # of a peer, to import
     batches: Literal["plain", "enriched"] = "plain"  # enriched: a fifth are positives
     optimizer: Literal["Adam", "SOAP"] = "Adam"
+    decays: tuple[float, ...] = ()  # L2 penalties of the weights, one per configuration; none
 
     def configurations(self) -> list[dict[str, Any]]:
         """What is tried, in words and numbers."""
         values = [{} if self.parameter is None else {self.parameter: v} for v in self.values]
         values = values or [{}] * len(self.rates)
+        if self.decays:
+            values = [{"decay": d, **v} for d, v in zip(self.decays, values, strict=True)]
         return [{"rate": r, **named} for r, named in zip(self.rates, values, strict=True)]
 
 
@@ -93,19 +131,22 @@ class Fitted(NamedTuple):
         return chosen, [w[seeds, chosen] for w in self.weights]
 
 
-def scores(weights: Weights, x: Tensor) -> Tensor:
+def scores(weights: Weights, x: Tensor | SparseRows) -> Tensor:
     """[seeds, configurations, rows].
 
     x is [seeds, rows, features]: the configurations of a seed see the same rows.
     """
-    h = torch.einsum("sbd,skdh->skbh", x, weights[0]) + weights[1]
+    if isinstance(x, SparseRows):
+        h = x.times(weights[0]) + weights[1]
+    else:
+        h = torch.einsum("sbd,skdh->skbh", x, weights[0]) + weights[1]
     for weight, bias in zip(weights[2::2], weights[3::2], strict=True):
         h = h.relu() @ weight + bias
     return h[..., 0]
 
 
 @torch.no_grad()
-def score_all(weights: Weights, x: Tensor) -> Tensor:
+def score_all(weights: Weights, x: Tensor | SparseRows) -> Tensor:
     """`scores`, one seed at a time to save memory."""
     return torch.cat([scores([w[s : s + 1] for w in weights], x[s : s + 1]) for s in range(len(x))])
 
@@ -130,15 +171,24 @@ class Training:
     ) -> None:  # fmt: skip
         """`order` [seeds, steps, batch] are row numbers; None: every step sees all rows."""
         self.part, self.budget, self.order, self.tick = part, budget, order, tick
-        # Configurations of one rate are one tensor; an optimizer knows no rates within one.
-        spans = [(rate, len([*run])) for rate, run in groupby(arm.rates)]
+        # Configurations of one rate and penalty are one tensor; an optimizer knows one of each.
+        settings = zip(arm.rates, arm.decays or (0.0,) * len(arm.rates), strict=True)
+        spans = [(*setting, len([*run])) for setting, run in groupby(settings)]
         self.stacks = [
             [w[:, None].repeat(1, n, *[1] * (w.dim() - 1)).requires_grad_() for w in start]
-            for _, n in spans
+            for *_, n in spans
         ]
-        groups = [{"params": p, "lr": r} for p, (r, _) in zip(self.stacks, spans, strict=True)]
+        groups = []
+        for parameters, (rate, decay, _) in zip(self.stacks, spans, strict=True):
+            if decay:
+                groups += [
+                    {"params": parameters[::2], "lr": rate, "weight_decay": decay},
+                    {"params": parameters[1::2], "lr": rate},
+                ]
+            else:
+                groups.append({"params": parameters, "lr": rate})
+        self.rates = [group["lr"] for group in groups]
         self.optimizer = _optimizer(arm)(groups)
-        self.rates = [rate for rate, _ in spans]
         self.done = 0
 
         def before() -> Tensor:

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import proxy_losses as P
-from benchmarks import linear_ranker_page, pictures
+from benchmarks import help_page, linear_ranker_page, pictures
+from benchmarks.real_data.stats import parts
 from proxy_losses._metrics import METRICS
 
 ROOT = Path(__file__).parent.parent
@@ -211,18 +212,24 @@ def test_gains_are_those_of_the_benchmark():
 
 
 def test_the_map_is_that_of_the_runs():
-    real, rows = (ROOT / "benchmarks/real_data/MAP.md").read_text().split("## Made tables")
-    cells = [line.split(" | ") for line in rows.splitlines() if re.match(r"\| \d+ \|", line)]
-    contested = [c for c in cells if int(c[0].strip("| ")) >= 30]
-    for column, place in ((3, r"\(made tables\)"), (6, "A network of 16 units on a contested top")):
-        gains = sorted((float(c[column].split(" ±")[0]) for c in contested), key=abs)
-        said = re.search(rf"{place} \| ([+-][\d.]+) to ([+-][\d.]+) points", COMMITTED)
-        assert [float(x) for x in said.groups()] == pytest.approx([gains[0], gains[-1]], abs=0.0501)
-    mean, up, down = re.search(
-        r"of a real table, five tables \| (\S+ \[.*\]) points, (\d) tables up, (none|\d) down",
-        COMMITTED,
-    ).groups()
-    assert f"| {mean}, {up}/{down.replace('none', '0')} |" in real
+    runs = help_page.read()
+    text = help_page.PAGE.read_text()
+    assert help_page.filled(text, runs) == text
+    assert not any(part["dirty"] for run in runs.values() for part in parts(run))
+    # A figure of another page, by way of another room.
+    (one,) = help_page.in_map("linear, 5")(runs["real_data_map"])
+    assert f"[{one.low:+.1f}, {one.high:+.1f}], {one.up}/{one.down} |" in (
+        (ROOT / "benchmarks/real_data/MAP.md").read_text()
+    )
+
+
+@pytest.mark.slow
+def test_the_map_is_drawn(tmp_path):
+    page, picture = tmp_path / "page.md", tmp_path / "map.png"
+    page.write_text(help_page.PAGE.read_text())
+    assert help_page.main(page, picture) == 0
+    assert page.read_text() == help_page.PAGE.read_text()
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def results(name: str) -> dict:

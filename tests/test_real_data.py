@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks import report, trainer
 from benchmarks.real_data import __main__ as program
-from benchmarks.real_data import arms, boosting, data, models, page, stats, train
+from benchmarks.real_data import arms, boosting, data, models, noise, page, stats, train
 from benchmarks.trainer import Budget, Part
 
 BASE, MORE = Budget(6, 2, 64), Budget(4, 2, 64)
@@ -289,6 +289,53 @@ def test_runs_on_different_tables_join(written, tmp_path):
         program.join(paths)
 
 
+def test_arms_that_ran_later(written, tmp_path, monkeypatch):
+    folder, out = tmp_path / "tables", tmp_path / "out.json"
+    folder.mkdir()
+    table = make(rows=600)
+    for name in "ab":
+        np.savez(folder / f"{name}.npz", X=table.x, y=table.y)
+    earlier = json.loads(json.dumps(written))
+    for found in earlier["results"].values():
+        for model in models.WIDTHS:
+            del found[model]["partial_auc, implicit"]
+    out.write_text(json.dumps(earlier))
+    argv = ["--data", str(folder), "--quick", "--later", "--out", str(out)]
+    hidden = "LibAUC APLoss"
+    real = trainer.missing
+    monkeypatch.setattr(program, "missing", lambda a: "absent" if a.name == hidden else real(a))
+    assert program.main(argv) == 0
+    whole = json.loads(out.read_text())
+    assert whole["results"] == earlier["results"]
+    (part,) = whole["later"]
+    for name, found in part["results"].items():
+        for model in models.WIDTHS:
+            assert {*found[model]} == {"BCE", "BCE continued", "partial_auc, implicit"}
+            for arm, run in found[model].items():  # on one machine all is as it was
+                assert run["ap"] == written["results"][name][model][arm]["ap"]
+    # The control of its own run, and no other.
+    for found in whole["results"].values():
+        for model in models.WIDTHS:
+            found[model]["BCE continued"]["ap"] = [0.0, 0.0]
+    for model in models.WIDTHS:
+        now = stats.compare(whole, model, "ap")["partial_auc, implicit"]
+        before = stats.compare(written, model, "ap")["partial_auc, implicit"]
+        assert {t: f[:3] for t, f in now.items()} == {t: f[:3] for t, f in before.items()}
+    shown = page.block(whole)
+    assert "*partial_auc, implicit* ran later" in shown
+    assert "by at most 0.00 points for the MLP" in shown
+    assert (
+        f"{2 * sum(p['protocol']['configurations_per_table'] for p in (written, part))} in" in shown
+    )
+    with pytest.raises(SystemExit, match="an arm that it lacks"):
+        program.main(argv)
+    whole["tables"]["a"]["rows"] = 7
+    del whole["later"]
+    out.write_text(json.dumps(whole))
+    with pytest.raises(SystemExit, match="a is another table"):
+        program.main(argv)
+
+
 def test_the_page_is_that_of_the_file():
     published = json.loads((report.ROOT / report.RESULTS / "real_data.json").read_text())
     text = page.PAGE.read_text()
@@ -304,3 +351,35 @@ def test_the_command_line_asks_for_data(capsys):
     with pytest.raises(SystemExit):
         program.main([])
     assert "give --data FOLDER, --data openml, --report or --join" in capsys.readouterr().err
+
+
+def test_noise_changes_as_many_labels_as_it_says():
+    y = torch.zeros(2, 400, dtype=torch.bool)
+    y[:, :40] = True
+    found = noise.noisy(y, 0.1, [0, 1])
+    assert ((~found & y).sum(1) == 4).all()
+    assert ((found & ~y).sum(1) == 4).all()
+    assert torch.equal(noise.noisy(y, 0.0, [0, 1]), y)
+    more = noise.noisy(y, 0.2, [0, 1])
+    assert ((more != y).sum(1) == 16).all()
+    assert (more[found != y] != y[found != y]).all()  # those of less noise, and others
+
+
+@pytest.mark.slow
+def test_noise_from_tables_to_the_page(tmp_path, capsys):
+    table = make(rows=600)
+    np.savez(tmp_path / "a.npz", X=table.x, y=table.y)
+    out, where = tmp_path / "deep" / "noise.json", tmp_path / "page.md"
+    where.write_text("a\n<!-- noise: begin -->\n<!-- noise: end -->\nz\n")
+    argv = ["--quick", "--data", str(tmp_path), "--seeds", "2", "--out", str(out), "--page"]
+    assert noise.main([*argv, str(where)]) == 0
+    written = json.loads(out.read_text())
+    assert str(tmp_path) not in out.read_text()
+    assert list(written["results"]["a"]) == list(noise.CELLS)
+    assert len({len(one) for one in written["protocol"]["tried"].values()}) == 1
+    mean = noise.gains(written, "0 %", "Smooth-AP")["a"]
+    assert f"| 0 % | {mean:+.2f} |" in where.read_text()
+    assert noise.main(["--report", "--out", str(out), "--page", str(where)]) == 0
+    with pytest.raises(SystemExit):
+        noise.main([])
+    assert "give --data FOLDER" in capsys.readouterr().err

@@ -3,7 +3,9 @@
 ``python -m benchmarks.real_data --data FOLDER`` (npz files with X and y) or ``--data openml``
 trains, prints and writes ``results/real_data.json``, its plot and the page. ``--report`` writes
 plot and page from that file again, ``--times`` with the seconds per epoch measured anew. Runs on
-different tables, at the same time perhaps, become one file with ``--join``.
+different tables, at the same time perhaps, become one file with ``--join``. ``--later`` trains the
+arms that the file lacks, and BCE and the control with them: where another machine rounds otherwise
+these end elsewhere, so an arm is compared with the control of its own run.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from .arms import ARMS, BASE, CONTROL, OURS, SCALE, of_model
 from .data import CLIP, SHARES, Stack, Table, load, stack
 from .losses import QUEUE
 from .models import WIDTHS, initial
+from .stats import arms_of
 from .train import ENRICHED, METRICS, Effort, fit, metrics_of
 
 OUT = report.ROOT / report.RESULTS / "real_data.json"
@@ -83,8 +86,9 @@ def describe(table: Table, stacked: Stack) -> dict[str, Any]:
 
 
 def protocol(
-    arms: Sequence[Arm], tables: int, seeds: Sequence[int], effort: Effort
-) -> dict[str, Any]:
+    arms: Sequence[Arm], tables: int, seeds: Sequence[int], effort: Effort,
+    boosters: Sequence[Any] = boosting.CONFIGURATIONS,
+) -> dict[str, Any]:  # fmt: skip
     """All that was decided before the run."""
     tried = {
         model: {arm.name: of_model(arm, model).configurations() for arm in (BASE, *arms)}
@@ -95,12 +99,12 @@ def protocol(
         "most_train_rows": effort.most_train_rows,
     }  # fmt: skip
     per_table = sum(len(c) for of_model in tried.values() for c in of_model.values())
-    per_table += len(boosting.CONFIGURATIONS)
+    per_table += len(boosters)
     made: dict[str, Any] = {
         "models": WIDTHS, "rate_scale": SCALE, "budget": budget, "seeds": [*seeds],
         "shares": SHARES, "clip": CLIP, "queue": QUEUE, "enriched": ENRICHED,
         "metrics": METRICS, "selected_by": "validation AP, the start of training included",
-        "configurations": {**tried, boosting.NAME: list(boosting.CONFIGURATIONS)},
+        "configurations": {**tried, boosting.NAME: [*boosters]},
         "configurations_per_table": per_table,
     }  # fmt: skip
     count(made, tables)
@@ -142,6 +146,33 @@ def run(args: argparse.Namespace, out: Path | None) -> dict[str, Any]:
     time_epochs(written, table, args)
     _write(written, out)
     return written
+
+
+def add(written: dict[str, Any], args: argparse.Namespace, out: Path | None) -> None:
+    """Train the arms that the file lacks on its tables; it is written after each."""
+    effort, seeds = (QUICK if args.quick else FULL), written["protocol"]["seeds"]
+    known = {n for model in WIDTHS for n in arms_of(written, model)} | {CONTROL.name}
+    arms = [arm for arm in ARMS if arm.name not in known and not missing(arm)]
+    tables = {table.name: table for table in load(args.data) if table.name in written["results"]}
+    if not arms or tables.keys() != written["results"].keys():
+        raise SystemExit("expected the tables of the file, and an arm that it lacks")
+    about = written["about"]
+    part = report.heading("real_data", about) | {
+        "protocol": protocol([CONTROL, *arms], len(tables), seeds, effort, ()), "results": {},
+    }  # fmt: skip
+    written["ours"] = [arm.name for arm in OURS]
+    written.setdefault("later", []).append(part)
+    began = time.process_time()
+    for name in written["results"]:
+        stacked = stack(tables[name], seeds, effort.most_train_rows)
+        if describe(tables[name], stacked) != written["tables"][name]:
+            raise SystemExit(f"{name} is another table than that of the file")
+        part["results"][name] = run_models(
+            stacked, [CONTROL, *arms], seeds, effort, lambda *_: None
+        )
+        part["cpu_s"] = round(time.process_time() - began)
+        print(f"{name}: {part['cpu_s']} CPU s", file=sys.stderr, flush=True)
+        _write(written, out)
 
 
 def time_epochs(written: dict[str, Any], table: Table, args: argparse.Namespace) -> None:
@@ -213,6 +244,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_argument(
         "--times", action="store_true", help="measure the times again; with --data"
     )
+    options.add_argument(
+        "--later", action="store_true", help="add the arms that the file lacks; with --data"
+    )
     options.add_argument("--join", nargs="+", type=Path, help="files of runs on different tables")
     options.add_argument("--out", type=Path, help="JSON file; without it, --quick writes none")
     args = options.parse_args(argv)
@@ -222,10 +256,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.error("--seeds must be at least 2, for an interval")
     torch.set_num_threads(1)
     out = args.out or (None if args.quick else OUT)
-    if args.join or args.report or args.times:
+    if args.join or args.report or args.times or args.later:
         written = join(args.join) if args.join else json.loads((out or OUT).read_text())
         if args.times:
             time_epochs(written, max(load(args.data), key=lambda table: table.x.size), args)
+        if args.later:
+            add(written, args, out)
         _write(written, out)
     else:
         written = run(args, out)

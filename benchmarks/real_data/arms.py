@@ -11,6 +11,7 @@ SCALE = {"linear": 10.0, "MLP": 1.0}  # of the learning rates
 BASE_RATES = (1e-3, 3e-3, 1e-2)
 RATES = (3e-4, 1e-3, 3e-3)  # of all that continue
 SPREAD = "tau / spread at the start"
+RANGE = "tau / interquartile range of the negatives"
 
 
 def _values(first: Any, other: Any) -> tuple[Any, ...]:
@@ -26,11 +27,10 @@ OURS = (
     Arm("Smooth-AP, whole training set", losses.whole_ap, RATES, SPREAD, _values(0.25, 0.05)),
     Arm("Smooth-AP + BCE", losses.mixed_ap, RATES, "weight of Smooth-AP", _values(0.5, 0.9)),
     Arm("recall_at_quantile", losses.whole_recall, RATES, SPREAD, _values(0.25, 0.05)),
-    Arm(
-        "partial_auc", losses.whole_pauc, RATES, "tau / interquartile range of the negatives",
-        _values(0.25, 0.05),
-    ),
-)  # fmt: skip
+    Arm("partial_auc", losses.whole_pauc, RATES, RANGE, _values(0.25, 0.05)),
+    Arm("recall_at_quantile, implicit", losses.moving_recall, RATES, SPREAD, _values(0.25, 0.05)),
+    Arm("partial_auc, implicit", losses.moving_pauc, RATES, RANGE, _values(0.25, 0.05)),
+)
 OTHERS = (
     Arm("BCE, pos_weight", losses.weighted_bce, RATES, ODDS, _values(1.0, 0.5)),
     Arm("focal", losses.focal, RATES, "gamma", _values(2.0, 1.0)),

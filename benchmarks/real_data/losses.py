@@ -142,17 +142,19 @@ def whole_ap(setup: Setup) -> Loss:
     return _whole(setup, pl.smooth_ap, tau_of(setup))
 
 
-STILL = {"threshold_grad": "none"}  # as in the committed runs
+def _recall(threshold_grad: str, setup: Setup) -> Loss:
+    metric = partial(pl.recall_at_quantile, threshold_grad=threshold_grad)
+    return _whole(setup, metric, tau_of(setup))
 
 
-def whole_recall(setup: Setup) -> Loss:
-    return _whole(setup, partial(pl.recall_at_quantile, **STILL), tau_of(setup))
-
-
-def whole_pauc(setup: Setup) -> Loss:
+def _pauc(threshold_grad: str, setup: Setup) -> Loss:
     """The value is in units of the interquartile range already."""
     tau = torch.tensor(setup.values).expand(len(setup.y), -1)
-    return _whole(setup, partial(pl.partial_auc, **STILL), tau)
+    return _whole(setup, partial(pl.partial_auc, threshold_grad=threshold_grad), tau)
+
+
+whole_recall, whole_pauc = partial(_recall, "none"), partial(_pauc, "none")
+moving_recall, moving_pauc = partial(_recall, "implicit"), partial(_pauc, "implicit")
 
 
 class _Bce(nn.Module):

@@ -13,6 +13,7 @@ from .stats import (
     compare,
     kept_start,
     overall,
+    parts,
     record,
     runs,
 )
@@ -54,7 +55,30 @@ def _run(written: Written) -> str:
     lines += [f"Left out: {name} ({reason})." for name, reason in written["absent"].items()]
     if not written["complete"]:
         lines.append("The run did not complete.")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(_later(written, part) for part in written.get("later", []))])
+
+
+def _later(written: Written, part: Written) -> str:
+    """What ran later, and how far the BCE training that it began with is from that before."""
+    base, control = written["base"], written["control"]
+    apart, arms = [], []
+    for model in written["protocol"]["models"]:
+        arms = [n for n in next(iter(part["results"].values()))[model] if n not in (base, control)]
+        far = max(
+            abs(a - b)
+            for table, found in part["results"].items()
+            for a, b in zip(
+                found[model][base]["ap"], written["results"][table][model][base]["ap"], strict=True
+            )
+        )
+        apart.append(f"by at most {100 * far:.2f} points for the {model}")
+    return (
+        f"{' and '.join(f'*{arm}*' for arm in arms)} ran later: commit "
+        f"{(part['commit'] or 'none')[:12]}, {part['date'][:10]}, {part['machine']['cpu']}, "
+        f"{part['cpu_s'] / 60:.0f} CPU minutes, on the same splits, with BCE and the control "
+        f"trained once more, with which they are compared. The test AP of BCE differs from that "
+        f"of the run before {' and '.join(apart)}: processors round differently."
+    )
 
 
 def _data(written: Written) -> str:
@@ -139,18 +163,24 @@ def _times(written: Written) -> str:
 
 
 def _tried(written: Written) -> str:
-    protocol = written["protocol"]
+    protocols = [part["protocol"] for part in parts(written)]
+    protocol, total = protocols[0], {
+        key: sum(p[key] for p in protocols)
+        for key in ("configurations_per_table", "configurations_tried", "models_trained")
+    }  # fmt: skip
     model = [*protocol["models"]][-1]
+    later = {arm: c for p in protocols for arm, c in p["configurations"][model].items()}
+    configurations = protocol["configurations"] | {model: later}
     scales = (
         f"{scale:g} times that for the {m}"
         for m, scale in protocol["rate_scale"].items()
         if scale != 1
     )
     return (
-        f"{protocol['configurations_per_table']} configurations per table, "
-        f"{protocol['configurations_tried']} in all, {protocol['models_trained']:,} models trained "
+        f"{total['configurations_per_table']} configurations per table, "
+        f"{total['configurations_tried']} in all, {total['models_trained']:,} models trained "
         f"on {len(protocol['seeds'])} seeds. Every arm has the same number. Rates are those of the "
-        f"{model}, {', '.join(scales)}:\n\n{_space(protocol['configurations'], model)}"
+        f"{model}, {', '.join(scales)}:\n\n{_space(configurations, model)}"
     )
 
 

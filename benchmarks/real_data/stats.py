@@ -64,29 +64,44 @@ def holm(p: Sequence[float]) -> list[bool]:
     return rejected
 
 
+def parts(written: Written) -> list[Written]:
+    """The run, and those that added arms to it, each with a start and a control of its own."""
+    return [written, *written.get("later", [])]
+
+
+def part_of(written: Written, table: str, model: str, arm: str) -> dict[str, Any]:
+    """All arms of a model that began where this one did."""
+    found = (part["results"][table][model] for part in parts(written))
+    return next(arms for arms in found if arm in arms)
+
+
 def runs(written: Written, table: str, model: str, arm: str) -> dict[str, Any]:
     """The record of an arm; gradient boosting has no other model."""
     boosting = written["boosting"]
-    of_table = written["results"][table]
-    return dict(of_table[boosting][boosting] if arm == boosting else of_table[model][arm])
+    if arm == boosting:
+        return dict(written["results"][table][boosting][boosting])
+    return dict(part_of(written, table, model, arm)[arm])
 
 
 def arms_of(written: Written, model: str) -> list[str]:
     """All that are compared with the control: ours, others, the start and boosting."""
-    names = [n for n in next(iter(written["results"].values()))[model] if n != written["control"]]
-    start = written["base"]
-    return [*(n for n in names if n != start), start, written["boosting"]]
+    start, control = written["base"], written["control"]
+    found = [n for part in parts(written) for n in next(iter(part["results"].values()))[model]]
+    names = [n for n in found if n not in (start, control)]
+    ours = [n for n in names if n in written["ours"]]
+    return [*ours, *(n for n in names if n not in ours), start, written["boosting"]]
 
 
 def compare(
     written: Written, model: str, metric: str, overlap: float = OVERLAP
 ) -> dict[str, dict[str, OnTable]]:
-    """Arm -> table -> its difference from the control of that model."""
+    """Arm -> table -> its difference from the control of that model, of the same run."""
     keys, found = [], []
     for arm in arms_of(written, model):
         for table in written["results"]:
             mine = runs(written, table, model, arm)[metric]
-            control = runs(written, table, model, written["control"])[metric]
+            with_control = written["base"] if arm == written["boosting"] else arm
+            control = part_of(written, table, model, with_control)[written["control"]][metric]
             apart = [100 * (a - b) for a, b in zip(mine, control, strict=True)]
             keys.append((arm, table))
             found.append(resampled(apart, overlap))

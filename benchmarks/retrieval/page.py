@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .. import report
-from ..figures import BLUE, GREY, INK, ORANGE, new_figure, tidy
+from ..figures import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, new_figure, tidy
 from ..real_data.stats import holm, resampled
 from .arms import OURS
 from .data import OVERLAP
 
 PAGE = Path(__file__).with_name("README.md")
+COLOURS = {
+    "MultiSimilarity": ORANGE, "SupCon": GREEN, "ProxyAnchor": PURPLE,
+    "normalised softmax": "#b03a5b", "whitened": INK, "raw": GREY,
+}  # fmt: skip
 
 Written = dict[str, Any]
 
@@ -46,11 +52,17 @@ def compare(cell: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def cells(written: Written) -> dict[str, dict[str, Any]]:
     """All that were run, by their names: data set and cell."""
     return {
-        f"{data}, {name}": cell
+        f"{data}, {name}": of_data[name]
         for data, of_data in written["results"].items()
-        for name, cell in of_data.items()
-        if cell
+        for name in sorted(of_data, key=_place)
+        if of_data[name]
     }
+
+
+def _place(name: str) -> tuple[float, float]:
+    """(rows a class, per cent of noise) of a cell by its name; infinite for all rows."""
+    noise, rows = re.findall(r"([\d.]+) %.*, (\w+) rows", name)[0]
+    return float("inf" if rows == "all" else rows), float(noise)
 
 
 def table(written: Written) -> list[list[str]]:
@@ -72,11 +84,11 @@ def table(written: Written) -> list[list[str]]:
 
 def differences(written: Written) -> list[list[str]]:
     """Ours minus every arm, with intervals and the splits in which it is ahead."""
-    rows = [["LinearEmbedder minus", *cells(written)]]
-    found = [compare(cell) for cell in cells(written).values()]
-    for arm in written["protocol"]["arms"]:
-        if arm != OURS:
-            rows.append([arm, *(_gain(of[arm]) for of in found)])
+    arms = [arm for arm in written["protocol"]["arms"] if arm != OURS]
+    rows = [["LinearEmbedder minus", *arms]]
+    for title, cell in cells(written).items():
+        found = compare(cell)
+        rows.append([title, *(_gain(found[arm]) for arm in arms)])
     return rows
 
 
@@ -113,30 +125,39 @@ def block(written: Written) -> str:
     return "\n\n".join([*map(report.markdown, tables), tried(written)])
 
 
+def curves(written: Written, names: Sequence[str], data: str, arm: str) -> list[float]:
+    """Mean average precision in each of these cells, over the splits that all of them have."""
+    found = [written["results"][data][name] for name in names]
+    seeds = set.intersection(*(set(cell) for cell in found))
+    return [float(np.mean([100 * cell[seed][arm]["map"] for seed in seeds])) for cell in found]
+
+
 def draw(written: Written, path: Path) -> None:
-    """Mean average precision of every arm, of cells without and with noise, split by split."""
-    found = cells(written)
-    arms = list(written["protocol"]["arms"])
-    shown = {title: cell for title, cell in found.items() if "all rows" in title} or found
-    shown = dict(list(shown.items())[:4])
-    figure = new_figure(11.0, 0.6 + 3.1 * ((len(shown) + 1) // 2))
-    panels = np.atleast_1d(figure.subplots((len(shown) + 1) // 2, min(2, len(shown)))).ravel()
-    for ax in panels[len(shown) :]:
-        ax.set_axis_off()
-    for ax, (title, cell) in zip(panels, shown.items(), strict=False):
-        apart = compare(cell)
-        for row, arm in enumerate(arms):
-            of_arm = values(cell, arm)
-            colour = BLUE if arm == OURS else GREY if arm in ("raw", "whitened") else ORANGE
-            ax.plot(of_arm, [row] * len(of_arm), "|", color=colour, markersize=9, alpha=0.45)
-            ax.plot(np.mean(of_arm), row, "o", color=colour, markersize=6)
-            label = f"{np.mean(of_arm):.1f}"
-            if arm in apart:
-                label += f"  ({OURS} {apart[arm]['mean']:+.1f})"
-            ax.annotate(label, (1.01, row), xycoords=("axes fraction", "data"), fontsize=8,
-                        va="center", color=INK)  # fmt: skip
-        ax.set_yticks(range(len(arms)), arms)
-        ax.invert_yaxis()
-        ax.set_title(f"{title}, {len(cell)} splits", fontsize=10, color=INK)
-        tidy(ax, "mAP on unseen classes, points; ticks are splits", "")
+    """Mean average precision of the arms by noise, and by rows a class."""
+    sets = [*written["results"]]
+    figure = new_figure(11.0, 7.6)
+    panels = figure.subplots(2, len(sets), squeeze=False)
+    for data, column in zip(sets, panels.T, strict=True):
+        have = [name for name in sorted(written["results"][data], key=_place)
+                if written["results"][data][name]]  # fmt: skip
+        noise = [name for name in have if _place(name)[0] == np.inf]
+        clean = [name for name in have if _place(name)[1] == 0]
+        for ax, names, key, what in (
+            (column[0], noise, 1, "% of the labels wrong"),
+            (column[1], clean, 0, "rows a class, labels as they are"),
+        ):
+            ticks = ["all" if _place(n)[key] == np.inf else f"{_place(n)[key]:g}" for n in names]
+            for arm in (OURS, *COLOURS):
+                ours = arm == OURS
+                ax.plot(
+                    range(len(names)), curves(written, names, data, arm), "o-", label=arm,
+                    markersize=6 if ours else 4, linewidth=2.4 if ours else 1.3,
+                    color=BLUE if ours else COLOURS[arm],
+                )  # fmt: skip
+            ax.set_xticks(range(len(names)), ticks)
+            count = len(set.intersection(*(set(written["results"][data][n]) for n in names)))
+            ax.set_title(f"{data}, {count} splits", fontsize=10, color=INK)
+            tidy(ax, what, "mAP on unseen classes, points")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     figure.savefig(path)

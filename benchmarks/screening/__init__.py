@@ -1,0 +1,1 @@
+"""Ranking losses in virtual screening: which few molecules of a library are tested first?"""
