@@ -178,9 +178,11 @@ def compare(
 
 
 def groups(names: Sequence[str], tuned: Sequence[str]) -> dict[str, list[str]]:
-    """Names by what the tables were used for; groups without any are left out."""
-    parts = [n for n in names if n in tuned], [n for n in names if n not in tuned], [*names]
-    return {group: part for group, part in zip(GROUPS, parts, strict=True) if part}
+    """Names by what the tables were used for; all as one group where nothing was tuned."""
+    on, off = [n for n in names if n in tuned], [n for n in names if n not in tuned]
+    if not on or not off:
+        return {GROUPS[-1]: [*names]}
+    return dict(zip(GROUPS, (on, off, [*names]), strict=True))
 
 
 def compare_all(results: dict[str, Any], tuned: Sequence[str]) -> dict[str, Any]:

@@ -172,4 +172,4 @@ def test_the_comparison():
     assert linear_ranker.groups(["a", "b"], ["b"]) == {
         "tuned on": ["b"], "judged on": ["a"], "all": ["a", "b"],
     }  # fmt: skip
-    assert linear_ranker.groups(["a"], []) == {"judged on": ["a"], "all": ["a"]}
+    assert linear_ranker.groups(["a"], []) == {"all": ["a"]}

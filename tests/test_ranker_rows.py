@@ -8,6 +8,7 @@ from sklearn.model_selection import KFold, check_cv
 
 from proxy_losses.integrations._rows import (
     CROWDED,
+    Parts,
     Rows,
     Sides,
     beside,
@@ -122,13 +123,25 @@ def test_distinct_rows():
     assert found(rows) == {(1.0, True, 2.0), (1.0, False, 1.0), (2.0, False, 1.0)}
     heavy = rows._replace(weight=np.array([0.5, 1.0, 0.25, 3.0]))
     assert found(heavy) == {(1.0, True, 0.75), (1.0, False, 3.0), (2.0, False, 1.0)}
-    assert not distinct(rows, whole(rows)).even
+    assert distinct(heavy, whole(heavy)).cases is None
     plain = distinct(table(), whole(table()))
-    assert plain.even
+    row, inside = plain.cases
+    np.testing.assert_array_equal(row, np.arange(1000))
+    assert inside.all()
     assert plain.whole.weight is None
     some = plain.rows(np.where(np.arange(1000) < 10, 2.0, 0.0))
     np.testing.assert_array_equal(some.x, plain.x[:10])
     np.testing.assert_array_equal(some.weight, np.full(10, 2.0))
+
+
+def test_rows_that_are_several_cases():
+    fit = np.array([[1.0, 0.0, 2.0], [0.0, 1.0, 3.0]])
+    parts = Parts(np.zeros((3, 1)), np.array([True, False, False]), fit, fit)
+    row, inside = parts.cases
+    np.testing.assert_array_equal(row, [0, 1, 2, 2, 2])
+    np.testing.assert_array_equal(inside, [[1, 0, 1, 1, 0], [0, 1, 1, 1, 1]])
+    assert parts._replace(fit=2.0 * fit).cases is None  # ten cases of three rows
+    assert parts._replace(fit=0.5 * fit).cases is None
 
 
 def test_rows_of_ones_own_beside_others():

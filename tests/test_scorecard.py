@@ -44,6 +44,16 @@ def test_a_weight_is_a_number_of_rows(metric):
 
 
 @pytest.mark.parametrize("metric", card.METRICS)
+def test_cases_are_rows_of_that_weight(metric):
+    """Rows repeated inside, and the same weights halved, which are no numbers of cases."""
+    rng = np.random.default_rng(0)
+    scores, y = rng.normal(size=60), rng.random(60) < 0.3
+    weight = np.where(y, 1.0, rng.integers(1, 3, size=60))
+    cases, halved = (soft(metric, scores, y, w, quantile=0.13) for w in (weight, 0.5 * weight))
+    assert cases == pytest.approx(halved, abs=10 * card.RTOL)
+
+
+@pytest.mark.parametrize("metric", card.METRICS)
 def test_soft_losses_become_the_metric(metric):
     """At a small tau: average precision, recall, and the pairs in the ROC curve's corner."""
     rng = np.random.default_rng(0)

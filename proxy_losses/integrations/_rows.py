@@ -242,9 +242,18 @@ class Parts(NamedTuple):
     held: Floats  # [parts, rows], judged by
 
     @property
-    def even(self) -> bool:
-        """Whether each row that is in a list is one case."""
-        return bool(((self.fit == 0) | (self.fit == 1)).all())
+    def cases(self) -> tuple[Ints, Bools] | None:
+        """The row of each case, and which cases [lists, cases] a list has.
+
+        None where weights are no numbers of cases, or there are more than twice as many as rows.
+        """
+        most = self.fit.max(axis=0)
+        if (self.fit != self.fit.round()).any() or most.sum() > 2 * len(most):
+            return None
+        times = most.astype(np.int64)
+        row = np.repeat(np.arange(len(times)), times)
+        copy = np.arange(len(row)) - np.repeat(times.cumsum() - times, times)
+        return row, copy < self.fit[:, row]
 
     @property
     def whole(self) -> Rows:

@@ -103,15 +103,7 @@ def soft_loss(
     """1 - the soft metric [lists, K] of scores [lists, K, rows], tau in units of the scores."""
     pos = torch.from_numpy(parts.y)
     fit = torch.from_numpy(parts.fit[lists])[:, None]
-    valid = fit > 0
     smooth_ap_trains = metric in ("ap", "enrichment")
-
-    def even(scores: Tensor) -> Tensor:
-        inside = valid.expand(scores.shape)
-        lists = (scores, pos.expand(scores.shape), tau)
-        if smooth_ap_trains:
-            return 1.0 - smooth_ap(*lists, valid_mask=inside, rtol=RTOL)
-        return 1.0 - recall_at_quantile(*lists, quantile=quantile, valid_mask=inside)
 
     def weighted(scores: Tensor) -> Tensor:
         weight = fit.expand(scores.shape)
@@ -121,13 +113,28 @@ def soft_loss(
             return 1.0 - _weighted_recall(scores, pos, weight, tau, quantile)
         return 1.0 - _partial_auc(scores, pos, weight, tau, fpr)
 
-    return even if parts.even and metric != "pauc" else weighted
+    cases = None if metric == "pauc" else parts.cases
+    if cases is None:
+        return weighted
+    row, inside = (torch.from_numpy(array) for array in cases)
+    single = len(row) == len(pos)
+
+    def of_cases(scores: Tensor) -> Tensor:
+        scores = scores if single else scores[..., row]
+        valid = inside[lists, None].expand(scores.shape)
+        pool = (scores, pos[row].expand(scores.shape), tau)
+        if smooth_ap_trains:
+            return 1.0 - smooth_ap(*pool, valid_mask=valid, rtol=RTOL)
+        return 1.0 - recall_at_quantile(*pool, quantile=quantile, valid_mask=valid)
+
+    return of_cases
 
 
 def _weighted_ap(scores: Tensor, pos: Tensor, weight: Tensor, tau: float) -> Tensor:
     """Smooth-AP of lists in which each row stands for ``weight`` equal ones, negatives too.
 
-    Equal positives all have the rank of the last of them, as in scikit-learn's AP.
+    Equal positives all have the rank of the last of them, as in scikit-learn's AP. It takes some
+    three times as long as Smooth-AP of so many cases.
     """
     pos = pos & (weight > 0)
     both = torch.stack([weight, weight * pos], -2)
