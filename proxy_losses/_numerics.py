@@ -229,14 +229,13 @@ def mean_of(values: Tensor, weight: Tensor, name: str = "") -> Tensor:
 
 
 def step_means(
-    scores: Tensor, cleaned: Tensor, knots: Tensor, width: float | Tensor, weight: Tensor,
-    some: Tensor, name: str = "",
+    scores: Tensor, knots: Tensor, width: float | Tensor, weight: Tensor, some: Tensor,
+    name: str = "",
 ) -> Tensor:  # fmt: skip
     """Mean over rows of the soft steps above knots, ``sigmoid((s_i - knot) / width)``.
 
     Args:
-        scores: [..., M]; rows without weight may hold anything.
-        cleaned: the same by `clean_lists`.
+        scores: [..., M] by `clean_lists`.
         knots: [..., K]; NaN poisons a list that counts.
         width: a number, or [] or [..., 1].
         weight: [..., M], of `positive_weight`.
@@ -246,28 +245,6 @@ def step_means(
     Returns:
         [...], their `trapezoid` over the knots.
     """
-    fixed = not (weight.requires_grad or (isinstance(width, Tensor) and width.requires_grad))
-    # On the CPU passes are cheap and a backward in Python is not.
-    if name or scores.is_cpu or not (fixed and plainly_eager()):
-        return _plain_means(cleaned, knots, width, weight, some, name)
-    out: Tensor = _StepMeans.apply(scores, knots, width, weight, some)  # type: ignore[no-untyped-call]
-    return out
-
-
-def trapezoid(heights: Tensor) -> Tensor:
-    """[...]: mean over evenly spaced knots [..., K], the ends counted half; one is its own mean."""
-    knots = heights.shape[-1]
-    if knots == 1:
-        return heights.squeeze(-1)
-    if knots == 2:
-        return heights.mean(-1)
-    ends = 0.5 * (heights[..., 0] + heights[..., -1])
-    return (ends + heights[..., 1:-1].sum(-1)) / (knots - 1)
-
-
-def _plain_means(
-    scores: Tensor, knots: Tensor, width: float | Tensor, weight: Tensor, some: Tensor, name: str
-) -> Tensor:
     knots = torch.where(some, knots, 0.0)
     if weight.dtype == torch.bool:
         weight = (weight & some).to(scores.dtype)
@@ -283,48 +260,15 @@ def _plain_means(
     return trapezoid(mean_of(above, weight[..., None, :], name))
 
 
-class _StepMeans(torch.autograd.Function):
-    """`_plain_means` with its gradient written out, in fewer passes, of the lists that count."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, scores: Tensor, knots: Tensor, width: float | Tensor, weight: Tensor, some: Tensor
-    ) -> Tensor:
-        unit = width[..., None] if isinstance(width, Tensor) and width.dim() else width
-        steps = ((scores[..., None, :] - knots[..., None]) / unit).sigmoid_()
-        even = weight.dtype == torch.bool
-        counted = (weight if even else weight != 0) & some  # a NaN shows
-        steps = torch.where(counted[..., None, :], steps, 0.0)
-        total = weight.sum(-1, keepdim=True, dtype=steps.dtype).clamp_(min=1.0)
-        each = steps if even else steps * weight[..., None, :]
-        ctx.width = width
-        ctx.save_for_backward(scores, knots, weight, some, steps, total)
-        return trapezoid(each.sum(-1) / total)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        scores, knots, weight, some, steps, total = ctx.saved_tensors
-        if torch.is_grad_enabled():  # to be differentiated again
-
-            def plain(s: Tensor, at: Tensor) -> Tensor:
-                counted = (weight != 0) & some  # where a NaN shows
-                cleaned = torch.where(counted, s, 0.0)
-                return _plain_means(cleaned, at, ctx.width, weight, some, "")
-
-            return *torch.func.vjp(plain, scores, knots)[1](grad), None, None, None
-        # Lists that do not count may have no width; in others that are broken the steps are NaN.
-        count = steps.shape[-2]
-        scale = (grad[..., None] / (total * ctx.width)).nan_to_num(0.0, 0.0, 0.0)[..., None]
-        each = torch.ops.aten.sigmoid_backward(scale, steps)  # [..., K, M]
-        back = each.squeeze(-2) if count == 1 else trapezoid(each.mT)
-        even, push = weight.dtype == torch.bool, None
-        back = back if even else back * weight
-        if ctx.needs_input_grad[1]:
-            push = -(each if even else each * weight[..., None, :]).sum(-1)
-            if count > 1:
-                push = push * trapezoid(torch.eye(count, dtype=push.dtype, device=push.device))
-            push = push.sum_to_size(knots.shape)
-        return back.sum_to_size(scores.shape), push, None, None, None
+def trapezoid(heights: Tensor) -> Tensor:
+    """[...]: mean over evenly spaced knots [..., K], the ends counted half; one is its own mean."""
+    knots = heights.shape[-1]
+    if knots == 1:
+        return heights.squeeze(-1)
+    if knots == 2:
+        return heights.mean(-1)
+    ends = 0.5 * (heights[..., 0] + heights[..., -1])
+    return (ends + heights[..., 1:-1].sum(-1)) / (knots - 1)
 
 
 # -- thresholds that follow the scores

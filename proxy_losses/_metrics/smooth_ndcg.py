@@ -12,6 +12,7 @@ from .. import _numerics as num
 from .._checks import check_int, check_real
 from .._effects import LIBRARY, register
 from .._ranks import DISCOUNT, How, Lists, rank_mean, rank_slopes
+from .._ranks.steps import relative_gains, served
 from ..distributed import (
     all_reduce_with_grad,
     gather_counts,
@@ -120,6 +121,10 @@ def _evaluate(
     """The formula, over checked lists in full precision."""
     scores, _, valid, *_ = lists
     name, k = group_name(how.group), settings["k"]
+    if k is None and not stats and served(lists, name=name):
+        gain, pos, defined, share = relative_gains(lists, scores.dtype)
+        mean, _ = rank_mean(Lists(scores, pos, valid, gain), tau, DISCOUNT, how)
+        return Found(mean * share, defined, {})
     gain, some = _relative(lists, scores.dtype, name)
     ideal = _ideal(gain, k, name)
     pos, weight, step = gain != 0, gain, None

@@ -860,11 +860,12 @@ def seal_count(
 
 @triton.jit
 def judge_batch(
-    s_ptr, ids_ptr, weight_ptr, valid_ptr, keep_ptr, n, C, M, ignored,
-    IDS: tl.constexpr, WEIGHTED: tl.constexpr, LIMIT: tl.constexpr, DT: tl.constexpr,
-    BLOCK: tl.constexpr,
+    s_ptr, ids_ptr, weight_ptr, gains_ptr, valid_ptr, keep_ptr, n, C, M, ignored,
+    IDS: tl.constexpr, WEIGHTED: tl.constexpr, GRADED: tl.constexpr, LIMIT: tl.constexpr,
+    DT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Whether the numbers [n, C] and weights [n] of rows that count are finite, and any row of M.
+    """Whether the numbers [n, C] and weights [n] of rows that count are finite, gains [n, C] are
+    such, and any row of M counts.
 
     One program: for batches that are not large.
     """
@@ -877,6 +878,9 @@ def judge_batch(
         if WEIGHTED:
             weight = tl.load(weight_ptr + k // C, mask=m, other=0.0).to(tl.float64)
             wrong |= ((tl.abs(weight) < LIMIT) == 0).to(tl.int32)
+        if GRADED:
+            gain = tl.load(gains_ptr + k, mask=m, other=0.0).to(tl.float64)
+            wrong |= (((gain >= 0.0) & (gain < LIMIT)) == 0).to(tl.int32)
         if IDS:
             ids = tl.load(ids_ptr + k // C, mask=m, other=0)
             wrong = tl.where(ids == ignored, 0, wrong)

@@ -65,7 +65,7 @@ def pair_sums(
         return list(out.zero_())
     kind = computed_in(scores.dtype, rtol)
     scores, tau = scores.contiguous(), tau.contiguous()
-    weights, at = _plain(weights), _plain(at)
+    weights, at = plain(weights), plain(at)
     how = {"FIRST": names[0], "SECOND": names[1] if len(names) > 1 else "", "TWO": groups > 1}
     asked = at, at.stride(0), at.stride(1) if at.shape[1] > 1 else 0
     given = weights.stride(0), weights.stride(1)
@@ -119,8 +119,8 @@ def rank_mean(
         return _any_mean(scores, pos, valid, weight, tau, grad, phi, rtol, method)
     kind = computed_in(scores.dtype, rtol)
     dt, mates = TYPES[kind], PHIS[phi].mates
-    scores, tau, pos = scores.contiguous(), tau.contiguous(), _plain(pos)
-    valid = None if valid is None else _plain(valid)
+    scores, tau, pos = scores.contiguous(), tau.contiguous(), plain(pos)
+    valid = None if valid is None else plain(valid)
     if weight is not None:
         weight = positive_weight(pos != 0, weight, kind)[0].contiguous()
     flags = {"WEIGHTED": weight is not None, "PAIRED": PHIS[phi].needs_negative}
@@ -240,7 +240,7 @@ class _Listed(NamedTuple):
     total: Tensor  # [L] float64
 
 
-def _plain(x: Tensor) -> Tensor:
+def plain(x: Tensor) -> Tensor:
     """Bools as bytes; rows one after the other."""
     x = x.view(torch.uint8) if x.dtype == torch.bool else x
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
