@@ -56,7 +56,7 @@ class Steps:
 
     @cached_property
     def width(self) -> float | Tensor:
-        """tau."""
+        """The temperature, a number or [] or [..., 1]; NaN unless it is > 0."""
         return num.lift_tau(self.tau, self.lists.scores, self.name)
 
     def shown(self, cut: Tensor | None) -> Tensor:

@@ -158,9 +158,7 @@ def _evaluate(
     """The formula, over checked lists in full precision."""
     steps = Steps(lists, tau, how)
     levels = (1.0 - settings["quantile"],)
-    theta = num.quantiles(
-        lists.scores, levels, settings["interpolation"], lists.valid, steps.name
-    )
+    theta = num.quantiles(lists.scores, levels, settings["interpolation"], lists.valid, steps.name)
     moves = "quantile" if settings["threshold_grad"] == "implicit" else ""
     found = Found(*steps.mean(theta, moves), {})
     return found._replace(stats=steps.stats(steps.slopes(theta))) if stats else found

@@ -226,4 +226,5 @@ def relative_gains(lists: Lists, dtype: torch.dtype) -> tuple[Tensor, Tensor, Te
 
 def _shape(lists: Lists) -> torch.Size:
     given = *lists[:4], lists.gains
-    return torch.broadcast_shapes(*(x.shape for x in given if x is not None))
+    shape: torch.Size = torch.broadcast_shapes(*(x.shape for x in given if x is not None))
+    return shape

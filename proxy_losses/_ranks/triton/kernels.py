@@ -864,10 +864,9 @@ def judge_batch(
     IDS: tl.constexpr, WEIGHTED: tl.constexpr, GRADED: tl.constexpr, LIMIT: tl.constexpr,
     DT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Whether the numbers [n, C] and weights [n] of rows that count are finite, gains [n, C] are
-    such, and any row of M counts.
+    """Whether the numbers [n, C] of rows that count are sound, and any row of M counts.
 
-    One program: for batches that are not large.
+    With their weights [n] and gains [n, C]. One program: for batches that are not large.
     """
     bad = tl.zeros((BLOCK,), tl.int32)
     for start in range(0, n * C, BLOCK):
