@@ -26,7 +26,7 @@ from . import harness, report
 from .figures import BLUE, GREEN, GREY, ORANGE, milliseconds, new_figure, tidy
 from .harness import OURS, Case, Fn, Skip, Suite
 from .losses import KINDS, Kind, batches
-from .ranks import LISTS, SORT
+from .ranks import LISTS, SORT, Steps
 from .report import Goal, Report
 from .smooth_ap import PEER, TAU, plain_all_pairs, value_and_grad
 
@@ -230,11 +230,15 @@ def module_cases(device: str, quick: bool) -> tuple[list[Case], list[Case]]:
     cases, checks = [], []
     sizes = [(1, 1024)] if quick else [(1, 1024), (1, 16384), (10, 1024), (10, 16384), (1000, 1024)]
     for name, kind in module_kinds().items():
-        steps = batches(10, 512, 3)
-        here = Training(make(makers[OURS], kind, 10, 1024), steps, device)
+        fresh, steps = partial(make, makers[OURS], kind, 10, 1024), batches(10, 512, 3)
+        here = [(z.to(device), y.to(device)) for z, y in steps]
         double = [(z.double(), y) for z, y in steps]
-        exact = Training(make(makers[OURS], kind, 10, 1024).double(), double, "cpu")
-        checks.append(Case(f"check, {name}", {"classes": 10}, {OURS: here, "float64": exact}))
+        checks.append(
+            Case(f"check, {name}", {"classes": 10}, {
+                OURS: Steps(lambda fresh=fresh: fresh().to(device), here),
+                "float64": Steps(lambda fresh=fresh: fresh().double(), double),
+            })
+        )  # fmt: skip
     for classes, queue in sizes:
         steps = batches(classes, 512, queue // 512 + 1)
         logits, targets = (x.to(device) for x in steps[0])
