@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -15,49 +14,36 @@ from ..distributed import group_name
 
 
 class Steps:
-    """Checked lists, for steps above thresholds; what is asked of them is computed once.
+    """Checked lists, for steps above thresholds.
 
     Attributes:
         lists: as given, but for positives that do not count.
-        fused: whether the means are left to a kernel, which needs nothing else of the lists.
         name: of the group.
+        fused: whether the means are left to a kernel. If not, there are also
+        weight: [..., M] of the positives
+        some: [..., 1] bool, lists that count
+        cleaned: [..., M] scores without what must not reach a gradient
+        broken: [..., 1] 0, or NaN where a score that counts is not finite
+        width: tau, NaN unless it is > 0
     """
 
-    def __init__(self, lists: Lists, tau: float | Tensor, how: How) -> None:
+    def __init__(
+        self, lists: Lists, tau: float | Tensor, how: How, *, fused: bool | None = None
+    ) -> None:
         self.name = group_name(how.group)
         if lists.valid is not None:
             lists = lists._replace(pos=lists.pos & lists.valid)
         self.lists, self.tau, self.how = lists, tau, how
-        self.fused = kernels.served(lists, tau, self.name)
+        self.fused = kernels.served(lists, tau, self.name) if fused is None else fused
+        if not self.fused:
+            scores, pos, valid, given = lists[:4]
+            self.weight, self.some = num.positive_weight(pos, given, scores.dtype, self.name)
+            self.cleaned, self.broken = num.clean_lists(scores, valid, self.some, self.name)
+            self.width = num.lift_tau(tau, scores, self.name)
 
-    @cached_property
-    def _weight(self) -> tuple[Tensor, Tensor]:
-        _, pos, _, given = self.lists[:4]
-        return num.positive_weight(pos, given, self.lists.scores.dtype, self.name)
-
-    @property
-    def some(self) -> Tensor:
-        """[..., 1] bool, lists that count."""
-        return self._weight[1]
-
-    @cached_property
-    def _clean(self) -> tuple[Tensor, Tensor]:
-        return num.clean_lists(self.lists.scores, self.lists.valid, self.some, self.name)
-
-    @property
-    def cleaned(self) -> Tensor:
-        """[..., M] scores without what must not reach a gradient."""
-        return self._clean[0]
-
-    @property
-    def broken(self) -> Tensor:
-        """[..., 1] 0, or NaN where a score that counts is not finite."""
-        return self._clean[1]
-
-    @cached_property
-    def width(self) -> float | Tensor:
-        """The temperature, a number or [] or [..., 1]; NaN unless it is > 0."""
-        return num.lift_tau(self.tau, self.lists.scores, self.name)
+    def plain(self) -> Steps:
+        """The same for torch."""
+        return Steps(self.lists, self.tau, self.how, fused=False) if self.fused else self
 
     def shown(self, cut: Tensor | None) -> Tensor:
         """[..., 1]: lists that count and have a cut, and those that are broken, which show it."""
@@ -105,7 +91,7 @@ class Steps:
         elif moves == "precision":
             theta = num.with_precision_grad(theta, given[0], pos, valid, precision, *given[2:])
         mean = num.step_means(
-            self.cleaned, theta + self.broken, self.width, self._weight[0], shown, name
+            self.cleaned, theta + self.broken, self.width, self.weight, shown, name
         )
         if cut is not None:
             mean = torch.where((self.some & ~shown)[..., 0], 1.0, mean)
@@ -117,7 +103,7 @@ class Steps:
         """The mean of other scores by torch."""
 
         def mean(scores: Tensor) -> Tensor:
-            steps = Steps(self.lists._replace(scores=scores), self.tau, self.how)
+            steps = Steps(self.lists._replace(scores=scores), self.tau, self.how, fused=False)
             return steps.mean(theta, moves, cut, precision)[0]
 
         return mean

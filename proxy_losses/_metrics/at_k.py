@@ -133,16 +133,17 @@ def _evaluate(
     if normalize != "positives":
         number = all_reduce(steps.lists.pos.sum(-1, keepdim=True), "sum", steps.name)
         number = number.to(lists.scores.dtype)[..., 0]
-    values, slopes, defined = [], [], None
-    for n, k in enumerate(ks):
-        theta, cuts = thresholds[..., n : n + 1], cut[..., n : n + 1]
+    each = [(k, thresholds[..., n : n + 1], cut[..., n : n + 1]) for n, k in enumerate(ks)]
+    values, defined = [], cut[..., 0]
+    for k, theta, cuts in each:
         mean, defined = steps.mean(theta, moves, cuts)
         values.append(mean if number is None else mean * _share(number, k, normalize))
-        if stats:
-            slopes.append(steps.slopes(theta, cuts))
-    assert defined is not None
     found = Found(values[0] if len(ks) == 1 else torch.stack(values).mean(0), defined, {})
-    return found._replace(stats=steps.stats(torch.stack(slopes).amax(0))) if stats else found
+    if not stats:
+        return found
+    steps = steps.plain()
+    slopes = torch.stack([steps.slopes(theta, cuts) for _, theta, cuts in each])
+    return found._replace(stats=steps.stats(slopes.amax(0)))
 
 
 def _places(k: int | Sequence[int]) -> list[int]:

@@ -103,6 +103,7 @@ def _evaluate(
     found = Found(*steps.mean(theta, moves, cut, precision), {})
     if not stats:
         return found
+    steps = steps.plain()
     cleaned, broken, some, shown = steps.cleaned, steps.broken, steps.some, steps.shown(cut)
     report = steps.stats(steps.slopes(theta, cut))
     above = (cleaned > theta) | ~shown

@@ -161,7 +161,10 @@ def _evaluate(
     theta = num.quantiles(lists.scores, levels, settings["interpolation"], lists.valid, steps.name)
     moves = "quantile" if settings["threshold_grad"] == "implicit" else ""
     found = Found(*steps.mean(theta, moves), {})
-    return found._replace(stats=steps.stats(steps.slopes(theta))) if stats else found
+    if not stats:
+        return found
+    steps = steps.plain()
+    return found._replace(stats=steps.stats(steps.slopes(theta)))
 
 
 RECALL = Metric(

@@ -84,8 +84,9 @@ for _name, _fake in (
 
 def served(lists: Lists, tau: object = None, name: str = "") -> bool:
     """Whether the kernels compute what these lists ask for: nothing but scores has a gradient."""
-    rows = lists.scores.shape[-1]
-    if not _runs(lists.scores.device) or name or not plainly_eager() or not 0 < rows <= LONGEST:
+    if name or not plainly_eager() or not _runs(lists.scores.device):
+        return False
+    if not 0 < lists.scores.shape[-1] <= LONGEST:
         return False
     if any(isinstance(x, Tensor) and x.requires_grad for x in (tau, *lists[1:])):
         return False
