@@ -22,7 +22,8 @@ pytest.importorskip("triton")
 
 import proxy_losses as P
 from proxy_losses import _numerics as num
-from proxy_losses._ranks import op, phi, triton
+from proxy_losses._metrics._record import defaults_of, over_lists
+from proxy_losses._ranks import How, Lists, op, phi, triton
 from proxy_losses._ranks import steps as _steps
 from proxy_losses._ranks.triton import launch, ring
 from proxy_losses._ranks.triton import steps as step_kernels
@@ -530,6 +531,62 @@ def test_lists_that_a_kernel_finds_unsound(metric: Any, launched: list[str]) -> 
             assert g[:4][valid[:4]].isnan().all()
     assert launched
     assert torch.equal(found[0].isnan(), found[1].isnan())
+
+
+@pytest.mark.parametrize("precision", [0.2, 0.5, 0.9, 1.0])
+@pytest.mark.usefixtures("launched")
+def test_places_of_a_precision_are_those_of_torch(precision: float) -> None:
+    """To the bit; tied rows, lists of few rows, of positives and of negatives alone."""
+    gen = torch.Generator().manual_seed(5)
+    scores = (3 * torch.randn(16, 70, generator=gen)).round()
+    rates = torch.linspace(0, 1, 16)[:, None]
+    pos, valid = torch.rand(16, 70, generator=gen) < rates, torch.rand(16, 70, generator=gen) < 0.9
+    valid[:3] = torch.arange(70) < torch.arange(3)[:, None]
+    for mask in (None, valid):
+        hits = pos if mask is None else pos & mask
+        wanted = num.at_precision(scores, hits, mask, precision)
+        found = _steps.lowest_at(Lists(scores, hits, mask), precision)
+        assert all(map(torch.equal, found, wanted))
+
+
+@own_kernel
+def test_lists_at_the_edges(metric: Any, launched: list[str]) -> None:
+    """Value, gradient and what counts as by torch: ties, one kind of row, hardly any row."""
+    example = EXAMPLES[metric.name]
+    gen = torch.Generator().manual_seed(6)
+    rows = torch.arange(40)
+    scores = torch.randn(9, 40, generator=gen, dtype=torch.float64)
+    pos, valid = torch.rand(9, 40, generator=gen) < 0.5, torch.ones(9, 40, dtype=torch.bool)
+    # No spread at all, or rounding alone.
+    scores[0], scores[1] = 2.0, torch.where(pos[1], scores[1], 1.0 + 2.0**-52 * (rows % 2).double())
+    pos[2], pos[3] = True, rows < 20
+    valid[3] = rows < 20  # nothing but positives that count
+    pos[4] = False
+    valid[5:7] = rows < torch.tensor([[1], [2]])
+    pos[5:7, 0] = True
+    scores[7], pos[7] = 0.05 * scores[7], rows % 10 < 7  # more positives at the threshold
+    gains = pos * torch.rand(9, 40, generator=gen, dtype=torch.float64)
+    gains[3], gains[8] = 1.5 * pos[3], pos[8].double()
+    lists = Lists(scores, pos, valid, gains=gains if metric.graded else None)
+    found = []
+    for device in ("kernels", "torch"):
+        s = scores.clone().requires_grad_()
+        with pytest.MonkeyPatch.context() as patch:
+            if device == "torch":
+                patch.setattr(_steps, "_runs", lambda device: False)
+            out = over_lists(
+                example.metric, lists._replace(scores=s), TAU, {
+                    **defaults_of(example.metric), **example.settings
+                }, How(),
+            )  # fmt: skip
+            (g,) = torch.autograd.grad(out.value.sum(), s)
+        found.append((out.value, g, out.defined, out.degenerate))
+    assert launched
+    (value, g, *flags), (wanted, wanted_g, *wanted_flags) = found
+    torch.testing.assert_close(value, wanted, rtol=1e-12, atol=0.0)
+    torch.testing.assert_close(g, wanted_g, rtol=1e-9, atol=1e-13)
+    for a, b in zip(flags, wanted_flags, strict=True):
+        assert a is b is None or torch.equal(a, b)
 
 
 @pytest.mark.filterwarnings("ignore:overflow")

@@ -118,7 +118,7 @@ def step_means(
         floor = tl.maximum(tl.maximum(upper, -lower), TINY) * EPS
         flat = counts & (bad == 0) & (upper - lower <= floor)
         counts &= flat == 0
-        width *= upper - lower
+        width *= tl.where(counts, upper - lower, 1.0).to(DT)
     broken = bad | (width != width)
 
     k = tl.arange(0, KB)
