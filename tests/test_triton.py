@@ -463,7 +463,7 @@ def test_values_are_those_of_loops(metric: Any, dtype: torch.dtype, launched: li
     """Ties in the second list; a masked row holds what is no number."""
     scores, first, masks = judged(metric, 2, 45)
     scores[1] = (2 * scores[1]).round()
-    for given in ({}, masks):
+    for given in ({}, masks) if dtype == torch.float32 else (masks,):
         valid, weight = given.get("valid_mask"), given.get("sample_weight")
         s = scores if valid is None else torch.where(valid, scores, torch.nan)
         with torch.no_grad():
@@ -477,8 +477,7 @@ def test_values_are_those_of_loops(metric: Any, dtype: torch.dtype, launched: li
 
 
 @own_kernel
-@dtypes
-@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("dtype", "masked"), [(torch.float32, False), (torch.float64, True)])
 def test_gradients_are_those_of_plain_formulas(
     metric: Any, dtype: torch.dtype, masked: bool, launched: list[str], monkeypatch: Any
 ) -> None:
