@@ -10,6 +10,7 @@ import torch
 
 import proxy_losses as P
 from proxy_losses import _numerics as num
+from proxy_losses import _quantiles
 from proxy_losses._checks import INTERPOLATIONS
 from proxy_losses._lists import Batch, _scattered
 from proxy_losses._ranks import Lists
@@ -35,8 +36,8 @@ def test_sorted_quantiles(interpolation, dtype):
         valid[:, 0] = True
         s = torch.where(valid, s.round(decimals=1), 1e9)  # ties
         for mask in (None, valid):
-            want = num.quantiles(s, levels, interpolation, mask, exact=exact)
-            got = num.sorted_quantiles(s, levels, interpolation, mask, exact=exact)
+            want = _quantiles.quantiles(s, levels, interpolation, mask, exact=exact)
+            got = _quantiles.sorted_quantiles(s, levels, interpolation, mask, exact=exact)
             assert torch.equal(got, want), (levels, m, exact)
 
 
@@ -45,8 +46,8 @@ def test_sorted_quantiles_of_lists_that_share_a_mask_or_scores(shapes):
     s, valid = torch.randn(shapes[0]), torch.rand(shapes[1]) < 0.7
     valid[..., 0] = True
     for interpolation in INTERPOLATIONS:
-        want = num.quantiles(s, (0.9, 0.2), interpolation, valid)
-        got = num.sorted_quantiles(s, (0.9, 0.2), interpolation, valid, exact=False)
+        want = _quantiles.quantiles(s, (0.9, 0.2), interpolation, valid)
+        got = _quantiles.sorted_quantiles(s, (0.9, 0.2), interpolation, valid, exact=False)
         assert torch.equal(got, want)
 
 
@@ -62,13 +63,15 @@ def test_sorted_quantiles_of_lists_that_share_a_mask_or_scores(shapes):
     ],
 )
 def test_what_is_sorted_whole(levels, rows, sort):
-    assert num._better_sorted(levels, rows) is sort
+    assert _quantiles._better_sorted(levels, rows) is sort
 
 
 def test_a_list_without_valid_rows_stays_within_it():
     none = torch.zeros(2, 5, dtype=torch.bool)
     for interpolation in INTERPOLATIONS:
-        out = num.sorted_quantiles(torch.ones(2, 5), [0.9, 0.1], interpolation, none, exact=True)
+        out = _quantiles.sorted_quantiles(
+            torch.ones(2, 5), [0.9, 0.1], interpolation, none, exact=True
+        )
         assert out.shape == (2, 2)
 
 

@@ -22,6 +22,7 @@ pytest.importorskip("triton")
 
 import proxy_losses as P
 from proxy_losses import _numerics as num
+from proxy_losses import _quantiles
 from proxy_losses._metrics._record import defaults_of, over_lists
 from proxy_losses._ranks import How, Lists, op, phi, triton
 from proxy_losses._ranks import steps as _steps
@@ -543,7 +544,7 @@ def test_places_of_a_precision_are_those_of_torch(precision: float) -> None:
     valid[:3] = torch.arange(70) < torch.arange(3)[:, None]
     for mask in (None, valid):
         hits = pos if mask is None else pos & mask
-        wanted = num.at_precision(scores, hits, mask, precision)
+        wanted = _quantiles.at_precision(scores, hits, mask, precision)
         found = _steps.lowest_at(Lists(scores, hits, mask), precision)
         assert all(map(torch.equal, found, wanted))
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .. import _numerics as num
 from .._checks import check_places
+from .._quantiles import between_places
 from .._ranks import How, Lists
 from ..distributed import all_reduce
 from ._record import THRESHOLD_GRAD, Found, Metric, Option, Settings, of_arguments
@@ -127,7 +127,7 @@ def _evaluate(
     """The formula, over checked lists in full precision."""
     steps = Steps(lists, tau, how)
     ks, normalize = _places(settings["k"]), settings["normalize"]
-    thresholds, cut = num.between_places(lists.scores, ks, lists.valid, steps.name)
+    thresholds, cut = between_places(lists.scores, ks, lists.valid, steps.name)
     moves = "quantile" if settings["threshold_grad"] == "implicit" else ""
     number = None
     if normalize != "positives":

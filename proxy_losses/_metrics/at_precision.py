@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .. import _numerics as num
 from .._checks import check_precision
+from .._quantiles import at_precision
 from .._ranks import How, Lists
 from .._ranks.steps import lowest_at
 from ..distributed import all_reduce
@@ -98,7 +99,7 @@ def _evaluate(
     if steps.fused:
         theta, cut = lowest_at(steps.lists, precision)
     else:
-        theta, cut = num.at_precision(steps.cleaned, pos, valid, precision, name)
+        theta, cut = at_precision(steps.cleaned, pos, valid, precision, name)
     moves = "precision" if settings["threshold_grad"] == "implicit" else ""
     found = Found(*steps.mean(theta, moves, cut, precision), {})
     if not stats:

@@ -21,6 +21,7 @@ from .._checks import (
     check_rtol,
     check_tau,
 )
+from .._quantiles import order_statistics, quantiles, spread_floor
 from .._ranks import How, Lists, pairs_won, sigmoid_sums
 from .._ranks import steps as kernels
 from ..distributed import all_reduce, group_name
@@ -242,7 +243,7 @@ def _evaluate(
     if settings["min_tpr"] > 0.0:
         pos, given = _hardest(scores, pos, given, settings["min_tpr"], name)
     levels, iqr = _levels(settings), settings["tau_scale"] == "iqr"
-    found = num.quantiles(
+    found = quantiles(
         scores, [*levels, 0.75, 0.25] if iqr else levels, settings["interpolation"], among, name,
         exact=True,
     )  # fmt: skip
@@ -276,7 +277,7 @@ def _evaluate(
     upper, lower = each_level[-2:] if iqr else (first, last)
     # NaN in a list with a score that is not finite: it counts, and shows.
     scale = upper - lower + broken
-    degenerate = usable & (scale <= num.spread_floor(upper, lower, scores.dtype))
+    degenerate = usable & (scale <= spread_floor(upper, lower, scores.dtype))
     counts = usable ^ degenerate
     temperature = num.lift_tau(tau, scores, name) * torch.where(counts, scale, 1.0)
     if trapezoid:
@@ -326,7 +327,7 @@ def _hardest(
     count = all_reduce(pos.sum(-1, keepdim=True), "sum", name).double()
     wanted = count - count * min_tpr
     rank = wanted.floor().minimum(count - 1.0).clamp(min=0.0).long()
-    edge = num.order_statistics(s, rank, pos, name)
+    edge = order_statistics(s, rank, pos, name)
     below, tied = pos & (s < edge), pos & (s == edge)
     sums = torch.stack([x.sum(-1, keepdim=True) for x in (below, tied)])
     under, ties = all_reduce(sums, "sum", name).double().unbind()

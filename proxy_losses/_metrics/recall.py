@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import _numerics as num
 from .._checks import INTERPOLATIONS, check_quantile
+from .._quantiles import quantiles
 from .._ranks import How, Lists
 from ._record import (
     THRESHOLD_GRAD,
@@ -158,7 +159,7 @@ def _evaluate(
     """The formula, over checked lists in full precision."""
     steps = Steps(lists, tau, how)
     levels = (1.0 - settings["quantile"],)
-    theta = num.quantiles(lists.scores, levels, settings["interpolation"], lists.valid, steps.name)
+    theta = quantiles(lists.scores, levels, settings["interpolation"], lists.valid, steps.name)
     moves = "quantile" if settings["threshold_grad"] == "implicit" else ""
     found = Found(*steps.mean(theta, moves), {})
     if not stats:

@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import _numerics as num
 from .._checks import check_int, check_real
 from .._effects import LIBRARY, register
+from .._quantiles import between_places
 from .._ranks import DISCOUNT, How, Lists, rank_mean, rank_slopes
 from .._ranks.steps import relative_gains, served
 from ..distributed import (
@@ -182,7 +183,7 @@ def _first(lists: Lists, tau: float | Tensor, k: int, some: Tensor, name: str) -
     width = num.in_all_lists(num.lift_tau(tau, scores, name), some)
     if isinstance(width, Tensor):  # a single number promotes once it has a list's shape
         width = width.to(scores.dtype)
-    theta, cut = num.between_places(scores, [k], valid, name)
+    theta, cut = between_places(scores, [k], valid, name)
     cut = cut & some
     theta = num.with_implicit_grad(theta, cleaned, valid, width, cut, name) + broken
     away = (cleaned - torch.where(cut, theta, 0.0)) / width
