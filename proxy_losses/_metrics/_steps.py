@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
@@ -77,9 +75,15 @@ class Steps:
         """
         lists, name = self.lists, self.name
         if self.fused:
-            at, again = None, self._again(theta, moves, cut, precision)
+            at, how = None, self.how
             if moves == "precision":
                 at = torch.full((), precision, dtype=torch.float64, device=theta.device)
+
+            def again(
+                lists: Lists, tau: float | Tensor, theta: Tensor, cut: Tensor | None
+            ) -> Tensor:
+                return Steps(lists, tau, how, fused=False).mean(theta, moves, cut, precision)[0]
+
             found = kernels.mean_above(
                 lists, self.tau, theta, again, cut=cut, precision=at, moves=moves
             )
@@ -96,17 +100,6 @@ class Steps:
         if cut is not None:
             mean = torch.where((self.some & ~shown)[..., 0], 1.0, mean)
         return mean, self.some[..., 0]
-
-    def _again(
-        self, theta: Tensor, moves: str, cut: Tensor | None, precision: float
-    ) -> Callable[[Tensor], Tensor]:
-        """The mean of other scores by torch."""
-
-        def mean(scores: Tensor) -> Tensor:
-            steps = Steps(self.lists._replace(scores=scores), self.tau, self.how, fused=False)
-            return steps.mean(theta, moves, cut, precision)[0]
-
-        return mean
 
     def stats(self, slopes: Tensor) -> dict[str, Tensor]:
         """Diagnostics of the positives' slopes."""

@@ -255,13 +255,12 @@ def _evaluate(
     few = len(levels) <= kernels.MOST_KNOTS
     if trapezoid and few and not stats and kernels.served(ranked, tau, name):
 
-        def again(scores: Tensor) -> Tensor:
-            moved = lists._replace(scores=scores)
-            return _evaluate(moved, tau, settings, how, stats=False).value
+        def again(lists: Lists, tau: float | Tensor, *_: object) -> Tensor:
+            return _evaluate(lists, tau, settings, how, stats=False).value
 
         count = len(levels)
         mean, defined, flat = kernels.mean_above(
-            ranked, tau, found, again, count=count, among=among, needs=reference,
+            ranked, tau, found, again, lists, count=count, among=among, needs=reference,
             spread=(count, count + 1) if iqr else (0, count - 1),
             moves="quantile" if moves else "",
         )  # fmt: skip

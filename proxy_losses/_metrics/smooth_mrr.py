@@ -110,8 +110,8 @@ def _evaluate(
     name = group_name(how.group)
     if not stats and served(lists, tau, name):
 
-        def again(scores: Tensor) -> Tensor:
-            return _evaluate(lists._replace(scores=scores), tau, settings, how, stats=False).value
+        def again(lists: Lists, tau: float | Tensor) -> Tensor:
+            return _evaluate(lists, tau, settings, how, stats=False).value
 
         return Found(*first_rank(lists, tau, again), {})
     pos, negative = num.sides(pos, valid)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -108,15 +108,17 @@ def _flat(x: Tensor | None, shape: torch.Size) -> Tensor | None:
 class _WithGradient(torch.autograd.Function):
     """Values [...] of scores [..., M] and their gradient, from an op; flags go along.
 
-    To be differentiated twice, the value is computed again by `plain`.
+    To be differentiated twice, the value is computed again by `plain`, from what was kept.
     """
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, run: Any, plain: Any) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, scores: Tensor, run: Any, plain: Any, *kept: Tensor | None
+    ) -> tuple[Tensor, ...]:
         shape = scores.shape
         value, g, *flags = run(scores.reshape(-1, shape[-1]), ctx.needs_input_grad[0])
         ctx.plain = plain
-        ctx.save_for_backward(scores, g)
+        ctx.save_for_backward(scores, g, *kept)
         flags = [x.view(shape[:-1]) for x in flags]
         ctx.mark_non_differentiable(*flags)
         ctx.set_materialize_grads(False)
@@ -124,16 +126,35 @@ class _WithGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        none = (None,) * (len(ctx.needs_input_grad) - 1)
         if grad is None:
-            return None, None, None
-        scores, g = ctx.saved_tensors
+            return None, *none
+        scores, g, *kept = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return torch.func.vjp(ctx.plain, scores)[1](grad)[0], None, None
-        return grad.unsqueeze(-1) * g.view(scores.shape), None, None
+            return torch.func.vjp(lambda s: ctx.plain(s, *kept), scores)[1](grad)[0], *none
+        return grad.unsqueeze(-1) * g.view(scores.shape), *none
+
+
+Plain: TypeAlias = Callable[..., Tensor]  # (lists, tau, *more) -> values
+
+
+def _with_gradient(
+    shape: torch.Size, run: Callable[..., Any], plain: Plain, lists: Lists, tau: float | Tensor,
+    more: tuple[Tensor | None, ...] = (),
+) -> Any:  # fmt: skip
+    """What `run` gives of flat scores; lists, tau and more are kept for `plain`."""
+    size, number = len(lists) - 1, None if isinstance(tau, Tensor) else tau
+
+    def again(scores: Tensor, *kept: Any) -> Tensor:
+        unit = kept[size] if number is None else number
+        return plain(Lists(scores, *kept[:size]), unit, *kept[size + 1 :])
+
+    kept = *lists[1:], tau if number is None else None, *more
+    return _WithGradient.apply(lists.scores.expand(shape), run, again, *kept)  # type: ignore[no-untyped-call]
 
 
 def mean_above(
-    lists: Lists, tau: float | Tensor, knots: Tensor, plain: Callable[[Tensor], Tensor], *,
+    lists: Lists, tau: float | Tensor, knots: Tensor, plain: Plain, whole: Lists | None = None, *,
     count: int = 1, cut: Tensor | None = None, among: Tensor | None = None,
     needs: Tensor | None = None, precision: Tensor | None = None, spread: tuple[int, ...] = (),
     moves: str = "",
@@ -144,7 +165,9 @@ def mean_above(
         lists: scores [..., M] and what goes with them, positives among the valid rows.
         tau: as in the metrics.
         knots: [..., T] without gradient, of which the first `count` are knots.
-        plain: the mean of scores [..., M] by torch, for second derivatives.
+        plain: ``(lists, tau, knots, cut) -> mean`` by torch, for second derivatives; it may not
+            hold tensors of its own.
+        whole: the lists that it takes, if they are others; the scores are the same.
         count: K.
         cut: [..., 1] bool, lists that have a knot; others have the mean 1. None for all.
         among: [..., M] bool, rows that set the knots; None for the valid ones.
@@ -171,8 +194,8 @@ def mean_above(
         )  # fmt: skip
         return out
 
-    out: tuple[Tensor, Tensor, Tensor] = _WithGradient.apply(  # type: ignore[no-untyped-call]
-        lists.scores.expand(shape), run, plain
+    out: tuple[Tensor, Tensor, Tensor] = _with_gradient(
+        shape, run, plain, whole or lists, tau, (knots, cut)
     )
     return out
 
@@ -190,10 +213,8 @@ def lowest_at(lists: Lists, precision: float) -> tuple[Tensor, Tensor]:
     return theta.view(*shape[:-1], 1), cut.view(*shape[:-1], 1)
 
 
-def first_rank(
-    lists: Lists, tau: float | Tensor, plain: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor]:
-    """`smooth_mrr` [...] of lists and which of them count; args as in `mean_above`."""
+def first_rank(lists: Lists, tau: float | Tensor, plain: Plain) -> tuple[Tensor, Tensor]:
+    """`smooth_mrr` [...] of lists and which of them count; plain: ``(lists, tau) -> values``."""
     shape = _shape(lists)
     rows = [_flat(x, shape) for x in lists[1:4]]
     units = op.flat_tau(tau, lists.scores, shape[:-1], "")
@@ -202,9 +223,7 @@ def first_rank(
         out: tuple[Tensor, ...] = torch.ops.proxy_losses.first_rank(scores, *rows, units, grad)
         return out
 
-    out: tuple[Tensor, Tensor] = _WithGradient.apply(  # type: ignore[no-untyped-call]
-        lists.scores.expand(shape), run, plain
-    )
+    out: tuple[Tensor, Tensor] = _with_gradient(shape, run, plain, lists, tau)
     return out
 
 
