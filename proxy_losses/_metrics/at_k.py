@@ -133,16 +133,17 @@ def _evaluate(
     if normalize != "positives":
         number = all_reduce(steps.lists.pos.sum(-1, keepdim=True), "sum", steps.name)
         number = number.to(lists.scores.dtype)[..., 0]
-    each = [(k, thresholds[..., n : n + 1], cut[..., n : n + 1]) for n, k in enumerate(ks)]
-    values, defined = [], cut[..., 0]
-    for k, theta, cuts in each:
-        mean, defined = steps.mean(theta, moves, cuts)
-        values.append(mean if number is None else mean * _share(number, k, normalize))
-    found = Found(values[0] if len(ks) == 1 else torch.stack(values).mean(0), defined, {})
+    each = list(zip(thresholds.split(1, -1), cut.split(1, -1), strict=True))
+    means = [steps.mean(theta, moves, cuts) for theta, cuts in each]
+    values = [mean for mean, _ in means]
+    if number is not None:
+        values = [x * _share(number, k, normalize) for x, k in zip(values, ks, strict=True)]
+    value = values[0] if len(ks) == 1 else torch.stack(values).mean(0)
+    found = Found(value, means[0][1], {})
     if not stats:
         return found
     steps = steps.plain()
-    slopes = torch.stack([steps.slopes(theta, cuts) for _, theta, cuts in each])
+    slopes = torch.stack([steps.slopes(theta, cuts) for theta, cuts in each])
     return found._replace(stats=steps.stats(slopes.amax(0)))
 
 
