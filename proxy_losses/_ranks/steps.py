@@ -113,10 +113,10 @@ class _WithGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, scores: Tensor, run: Any, plain: Any, *kept: Tensor | None
+        ctx: Any, scores: Tensor, grad: bool, run: Any, plain: Any, *kept: Tensor | None
     ) -> tuple[Tensor, ...]:
         shape = scores.shape
-        value, g, *flags = run(scores.reshape(-1, shape[-1]), ctx.needs_input_grad[0])
+        value, g, *flags = run(scores.reshape(-1, shape[-1]), grad)
         ctx.plain = plain
         ctx.save_for_backward(scores, g, *kept)
         flags = [x.view(shape[:-1]) for x in flags]
@@ -150,7 +150,11 @@ def _with_gradient(
         return plain(Lists(scores, *kept[:size]), unit, *kept[size + 1 :])
 
     kept = *lists[1:], tau if number is None else None, *more
-    return _WithGradient.apply(lists.scores.expand(shape), run, again, *kept)  # type: ignore[no-untyped-call]
+    scores, grad = (
+        lists.scores.expand(shape),
+        torch.is_grad_enabled() and lists.scores.requires_grad,
+    )
+    return _WithGradient.apply(scores, grad, run, again, *kept)  # type: ignore[no-untyped-call]
 
 
 def mean_above(
