@@ -20,11 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from proxy_losses._metrics import METRICS
+
 from . import harness, report
 from .figures import BLUE, GREEN, GREY, ORANGE, milliseconds, new_figure, tidy
 from .harness import OURS, Case, Fn, Skip, Suite
-from .losses import KINDS, batches
-from .ranks import LISTS, SORT
+from .losses import KINDS, Kind, batches
+from .ranks import LISTS, SORT, Steps
 from .report import Goal, Report
 from .smooth_ap import PEER, TAU, plain_all_pairs, value_and_grad
 
@@ -188,11 +190,9 @@ def peer_step(loss: Any, scores: Tensor, pos: Tensor) -> tuple[Tensor, Tensor]:
 class Training:
     """Steps of a module on batches that are already on the device."""
 
-    def __init__(self, loss: Any, classes: int, queue: int, device: str) -> None:
+    def __init__(self, loss: Any, steps: Sequence[tuple[Tensor, Tensor]], device: str) -> None:
         self.loss = loss.to(device)
-        self.steps = [
-            (z.to(device), y.to(device)) for z, y in batches(classes, 512, queue // 512 + 1)
-        ]
+        self.steps = [(z.to(device), y.to(device)) for z, y in steps]
         for z, y in self.steps:
             self.loss(z, y)
         self.turn = 0
@@ -204,33 +204,86 @@ class Training:
         return value_and_grad(self.loss, logits, targets)
 
 
-def module_cases(device: str, quick: bool) -> list[Case]:
-    """All ranking losses beside those of imbalanced-losses."""
+def module_kinds() -> dict[str, Kind]:
+    """Every ranking loss: the published ones as elsewhere, and all others of the records."""
+    kinds = {name: kind for name, kind in KINDS.items() if kind.queue}
+    known = {kind.cls for kind in kinds.values()}
+    for name in ("RecallAtQuantileLoss", "PAUCAtBudgetLoss"):
+        moving = {**kinds[name].kwargs, "threshold_grad": "implicit"}
+        kinds[f"{name}, implicit"] = Kind(name, moving)
+    others = [m.module for m in METRICS if m.module not in known]
+    return kinds | {name: Kind(name, {"temperature": 0.05}) for name in others}
+
+
+def make(package: Any, kind: Kind, classes: int, queue: int) -> Any:
+    """The module, or None where the package has no such loss or option."""
+    try:
+        return getattr(package, kind.cls)(classes, queue_size=queue, **kind.kwargs)
+    except (AttributeError, TypeError):
+        return None
+
+
+def module_cases(device: str, quick: bool) -> tuple[list[Case], list[Case]]:
+    """All ranking losses beside those of imbalanced-losses, to time and to check."""
     peer, _ = harness.peer(PEER)
-    cases = []
+    makers = {OURS: harness.packages(argparse.Namespace())[OURS], PEER: peer}
+    cases, checks = [], []
     sizes = [(1, 1024)] if quick else [(1, 1024), (1, 16384), (10, 1024), (10, 16384), (1000, 1024)]
+    for name, kind in module_kinds().items():
+        fresh, steps = partial(make, makers[OURS], kind, 10, 1024), batches(10, 512, 3)
+        here = [(z.to(device), y.to(device)) for z, y in steps]
+        double = [(z.double(), y) for z, y in steps]
+        checks.append(
+            Case(f"check, {name}", {"classes": 10}, {
+                OURS: Steps(lambda fresh=fresh: fresh().to(device), here),
+                "float64": Steps(lambda fresh=fresh: fresh().double(), double),
+            })
+        )  # fmt: skip
     for classes, queue in sizes:
-        for name, kind in KINDS.items():
-            if not kind.queue or (classes == 1000 and name != "SmoothAPLoss"):
+        steps = batches(classes, 512, queue // 512 + 1)
+        logits, targets = (x.to(device) for x in steps[0])
+        for name, kind in module_kinds().items():
+            if classes == 1000 and name != "SmoothAPLoss":
                 continue
-            makers = {OURS: harness.packages(argparse.Namespace())[OURS], PEER: peer}
             contenders: dict[str, Fn | Skip] = {}
             for who, package in makers.items():
-                if package is None:
-                    contenders[who] = Skip("absent", "not installed")
+                loss = make(package, kind, classes, queue)
+                if loss is None:
+                    contenders[who] = Skip("absent", "not installed, or has no such loss")
                     continue
-                loss = getattr(package, kind.cls)(classes, queue_size=queue, **kind.kwargs)
-                training = Training(loss, classes, queue, device)
+                training = Training(loss, steps, device)
                 if who == OURS:
                     without_reads(training, device)
                 contenders[who] = done(training, device)
-            logits, targets = batches(classes, 512, 1)[0]
-            contenders[BCE] = done(partial(_bce, logits.to(device), targets.to(device)), device)
+            contenders[BCE] = done(partial(_bce, logits, targets), device)
             least = 200.0 if classes == 1000 else 1.0
             cases.append(
                 Case(f"{name}, {classes:,} x 512 + {queue:,}", {"classes": classes, "queue": queue},
                      contenders, Goal("speed-up", least, PEER))
             )  # fmt: skip
+    return cases, checks
+
+
+def retrieval_cases(device: str, quick: bool) -> list[Case]:
+    """Rows of 128 numbers, ranked among each other and a memory by smooth average precision."""
+    from proxy_losses import RetrievalLoss
+
+    cases = []
+    for memory in (1024,) if quick else (0, 1024, 16384):
+        gen = torch.Generator().manual_seed(memory)
+        steps = [
+            (torch.randn(512, 128, generator=gen), torch.randint(64, (512,), generator=gen))
+            for _ in range(memory // 512 + 1)
+        ]
+        loss = RetrievalLoss("ap", memory_size=memory, embedding_dim=128 if memory else None)
+        training = Training(loss, steps, device)
+        without_reads(training, device)
+        contenders: dict[str, Fn | Skip] = {OURS: done(training, device)}
+        contenders[SORT] = done(partial(sorting, torch.randn(512, 512 + memory).to(device)), device)
+        cases.append(
+            Case(f"RetrievalLoss, 512 + {memory:,}", {"memory": memory}, contenders,
+                 Goal("share of time", 12.0, SORT))
+        )  # fmt: skip
     return cases
 
 
@@ -251,9 +304,10 @@ def suite(args: argparse.Namespace) -> Suite:
         f"value and gradient of smooth_ap, tau {TAU}, float32, and training steps of the modules; "
         f"a replay is {REPLAYS} replays of a CUDA graph"
     )
-    modules = module_cases(device, args.quick)
+    modules, more = module_cases(device, args.quick)
+    cases += modules + retrieval_cases(device, args.quick)
     version = harness.peer(PEER)[1]
-    return Suite("gpu", about, OURS, cases + modules, TOLERANCE, {PEER: version}, checks)
+    return Suite("gpu", about, OURS, cases, TOLERANCE, {PEER: version}, checks + more)
 
 
 def draw(written: Report, path: Path) -> None:

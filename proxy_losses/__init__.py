@@ -36,8 +36,8 @@ from ._metrics.smooth_ap import smooth_ap, smooth_ap_defined, smooth_ap_saturati
 from ._metrics.smooth_auroc import smooth_auroc, smooth_auroc_defined
 from ._metrics.smooth_mrr import smooth_mrr, smooth_mrr_defined
 from ._metrics.smooth_ndcg import smooth_ndcg, smooth_ndcg_defined
-from ._numerics import score_spread
 from ._old_names import old_name
+from ._quantiles import score_spread
 from ._queue import QueueState, enqueue, init_queue, queue_rows, reset_queue
 from ._ranks import SoftRanks, sigmoid_sums, soft_ranks
 from ._retrieval import (

@@ -101,7 +101,8 @@ def from_grades(logits: Tensor, targets: Tensor, ignore_index: int) -> tuple[Ten
         padding = grades == ignore_index
         pos = (grades != 0) > padding  # a NaN is one, and shows
         ids = pos * (2 if ignore_index == 1 else 1)
-        targets, grades = torch.where(padding, ignore_index, ids), grades[:, None]
+        kept = ignore_index if grades.is_floating_point() else grades  # a number takes a kernel
+        targets, grades = torch.where(padding, kept, ids), grades[:, None]
         pos = pos[:, None]
     elif classes > 1 and targets.shape == (n, classes) and targets.dtype != torch.bool:
         grades, pos = targets, targets != 0

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from . import _metrics as records
-from . import _numerics as num
 from ._checks import (
     MAX_WEIGHT,
     REDUCTIONS,
@@ -43,6 +42,7 @@ from ._metrics._record import (
     reads_of,
 )
 from ._old_names import takes_old_names
+from ._quantiles import spread_over_group
 from ._queue import QueueState, enqueue
 from ._ranks import How, Lists
 from .distributed import all_reduce, group_name
@@ -113,7 +113,7 @@ def _placed(pool: Pool, places: QueryLists) -> Lists:
 
 def _spread(pool: Pool, name: str) -> Tensor:
     scores, valid = pool.lists.scores, pool.lists.valid
-    spread = num.spread_over_group(scores, valid, name)
+    spread = spread_over_group(scores, valid, name)
     return torch.where(spread.isfinite(), spread, 1.0)  # the metric reports what is not
 
 

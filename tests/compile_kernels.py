@@ -36,7 +36,7 @@ def main(capability: int) -> None:
         return kernel
 
     JITFunction.run = compile_only  # type: ignore[method-assign]
-    from proxy_losses._ranks.triton import launch, ring
+    from proxy_losses._ranks.triton import launch, ring, steps
     from proxy_losses.nn._ring import SEAL
 
     for lists, rows, dtype in ((1, 4096, torch.float32), (3, 1000, torch.float64)):
@@ -57,6 +57,22 @@ def main(capability: int) -> None:
                 ("value,stretch", scores[:, None].repeat(1, 3, 1)),
             ):
                 launch.pair_sums(scores, weights, mask[:, None], tau, kinds, rtol, method)
+        some, one = mask[:, 0], tau[0]
+        for valid, weight, grad in ((None, None, True), (mask, scores, False)):
+            given = scores, mask, valid, weight, tau
+            steps.first_rank(*given, grad)
+            steps.relative_gains(mask, valid, weight, weight, dtype)
+            steps.precision_place(scores, scores.long(), mask, valid, one)
+            for moves, knots, cut, spread in (
+                ("", 1, None, []),
+                ("quantile", 1, some, []),
+                ("quantile", 5, None, [3, 4]),
+                ("precision", 1, some, []),
+            ):
+                at, count = scores[:, :knots], max(knots - 2, 1)
+                others = cut, valid, valid, one, count, spread, moves, True
+                steps.mean_above(*given, at, *others)
+        steps.ideal_share(scores, tau)
     count = torch.zeros((), dtype=torch.int64)
     for rows in (5, 8):
         for buffer, given in ((torch.zeros(8, 3), torch.zeros(rows, 3)), (torch.zeros(8), None)):
@@ -65,7 +81,8 @@ def main(capability: int) -> None:
         ring.count_rows(count, count, mark, count, count > 0, rows, 8, SEAL)
     ids, rows = torch.zeros(8, dtype=torch.int64), torch.zeros(8, 3)
     for weight in (None, rows[:, 0]):
-        ring.keeps(rows, ids, weight, ids > 0, torch.float32, -100)
+        gains = None if weight is None else rows
+        ring.keeps(rows, ids, weight, gains, ids > 0, torch.float32, -100)
 
 
 if __name__ == "__main__":

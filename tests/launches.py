@@ -26,6 +26,8 @@ VIEWS = {
 # with it; that of a sort depends on the size; the others are made of a copy and a fill.
 COSTS = {"sort": 4, "topk": 4, "masked_fill": 2, "index_copy": 2, "index_fill": 2, "scatter": 2}
 OWN = {"pair_sums": 8, "rank_mean": 8, "put_rows": 1, "count_rows": 1, "keeps": 1}
+OWN |= {"mean_above": 1, "precision_place": 1, "first_rank": 1, "relative_gains": 1}
+OWN |= {"ideal_share": 1}
 MOVES = {"_to_copy", "copy_", "fill_"}
 # These take a number that lies on the host as an argument of the kernel; all other ops copy it.
 TAKES_NUMBERS = {

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import proxy_losses as P
-from proxy_losses import _numerics as num
-from proxy_losses import _ranks
+from proxy_losses import _quantiles, _ranks
 from proxy_losses._ranks import plan, shard
 from proxy_losses.distributed import all_reduce_with_grad, group_name
 
@@ -201,7 +200,7 @@ def quantiles(rank: int, world: int, group: Any) -> dict:
                 pool = make_pool(sum(cuts), kind, dtype=dtype).shard(cuts, rank)
                 for interpolation in INTERPOLATIONS:
                     for masked in (False, True):
-                        found = num.quantiles(
+                        found = _quantiles.quantiles(
                             pool.scores, levels.tolist(), interpolation,
                             pool.valid if masked else None, group_name(group),
                         )  # fmt: skip

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import proxy_losses as P
-from proxy_losses import _numerics as num
+from proxy_losses import _quantiles
 
 from . import reference
 from .metrics import TIGHT, lists
@@ -50,7 +50,7 @@ def test_places_are_found_by_selection_as_by_sorting(m, seed, masked, places):
     g = torch.Generator().manual_seed(seed)
     scores = torch.randn(3, m, generator=g).round(decimals=1)
     valid = torch.rand(3, m, generator=g) < 0.6 if masked else None
-    found, enough = num.between_places(scores, places, valid)
+    found, enough = _quantiles.between_places(scores, places, valid)
     for i in range(3):
         kept = scores[i] if valid is None else scores[i][valid[i]]
         kept = kept.sort(descending=True).values
@@ -66,10 +66,10 @@ def test_places_by_digits(m, monkeypatch):
     scores = torch.randn(3, m, generator=g).round(decimals=2)
     places = (1, 2, 6, m + 1)
     for valid in (None, torch.rand(3, m, generator=g) < 0.7):
-        want = num.between_places(scores, places, valid)
+        want = _quantiles.between_places(scores, places, valid)
         with monkeypatch.context() as patch:
-            patch.setattr(num, "size_known", lambda size: False)
-            got = num.between_places(scores, places, valid)
+            patch.setattr(_quantiles, "size_known", lambda size: False)
+            got = _quantiles.between_places(scores, places, valid)
         assert all(map(torch.equal, got, want))
 
 

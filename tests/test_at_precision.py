@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torchmetrics.functional.classification import binary_recall_at_fixed_precision
 
 import proxy_losses as P
-from proxy_losses import _numerics as num
+from proxy_losses import _quantiles
 
 from .metrics import lists
 from .reference import held_precision, sigmoid, threshold_at
@@ -38,13 +38,13 @@ def test_the_place_is_the_last_that_reaches_the_precision(m, seed, rate, ties, p
     scores, pos, valid = a_list(m, seed, rate, ties=ties)
     rows = valid.nonzero()[:, 0].tolist()
     want = threshold_at(scores.tolist(), pos.tolist(), rows, precision) if rows else None
-    found = num.at_precision(scores, pos, valid, precision)
+    found = _quantiles.at_precision(scores, pos, valid, precision)
     assert [x.item() for x in found] == [want or 0.0, want is not None]
     # By a sort where this is a selection, and as several processes count.
     padded = [torch.nn.functional.pad(x, (0, 8 * m + 20)) for x in (scores, pos, valid)]
-    assert all(map(torch.equal, num.at_precision(*padded, precision), found))
+    assert all(map(torch.equal, _quantiles.at_precision(*padded, precision), found))
     count = valid.sum(-1, keepdim=True)
-    counted = num._sharded_at_precision(scores, pos, valid, precision, count, "")
+    counted = _quantiles._sharded_at_precision(scores, pos, valid, precision, count, "")
     assert all(map(torch.equal, counted, found))
 
 

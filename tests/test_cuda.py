@@ -17,6 +17,7 @@ if not torch.cuda.is_available():
 import proxy_losses as P
 from benchmarks.gpu import captured
 from proxy_losses._ranks import PRECISION, How, Lists, rank_mean
+from proxy_losses._retrieval import BY_NAME
 from proxy_losses.doctor.__main__ import main as doctor
 
 from . import exact
@@ -143,18 +144,38 @@ def test_modules_are_those_of_the_cpu_and_wait_for_nothing(example: Any, classes
             torch.testing.assert_close(there.state_dict()[name].cpu(), buffer, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("memory", [0, 64])
+@pytest.mark.parametrize("metric", BY_NAME)
+def test_retrieval_is_that_of_the_cpu_and_waits_for_nothing(metric: str, memory: int) -> None:
+    here = P.RetrievalLoss(metric, memory_size=memory, embedding_dim=8 if memory else None)
+    there = copy.deepcopy(here).cuda()
+    gen = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        x, ids = torch.randn(40, 8, generator=gen), torch.randint(5, (40,), generator=gen)
+        a, b, there_ids = x.clone().requires_grad_(), x.cuda().requires_grad_(), ids.cuda()
+        with no_host_read():
+            loss = there(b, there_ids)
+            loss.backward()
+        wanted = here(a, ids)
+        wanted.backward()
+        torch.testing.assert_close(loss.cpu(), wanted, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(b.grad.cpu(), a.grad, rtol=1e-2, atol=1e-5)
+
+
 @examples
 def test_functions_wait_for_nothing(example: Any) -> None:
     scores = torch.randn(2, 5_000, device="cuda", requires_grad=True)
     pos = torch.rand(2, 5_000, device="cuda") < 0.05
     tau = torch.tensor(0.1, device="cuda", requires_grad=True)
     weight = torch.rand(2, 5_000, device="cuda", requires_grad=True)
-    for _ in range(2):  # the first call compiles kernels
+    plain = tau.detach(), weight.detach()  # kernels may give what has no other gradient
+    for unit, rated in ((tau, weight), plain) * 2:  # the first call compiles kernels
         with no_host_read():
             value = example.metric.function(
-                scores, pos, tau, sample_weight=weight, **example.settings
+                scores, pos, unit, sample_weight=rated, **example.settings
             )
-            torch.autograd.grad(value.sum(), (scores, tau, weight))
+            inputs = [x for x in (scores, unit, rated) if x.requires_grad]
+            torch.autograd.grad(value.sum(), inputs)
 
 
 @examples

@@ -10,8 +10,11 @@ import torch
 
 import proxy_losses as P
 from proxy_losses import _numerics as num
+from proxy_losses import _quantiles
 from proxy_losses._checks import INTERPOLATIONS
 from proxy_losses._lists import Batch, _scattered
+from proxy_losses._ranks import Lists
+from proxy_losses._ranks import steps as kernels
 from proxy_losses.nn import _late
 from proxy_losses.nn._queue import ONES, MemoryQueue
 
@@ -33,8 +36,8 @@ def test_sorted_quantiles(interpolation, dtype):
         valid[:, 0] = True
         s = torch.where(valid, s.round(decimals=1), 1e9)  # ties
         for mask in (None, valid):
-            want = num.quantiles(s, levels, interpolation, mask, exact=exact)
-            got = num.sorted_quantiles(s, levels, interpolation, mask, exact=exact)
+            want = _quantiles.quantiles(s, levels, interpolation, mask, exact=exact)
+            got = _quantiles.sorted_quantiles(s, levels, interpolation, mask, exact=exact)
             assert torch.equal(got, want), (levels, m, exact)
 
 
@@ -43,8 +46,8 @@ def test_sorted_quantiles_of_lists_that_share_a_mask_or_scores(shapes):
     s, valid = torch.randn(shapes[0]), torch.rand(shapes[1]) < 0.7
     valid[..., 0] = True
     for interpolation in INTERPOLATIONS:
-        want = num.quantiles(s, (0.9, 0.2), interpolation, valid)
-        got = num.sorted_quantiles(s, (0.9, 0.2), interpolation, valid, exact=False)
+        want = _quantiles.quantiles(s, (0.9, 0.2), interpolation, valid)
+        got = _quantiles.sorted_quantiles(s, (0.9, 0.2), interpolation, valid, exact=False)
         assert torch.equal(got, want)
 
 
@@ -60,13 +63,15 @@ def test_sorted_quantiles_of_lists_that_share_a_mask_or_scores(shapes):
     ],
 )
 def test_what_is_sorted_whole(levels, rows, sort):
-    assert num._better_sorted(levels, rows) is sort
+    assert _quantiles._better_sorted(levels, rows) is sort
 
 
 def test_a_list_without_valid_rows_stays_within_it():
     none = torch.zeros(2, 5, dtype=torch.bool)
     for interpolation in INTERPOLATIONS:
-        out = num.sorted_quantiles(torch.ones(2, 5), [0.9, 0.1], interpolation, none, exact=True)
+        out = _quantiles.sorted_quantiles(
+            torch.ones(2, 5), [0.9, 0.1], interpolation, none, exact=True
+        )
         assert out.shape == (2, 2)
 
 
@@ -84,31 +89,6 @@ def steps(knots: int, weighted: bool, dtype=torch.float64):
     return scores, at, weight, some
 
 
-WIDTHS = [0.3, torch.tensor(0.3, dtype=torch.float64), torch.full((4, 1), 0.3).double()]
-
-
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("width", WIDTHS, ids=["number", "one", "each"])
-@pytest.mark.parametrize("knots", [1, 2, 5])
-def test_step_means_with_their_gradient_written_out(knots, width, weighted):
-    scores, at, weight, some = steps(knots, weighted)
-
-    def out(s):
-        return num._StepMeans.apply(s, at, width, weight, some)
-
-    def plain(s):
-        cleaned, _ = num.clean_lists(s, weight > 0, some)
-        return num._plain_means(cleaned, at, width, weight, some, "")
-
-    torch.testing.assert_close(out(scores), plain(scores), rtol=1e-14, atol=1e-15)
-    assert (out(scores)[2:] == 0).all()
-    each = torch.arange(1.0, 5.0, dtype=torch.float64)
-    got, want = (torch.autograd.grad(f(scores), scores, each)[0] for f in (out, plain))
-    torch.testing.assert_close(got, want, rtol=1e-13, atol=1e-15)
-    assert torch.autograd.gradcheck(out, scores)
-    assert torch.autograd.gradgradcheck(out, scores)
-
-
 @pytest.mark.parametrize("weighted", [False, True])
 def test_step_means_of_lists_that_do_not_count_or_are_broken(weighted):
     scores, at, weight, some = steps(2, weighted)
@@ -116,31 +96,38 @@ def test_step_means_of_lists_that_do_not_count_or_are_broken(weighted):
     scores[2], at[2], at[1, 0] = math.nan, math.nan, math.nan
     width = torch.tensor([[0.3], [0.3], [math.nan], [0.0]], dtype=torch.float64)
     scores[0, ~(weight[0] > 0)] = math.inf  # in rows without weight
-    for written_out in (True, False):
-        s = scores.clone().requires_grad_()
-        if written_out:
-            out = num._StepMeans.apply(s, at, width, weight, some)
-        else:
-            cleaned, _ = num.clean_lists(s, weight > 0, some)
-            out = num._plain_means(cleaned, at, width, weight, some, "")
-        (gradient,) = torch.autograd.grad(out.sum(), s)
-        assert out.isnan().tolist() == [False, True, False, False]
-        assert (out[2:] == 0).all()
-        assert (gradient[2:] == 0).all()
-        assert gradient[1][weight[1] > 0].isnan().all()
-        assert gradient[0].isfinite().all()
-        assert (gradient[0][~(weight[0] > 0)] == 0).all()
+    s = scores.clone().requires_grad_()
+    cleaned, _ = num.clean_lists(s, weight > 0, some)
+    out = num.step_means(cleaned, at, width, weight, some)
+    (gradient,) = torch.autograd.grad(out.sum(), s)
+    assert out.isnan().tolist() == [False, True, False, False]
+    assert (out[2:] == 0).all()
+    assert (gradient[2:] == 0).all()
+    assert gradient[1][weight[1] > 0].isnan().all()
+    assert gradient[0].isfinite().all()
+    assert (gradient[0][~(weight[0] > 0)] == 0).all()
 
 
-def test_which_way_a_gradient_asks_for(monkeypatch):
-    scores, at, weight, some = steps(2, True)
-    monkeypatch.setattr(num, "_StepMeans", None)  # what needs more than the scores' is plain
-    for width in (0.3, torch.tensor(0.3, requires_grad=True)):
-        weight.requires_grad_()
-        num.step_means(scores, scores, at, width, weight, some).sum().backward()
+def test_what_kernels_are_asked_for():
+    """Short lists of one process whose scores alone have a gradient, in plain eager code."""
     meta = torch.empty(4, 9, device="meta")
-    with pytest.raises(AttributeError):
-        num.step_means(meta, meta, meta[:, :2], 0.3, meta > 0, meta[:, :1] > 0)
+    lists = Lists(meta, meta > 0)
+    assert kernels.served(lists, 0.3)
+    assert kernels.served(lists, torch.tensor(0.3))
+    assert not kernels.served(lists, torch.tensor(0.3, requires_grad=True))
+    assert not kernels.served(lists._replace(weight=meta.clone().requires_grad_()), 0.3)
+    assert not kernels.served(lists, 0.3, "a group")
+    assert not kernels.served(Lists(*(torch.empty(4, 9) for _ in "ab")), 0.3)
+    for shape in ((0, 9), (4, 0), (4, kernels.LONGEST + 1)):
+        meta = torch.empty(shape, device="meta")
+        assert not kernels.served(Lists(meta, meta > 0), 0.3)
+    seen = []
+    torch.func.grad(lambda s: seen.append(kernels.served(lists._replace(scores=s))) or s.sum())(
+        lists.scores
+    )
+    with torch.autograd.forward_ad.dual_level():
+        seen.append(kernels.served(lists))
+    assert seen == [False, False]
 
 
 def test_one_number_of_the_host():

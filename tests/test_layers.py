@@ -18,6 +18,7 @@ FLOORS = {
     "_old_names": 1,
     "distributed": 1,
     "_numerics": 2,
+    "_quantiles": 3,
     "_ranks": 3,
     "_queue": 3,
     "_schedule": 3,

@@ -178,3 +178,15 @@ def test_empty() -> None:
         assert value.shape == defined.shape == shape[:1]
         assert not value.any()
         assert not defined.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_weights_of_fewer_digits_than_the_scores(dtype: torch.dtype) -> None:
+    """Their own values count, not what is left of them in units of the largest."""
+    g = torch.Generator().manual_seed(0)
+    scores, pos = torch.randn(1, 60, generator=g, dtype=torch.float64), torch.arange(60) % 3 == 0
+    weight = torch.rand(1, 60, generator=g).to(dtype)
+    found = [
+        rank_mean(Lists(scores, pos, None, w), 0.1, PRECISION)[0] for w in (weight, weight.double())
+    ]
+    torch.testing.assert_close(*found, rtol=1e-12, atol=0.0)

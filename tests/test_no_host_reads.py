@@ -375,15 +375,13 @@ def step(make, classes: int = 1, batch: int = 512, **options) -> int:
     return launches(seen)
 
 
-# Kernels of an op that is not one are in `launches`. Thresholds with a gradient take 25.
-REACHED = {"smooth_ap": 22, "recall_at_quantile": 48, "partial_auc": 65, "precision_at_k": 90}
-REACHED |= {"recall_at_k": 89, "smooth_auroc": 48, "smooth_mrr": 70}
-REACHED |= {"recall_at_precision": 123, "smooth_ndcg": 74}
+REACHED = {"smooth_ap": 22, "recall_at_quantile": 28, "partial_auc": 30, "precision_at_k": 36}
+REACHED |= {"recall_at_k": 31, "smooth_auroc": 30, "smooth_mrr": 14, "recall_at_precision": 24}
 
 
 @every_loss
 def test_launches_of_a_step(make):
-    assert step(make) <= REACHED.get(make.__name__, 62)
+    assert step(make) <= REACHED.get(make.__name__, 40)
 
 
 class Never:

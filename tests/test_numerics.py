@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy_losses import _numerics as num
+from proxy_losses import _quantiles
 from proxy_losses._checks import INTERPOLATIONS
 
 from .compiling import compile_fresh
@@ -29,7 +30,7 @@ def test_equals_torch_quantile(interpolation, m, q, dtype, ties, seed):
     g = torch.Generator().manual_seed(seed)
     scores = torch.randn(2, m, generator=g, dtype=dtype)
     scores = scores.round() if ties else scores
-    ours = num.quantiles(scores, [q], interpolation)[..., 0]
+    ours = _quantiles.quantiles(scores, [q], interpolation)[..., 0]
     theirs = torch.quantile(scores, q, dim=-1, interpolation=interpolation)
     assert torch.equal(ours, theirs)
 
@@ -40,7 +41,7 @@ def test_equals_torch_quantile(interpolation, m, q, dtype, ties, seed):
 def test_masked_equals_removed(interpolation, m, q, rate, seed):
     g = torch.Generator().manual_seed(seed)
     scores, valid = torch.randn(3, m, generator=g), torch.rand(3, m, generator=g) < rate
-    ours = num.quantiles(scores, [q], interpolation, valid)[..., 0]
+    ours = _quantiles.quantiles(scores, [q], interpolation, valid)[..., 0]
     for k in range(3):
         kept = scores[k, valid[k]]
         if len(kept):
@@ -64,7 +65,7 @@ def test_several_levels_equal_torch_quantile(interpolation, m, levels, dtype, ti
     scores = scores.round() if ties else scores
     valid = None if rate is None else torch.rand(2, m, generator=g) < rate
     q = torch.tensor(levels, dtype=dtype)
-    ours = num.quantiles(scores, levels, interpolation, valid)
+    ours = _quantiles.quantiles(scores, levels, interpolation, valid)
     assert ours.shape == (2, len(levels))
     for k in range(2):
         kept = scores[k] if valid is None else scores[k, valid[k]]
@@ -79,7 +80,7 @@ def test_a_narrow_band_sorts_its_tail_alone(monkeypatch):
     )
     scores = torch.randn(10_000)
     for reach in (0.99, 1.0), (0.0, 0.01):
-        found = num.quantiles(scores, reach, "higher")
+        found = _quantiles.quantiles(scores, reach, "higher")
         assert torch.equal(
             found, torch.quantile(scores, torch.tensor(reach), interpolation="higher")
         )
@@ -87,14 +88,14 @@ def test_a_narrow_band_sorts_its_tail_alone(monkeypatch):
 
 
 def test_several_levels_of_no_rows():
-    assert num.quantiles(torch.zeros(3, 0), [0.2, 0.8], "linear").tolist() == [[0, 0]] * 3
+    assert _quantiles.quantiles(torch.zeros(3, 0), [0.2, 0.8], "linear").tolist() == [[0, 0]] * 3
 
 
 @every_interpolation
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_recall_threshold(interpolation, dtype):
     scores = num.lift(torch.randn(1000).to(dtype))
-    assert num.quantiles(scores, [0.995], interpolation) == torch.quantile(
+    assert _quantiles.quantiles(scores, [0.995], interpolation) == torch.quantile(
         scores, 0.995, interpolation=interpolation
     )
 
@@ -106,14 +107,14 @@ def test_more_rows_than_torch_quantile_takes():
         torch.quantile(scores, 0.999)
     k = int(np.ceil(0.999 * (m - 1)))
     expected = np.partition(scores.numpy(), k)[k]
-    assert num.quantiles(scores, [0.999], "higher").item() == expected
+    assert _quantiles.quantiles(scores, [0.999], "higher").item() == expected
 
 
 def test_transforms():
     scores, valid = torch.randn(4, 30), torch.rand(4, 30) < 0.7
 
     def f(s, v):
-        return num.quantiles(s, [0.8], "linear", v)
+        return _quantiles.quantiles(s, [0.8], "linear", v)
 
     expected = f(scores, valid)
     assert torch.equal(torch.func.vmap(f)(scores, valid), expected)
@@ -124,4 +125,4 @@ def test_transforms():
 
 def test_threshold_is_a_constant_of_the_gradient():
     scores = torch.randn(30, requires_grad=True)
-    assert not num.quantiles(scores, [0.8], "linear").requires_grad
+    assert not _quantiles.quantiles(scores, [0.8], "linear").requires_grad

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 import proxy_losses as P
-from proxy_losses import _numerics as num
+from proxy_losses import _quantiles
 from proxy_losses._ranks.census import Census
 from proxy_losses._ranks.plan import Wire, mean_pool, payload, share
 from proxy_losses.distributed import group_name
@@ -75,28 +75,28 @@ def test_a_ring_moves_each_buffer_about_twice():
 @pytest.mark.parametrize("wanted", [1, 2, 500, 10**6])
 @pytest.mark.parametrize("width", [32, 64])
 def test_digits_cover_the_key_once(wanted, width):
-    digits = num.digits(wanted, width)
+    digits = _quantiles.digits(wanted, width)
     assert sum(bits for _, bits in digits) == width
     assert [shift for shift, _ in digits] == [
         width - sum(bits for _, bits in digits[: k + 1]) for k in range(len(digits))
     ]
-    assert max(bits for _, bits in digits) <= num.MAX_BITS
+    assert max(bits for _, bits in digits) <= _quantiles.MAX_BITS
 
 
 @pytest.mark.parametrize("lists", [1, 700])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_quantiles_send_tables_whatever_the_rows(monkeypatch, lists, dtype):
     sent = []
-    monkeypatch.setattr(num, "reduce_now", lambda x, *_: sent.append(x.numel() * 8) or x)
+    monkeypatch.setattr(_quantiles, "reduce_now", lambda x, *_: sent.append(x.numel() * 8) or x)
     levels = torch.tensor([0.1, 0.9])
     for rows in (3, 200):
         sent.clear()
         scores = shards.make_pool(rows, lists=lists, dtype=dtype).scores
-        found = num.radix_quantiles(scores, None, levels, "linear", False, "a group")
+        found = _quantiles.radix_quantiles(scores, None, levels, "linear", False, "a group")
         assert torch.equal(found, torch.quantile(scores, levels.to(dtype), dim=-1).T)
         # Two ranks for each of two levels.
-        assert sum(sent) == num.payload(lists, 4, torch.finfo(dtype).bits)
-        assert max(sent) <= max(num.TABLE_BYTES, (8 * 4 * lists) << num.MIN_BITS)
+        assert sum(sent) == _quantiles.payload(lists, 4, torch.finfo(dtype).bits)
+        assert max(sent) <= max(_quantiles.TABLE_BYTES, (8 * 4 * lists) << _quantiles.MIN_BITS)
 
 
 @pytest.fixture

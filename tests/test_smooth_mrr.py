@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import proxy_losses as P
-from proxy_losses._metrics import smooth_mrr
 
 from .metrics import TIGHT, lists
 
@@ -156,30 +155,3 @@ def test_is_the_mean_over_queries():
     targets, ids = torch.tensor([0, 1, 0, 0, 0, 1]), torch.arange(6) // 3
     loss, _ = P.smooth_mrr_loss(logits, targets, None, 1e-3, query_ids=ids)
     assert loss.item() == pytest.approx(1 - (1 / 2 + 1 / 3) / 2)
-
-
-@pytest.mark.parametrize("weighted", [False, True])
-def test_the_gradient_written_out_is_that_of_autograd(weighted):
-    """As a device takes it; the last list does not count."""
-    g = torch.Generator().manual_seed(0)
-    scores = torch.randn(3, 12, generator=g, dtype=torch.float64).requires_grad_()
-    pos = torch.rand(3, 12, generator=g) < 0.4
-    pos[2] = False
-    weight = pos * torch.rand(3, 12, generator=g, dtype=torch.float64) if weighted else pos
-    tau = torch.tensor([[0.2], [0.5], [1.0]], dtype=torch.float64)
-    args = ~pos, weight, pos.any(-1, keepdim=True), tau
-    plain = smooth_mrr._first_rank(scores, *args, "")[0]
-    found = smooth_mrr._FirstRank.apply(scores, *args)
-    assert torch.equal(found, plain)
-    grads = [
-        torch.autograd.grad(torch.where(args[2], x, 0.0).sum(), scores, create_graph=again)[0]
-        for x, again in (
-            (plain, True),
-            (found, True),
-            (smooth_mrr._FirstRank.apply(scores, *args), False),
-        )
-    ]
-    for other in grads[1:]:
-        torch.testing.assert_close(other, grads[0])
-    second = [torch.autograd.grad(x.square().sum(), scores)[0] for x in grads[:2]]
-    torch.testing.assert_close(*second)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import proxy_losses as P
-from proxy_losses import _numerics as num
+from proxy_losses import _quantiles
 
 from .compiling import compile_fresh
 from .metrics import lists
@@ -81,9 +81,9 @@ def test_the_rank_of_the_edge_is_not_rounded_to_float32(n, beta, dtype):
     pos = torch.arange(n + 1) == n
     value = P.partial_auc(scores, pos, 1e-8, beta=beta, surrogate="pairwise")
     assert value < 1e-6  # what is asked of pairwise sums in float32
-    found = num.quantiles(negatives, [1 - beta], "higher", exact=True)
+    found = _quantiles.quantiles(negatives, [1 - beta], "higher", exact=True)
     assert found == n - inside
-    sharded = num.sharded_quantiles(negatives, [1 - beta], "higher", None, "", exact=True)
+    sharded = _quantiles.sharded_quantiles(negatives, [1 - beta], "higher", None, "", exact=True)
     assert torch.equal(sharded, found)
 
 

@@ -224,21 +224,3 @@ def test_a_wrong_choice(fn):
     for cls in (P.RecallAtQuantileLoss, P.PAUCAtBudgetLoss):
         with pytest.raises(ValueError, match="threshold_grad must be one of"):
             cls(1, threshold_grad=None)
-
-
-# -- what the device runs
-
-
-def test_knots_get_a_gradient_where_it_is_written_out():
-    scores, pos = lists(9, 3, 12)
-    some = torch.tensor([[True], [True], [False]])
-    for knots in (1, 2, 4):
-        at = torch.randn(3, knots, dtype=torch.float64, requires_grad=True)
-        for weight in (pos, torch.rand(3, 12, dtype=torch.float64) * pos):
-            s = scores.clone().requires_grad_()
-
-            def out(s, at, weight=weight):
-                return num._StepMeans.apply(s, at, 0.3, weight, some)
-
-            assert torch.autograd.gradcheck(out, (s, at))
-            assert torch.autograd.gradgradcheck(out, (s, at))

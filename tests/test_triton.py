@@ -6,6 +6,7 @@ looks at the variable when it is imported.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -20,13 +21,18 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 pytest.importorskip("triton")
 
 import proxy_losses as P
-from proxy_losses._ranks import op, phi
+from proxy_losses import _numerics as num
+from proxy_losses import _quantiles
+from proxy_losses._metrics._record import defaults_of, over_lists
+from proxy_losses._ranks import How, Lists, op, phi, triton
+from proxy_losses._ranks import steps as _steps
 from proxy_losses._ranks.triton import launch, ring
+from proxy_losses._ranks.triton import steps as step_kernels
 from proxy_losses._ranks.triton.phi import TWINS
 from proxy_losses.nn import _ring
 
 from . import exact
-from .metrics import EXAMPLES
+from .metrics import EXAMPLES, METRICS, TAU
 
 KINDS = "value", "value,slope", "slope", "stretch", "value,stretch", "value,entropy"
 
@@ -44,8 +50,9 @@ def _nothing_is_zero_by_luck() -> Iterator[None]:
 @pytest.fixture
 def through_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     """The ops that the library calls are the launchers."""
-    monkeypatch.setattr(torch.ops.proxy_losses, "pair_sums", launch.pair_sums)
-    monkeypatch.setattr(torch.ops.proxy_losses, "rank_mean", launch.rank_mean)
+    for name in triton.__all__:
+        monkeypatch.setattr(torch.ops.proxy_losses, name, getattr(triton, name))
+    monkeypatch.setattr(_steps, "_runs", lambda device: True)
 
 
 def draw(kind: str, lists: int, rows: int, seed: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -362,9 +369,13 @@ def test_a_batch_is_kept_as_by_torch(dtype: torch.dtype) -> None:
         bad, heavy = logits.clone(), weight.clone()
         bad[row, 1], heavy[row] = value, value
         labels = torch.zeros(700, 3, dtype=torch.bool)
+        gains = torch.ones(700, 3, dtype=torch.float64)
+        gains[row, 1] = value
         for args in (
-            (bad, ids, None, valid), (logits, ids, heavy, valid), (bad, labels, None, valid),
-            (logits.half(), ids, heavy.float(), ~valid),
+            (bad, ids, None, None, valid), (logits, ids, heavy, None, valid),
+            (bad, labels, None, None, valid), (logits, ids, None, gains, valid),
+            (logits, labels, None, -gains, valid),
+            (logits.half(), ids, heavy.float(), gains.float(), ~valid),
         ):  # fmt: skip
             found = ring.keeps(*args, dtype, -1)
             assert found.shape == ()
@@ -408,3 +419,223 @@ def test_soft_ranks_and_saturation() -> None:
         wanted = exact.soft_ranks(scores[k], pos[k], float(tau[k]), valid[k])
         for got, want in zip(ranks, wanted, strict=True):
             np.testing.assert_allclose(exact.array(got[k]), want, rtol=2e-6)
+
+
+# -- metrics of a threshold, of the first positive and of gains
+
+
+@pytest.fixture
+def launched(through_triton: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which of their kernels ran; small ones, that take several turns."""
+    names: list[str] = []
+    monkeypatch.setattr(step_kernels, "BLOCK", 32)
+    for name in ("mean_above", "precision_place", "first_rank", "relative_gains", "ideal_share"):
+        kernel = getattr(step_kernels, name)
+
+        def run(*args: Any, name: str = name, kernel: Any = kernel) -> Any:
+            names.append(name)
+            return kernel(*args)
+
+        monkeypatch.setattr(torch.ops.proxy_losses, name, run)
+    return names
+
+
+OWN_KERNEL = [
+    m for m in METRICS if m.name.split("_")[-1] not in ("ap", "auroc", "logistic", "pairwise")
+]
+own_kernel = pytest.mark.parametrize("metric", OWN_KERNEL, ids=lambda m: m.name)
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+
+
+def judged(metric: Any, *shape: int, seed: int = 0) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Scores, positives (or gains), and masks; every list counts."""
+    gen = torch.Generator().manual_seed(seed)
+    scores = torch.randn(*shape, generator=gen, dtype=torch.float32).double()
+    pos, valid = torch.rand(2, *shape, generator=gen) < torch.tensor([0.3, 0.8])[:, None, None]
+    pos[..., :2], valid[..., :3] = torch.tensor([True, False]), True
+    weight = torch.rand(shape, generator=gen)
+    first = pos * torch.randint(1, 4, shape, generator=gen) if metric.graded else pos
+    return scores, first, {"valid_mask": valid, "sample_weight": weight}
+
+
+@own_kernel
+@dtypes
+def test_values_are_those_of_loops(metric: Any, dtype: torch.dtype, launched: list[str]) -> None:
+    """Ties in the second list; a masked row holds what is no number."""
+    scores, first, masks = judged(metric, 2, 45)
+    scores[1] = (2 * scores[1]).round()
+    for given in ({}, masks) if dtype == torch.float32 else (masks,):
+        valid, weight = given.get("valid_mask"), given.get("sample_weight")
+        s = scores if valid is None else torch.where(valid, scores, torch.nan)
+        with torch.no_grad():
+            found = metric.fn(s.to(dtype), first, TAU, **given)
+        assert launched
+        for k in range(2):
+            rows = [None if x is None else x[k].tolist() for x in (valid, weight)]
+            wanted = metric.reference(scores[k].tolist(), first[k].tolist(), TAU, *rows)
+            # A few roundings of z, at most 20, and of what is returned.
+            assert abs(float(found[k]) - wanted) <= 20 * exact.ULP[dtype] * max(1.0, wanted)
+
+
+@own_kernel
+@pytest.mark.parametrize(("dtype", "masked"), [(torch.float32, False), (torch.float64, True)])
+def test_gradients_are_those_of_plain_formulas(
+    metric: Any, dtype: torch.dtype, masked: bool, launched: list[str], monkeypatch: Any
+) -> None:
+    """With the derivative of the threshold that the formula names; masked, of the CPU."""
+    scores, first, given = judged(metric, 2, 45, seed=1)
+    tau = torch.tensor(TAU, dtype=torch.float64)
+    if masked:
+        scores[1] = (2 * scores[1]).round()
+        scores = torch.where(given["valid_mask"], scores, torch.nan)
+    else:
+        given = {}
+    s = scores.to(dtype).requires_grad_()
+    (found,) = torch.autograd.grad(metric.fn(s, first, tau, **given).sum(), s)
+    assert launched
+    monkeypatch.undo()
+    s = scores.clone().requires_grad_()
+    if masked or metric.frozen is None:
+        value = metric.fn(s, first, tau, **given)
+    else:
+        value = metric.frozen(scores, first, torch.ones_like(scores))(s)
+    (wanted,) = torch.autograd.grad(value.sum(), s)
+    assert (wanted.norm(dim=1) > 1e-3).all()
+    off = (found.double() - wanted).norm(dim=1)
+    assert (off <= 50 * exact.ULP[dtype] * wanted.norm(dim=1)).all()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@own_kernel
+def test_lists_that_a_kernel_finds_unsound(metric: Any, launched: list[str]) -> None:
+    """NaN as on the CPU: a score or a weight that is not finite, a tau that is none."""
+    scores, first, given = judged(metric, 7, 12, seed=2)
+    scores, valid, weight = scores.float(), given["valid_mask"], given["sample_weight"]
+    tau = torch.full((7,), TAU, dtype=torch.float64)
+    scores[0, 0], scores[1, 1], weight[2], tau[3] = torch.nan, torch.inf, torch.nan, -1.0
+    first[4], valid[5], weight[6] = 0, False, 0.0
+    scores[4:, 4] = torch.nan
+    found = []
+    for device in ("kernels", "torch"):
+        s = scores.clone().requires_grad_()
+        with pytest.MonkeyPatch.context() as patch:
+            if device == "torch":
+                patch.setattr(_steps, "_runs", lambda device: False)
+            value = metric.fn(s, first, tau, valid_mask=valid, sample_weight=weight)
+            (g,) = torch.autograd.grad(value.sum(), s)
+        found.append(value)
+        assert value[:4].isnan().all()
+        assert not value[4:].any()
+        assert not g[4:].any()
+        if device == "kernels":
+            assert g[:4][valid[:4]].isnan().all()
+    assert launched
+    assert torch.equal(found[0].isnan(), found[1].isnan())
+
+
+@pytest.mark.parametrize("precision", [0.2, 0.5, 0.9, 1.0])
+@pytest.mark.usefixtures("launched")
+def test_places_of_a_precision_are_those_of_torch(precision: float) -> None:
+    """To the bit; tied rows, lists of few rows, of positives and of negatives alone."""
+    gen = torch.Generator().manual_seed(5)
+    scores = (3 * torch.randn(16, 70, generator=gen)).round()
+    rates = torch.linspace(0, 1, 16)[:, None]
+    pos, valid = torch.rand(16, 70, generator=gen) < rates, torch.rand(16, 70, generator=gen) < 0.9
+    valid[:3] = torch.arange(70) < torch.arange(3)[:, None]
+    for mask in (None, valid):
+        hits = pos if mask is None else pos & mask
+        wanted = _quantiles.at_precision(scores, hits, mask, precision)
+        found = _steps.lowest_at(Lists(scores, hits, mask), precision)
+        assert all(map(torch.equal, found, wanted))
+
+
+@own_kernel
+def test_lists_at_the_edges(metric: Any, launched: list[str]) -> None:
+    """Value, gradient and what counts as by torch: ties, one kind of row, hardly any row."""
+    example = EXAMPLES[metric.name]
+    gen = torch.Generator().manual_seed(6)
+    rows = torch.arange(40)
+    scores = torch.randn(9, 40, generator=gen, dtype=torch.float64)
+    pos, valid = torch.rand(9, 40, generator=gen) < 0.5, torch.ones(9, 40, dtype=torch.bool)
+    # No spread at all, or rounding alone.
+    scores[0], scores[1] = 2.0, torch.where(pos[1], scores[1], 1.0 + 2.0**-52 * (rows % 2).double())
+    pos[2], pos[3] = True, rows < 20
+    valid[3] = rows < 20  # nothing but positives that count
+    pos[4] = False
+    valid[5:7] = rows < torch.tensor([[1], [2]])
+    pos[5:7, 0] = True
+    scores[7], pos[7] = 0.05 * scores[7], rows % 10 < 7  # more positives at the threshold
+    gains = pos * torch.rand(9, 40, generator=gen, dtype=torch.float64)
+    gains[3], gains[8] = 1.5 * pos[3], pos[8].double()
+    lists = Lists(scores, pos, valid, gains=gains if metric.graded else None)
+    found = []
+    for device in ("kernels", "torch"):
+        s = scores.clone().requires_grad_()
+        with pytest.MonkeyPatch.context() as patch:
+            if device == "torch":
+                patch.setattr(_steps, "_runs", lambda device: False)
+            out = over_lists(
+                example.metric, lists._replace(scores=s), TAU, {
+                    **defaults_of(example.metric), **example.settings
+                }, How(),
+            )  # fmt: skip
+            (g,) = torch.autograd.grad(out.value.sum(), s)
+        found.append((out.value, g, out.defined, out.degenerate))
+    assert launched
+    (value, g, *flags), (wanted, wanted_g, *wanted_flags) = found
+    torch.testing.assert_close(value, wanted, rtol=1e-12, atol=0.0)
+    torch.testing.assert_close(g, wanted_g, rtol=1e-9, atol=1e-13)
+    for a, b in zip(flags, wanted_flags, strict=True):
+        assert a is b is None or torch.equal(a, b)
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.usefixtures("launched")
+def test_thresholds_with_no_row_near_and_scores_that_overflow() -> None:
+    """The nearest rows move it; as `with_implicit_grad` does, whose tests are of the same cases."""
+    pos = torch.tensor([[True, False, False, False]])
+    for scores, theta, tau in (
+        ([0.0, 1.0, 3.0, 1e30], 2.25, 1e-20),
+        ([-3e38, 3e38, 1e38, 0.0], 0.0, 1e-3),
+        ([0.0, 0.5, 0.25, 3e38], 1e-3, 1e-3),
+    ):
+        s = torch.tensor([scores])
+        among = torch.tensor([[True, True, True, False]])
+        at, unit = torch.tensor([[theta]]), torch.tensor([tau], dtype=torch.float64)
+        args = None, None, unit, at, None, among, None, None, 1, [], "quantile"
+        _, g, *_ = step_kernels.mean_above(s, pos, *args, True)
+        leaf = s.clone().requires_grad_()
+        some = torch.tensor([[True]])
+        moved = num.with_implicit_grad(at, leaf, among, tau, some)
+        num.step_means(leaf, moved, tau, pos, some).sum().backward()
+        assert leaf.grad is not None
+        torch.testing.assert_close(g, leaf.grad, rtol=1e-5, atol=0.0)
+
+
+def test_shapes_strides_and_second_derivatives(launched: list[str], monkeypatch: Any) -> None:
+    """Masks of all lists, scores one class beside the other, [B, L, M]; twice differentiated."""
+    gen = torch.Generator().manual_seed(4)
+    logits = torch.randn(30, 3, generator=gen, dtype=torch.float64)
+    pos, valid = torch.rand(2, 30, generator=gen) < torch.tensor([[0.4], [0.8]])
+    pos[0] = valid[0] = True
+    pick = torch.randn(2, 3, 30, generator=gen, dtype=torch.float64)
+    for function in (
+        functools.partial(P.recall_at_k, k=(3, 7)),
+        functools.partial(P.partial_auc, beta=0.5, tau_scale="band", budget_basis="population"),
+        P.smooth_mrr,
+    ):
+        found = []
+        for device in ("kernels", "torch"):
+            with pytest.MonkeyPatch.context() as patch:
+                if device == "torch":
+                    patch.setattr(_steps, "_runs", lambda device: False)
+                z = logits.clone().requires_grad_()
+                s = torch.stack([z.T, 2 * z.T])
+                value = function(s, pos, 0.3, valid_mask=valid)
+                assert value.shape == (2, 3)
+                (g,) = torch.autograd.grad(value.sum(), z, create_graph=True)
+                (once,) = torch.autograd.grad(function(z.T, pos, 0.3).sum(), z)
+                found.append((value, g, once, *torch.autograd.grad((g * pick[0].T).sum(), z)))
+        for a, b in zip(*found, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    assert launched

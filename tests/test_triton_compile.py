@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 @pytest.mark.slow
 def test_every_kernel_compiles(tmp_path: Path) -> None:
     """For the oldest cards that they run on."""
-    from proxy_losses._ranks.triton import kernels
+    from proxy_losses._ranks.triton import kernels, step_kernels
 
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     env |= {"TRITON_CACHE_DIR": str(tmp_path), "TRITON_DEFAULT_FP_FUSION": "1"}
@@ -28,7 +28,7 @@ def test_every_kernel_compiles(tmp_path: Path) -> None:
     lines = [line.split() for line in found.stdout.splitlines()]
     public = {
         name
-        for name, value in vars(kernels).items()
+        for name, value in (vars(kernels) | vars(step_kernels)).items()
         if not name.startswith("_") and hasattr(value, "fn") and inspect.isfunction(value.fn)
     }
     assert {name for name, _ in lines} == public

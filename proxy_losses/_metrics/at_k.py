@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .. import _numerics as num
 from .._checks import check_places
+from .._quantiles import between_places
 from .._ranks import How, Lists
 from ..distributed import all_reduce
 from ._record import THRESHOLD_GRAD, Found, Metric, Option, Settings, of_arguments
-from ._steps import steps_of
+from ._steps import Steps
 from .recall import recall_defined
 
 if TYPE_CHECKING:
@@ -125,34 +125,34 @@ def _evaluate(
     lists: Lists, tau: float | Tensor, settings: Settings, how: How, *, stats: bool
 ) -> Found:
     """The formula, over checked lists in full precision."""
-    steps = steps_of(lists, tau, how)
-    scores, pos, valid, _, some, cleaned, broken, width, name = steps
-    number = all_reduce(pos.sum(-1, keepdim=True), "sum", name).to(scores.dtype)[..., 0]
-    ks = _places(settings["k"])
-    thresholds, cut = num.between_places(scores, ks, valid, name)
-    cut = steps.with_broken(cut)
-    values, steepest = [], torch.zeros_like(cleaned) if stats else cleaned
-    for n, k in enumerate(ks):
-        theta, cuts = thresholds[..., n : n + 1], cut[..., n : n + 1]
-        if settings["threshold_grad"] == "implicit":
-            theta = num.with_implicit_grad(theta, cleaned, valid, width, cuts, name)
-        theta = theta + broken
-        mean = torch.where((some & ~cuts)[..., 0], 1.0, steps.mean(theta, cuts))  # all rows are in
-        values.append(mean * _share(number, k, settings["normalize"]))
-        if stats:
-            steepest = torch.maximum(steepest, steps.slopes(theta, cuts))
-    found = Found(values[0] if len(ks) == 1 else torch.stack(values).mean(0), some[..., 0], {})
-    return found._replace(stats=steps.stats(steepest)) if stats else found
+    steps = Steps(lists, tau, how)
+    ks, normalize = _places(settings["k"]), settings["normalize"]
+    thresholds, cut = between_places(lists.scores, ks, lists.valid, steps.name)
+    moves = "quantile" if settings["threshold_grad"] == "implicit" else ""
+    number = None
+    if normalize != "positives":
+        number = all_reduce(steps.lists.pos.sum(-1, keepdim=True), "sum", steps.name)
+        number = number.to(lists.scores.dtype)[..., 0]
+    each = list(zip(thresholds.split(1, -1), cut.split(1, -1), strict=True))
+    means = [steps.mean(theta, moves, cuts) for theta, cuts in each]
+    values = [mean for mean, _ in means]
+    if number is not None:
+        values = [x * _share(number, k, normalize) for x, k in zip(values, ks, strict=True)]
+    value = values[0] if len(ks) == 1 else torch.stack(values).mean(0)
+    found = Found(value, means[0][1], {})
+    if not stats:
+        return found
+    steps = steps.plain()
+    slopes = torch.stack([steps.slopes(theta, cuts) for theta, cuts in each])
+    return found._replace(stats=steps.stats(slopes.amax(0)))
 
 
 def _places(k: int | Sequence[int]) -> list[int]:
     return [int(x) for x in k] if isinstance(k, Sequence) else [int(k)]
 
 
-def _share(number: Tensor, k: int, normalize: str) -> float | Tensor:
+def _share(number: Tensor, k: int, normalize: str) -> Tensor:
     """What makes the sum over this number of positives, from their mean, the value."""
-    if normalize == "positives":
-        return 1.0
     return number / (k if normalize == "k" else number.clamp(min=1, max=k))
 
 

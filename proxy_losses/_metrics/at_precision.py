@@ -10,10 +10,12 @@ from torch import Tensor
 
 from .. import _numerics as num
 from .._checks import check_precision
+from .._quantiles import at_precision
 from .._ranks import How, Lists
+from .._ranks.steps import lowest_at
 from ..distributed import all_reduce
 from ._record import THRESHOLD_GRAD, Found, Metric, Option, Settings, of_arguments
-from ._steps import steps_of
+from ._steps import Steps
 from .recall import recall_defined
 
 if TYPE_CHECKING:
@@ -92,28 +94,27 @@ def _evaluate(
     lists: Lists, tau: float | Tensor, settings: Settings, how: How, *, stats: bool
 ) -> Found:
     """The formula, over checked lists in full precision."""
-    steps = steps_of(lists, tau, how)
-    _, pos, valid, _, some, cleaned, broken, width, name = steps
-    lowest, cut = num.at_precision(cleaned, pos, valid, settings["precision"], name)
-    theta, cut = lowest, steps.with_broken(cut)
-    if settings["threshold_grad"] == "implicit":
-        theta = num.with_precision_grad(
-            theta, cleaned, pos, valid, settings["precision"], width, cut, name
-        )
-    theta = theta + broken
-    mean = torch.where((some & ~cut)[..., 0], 1.0, steps.mean(theta, cut))
-    found = Found(mean, some[..., 0], {})
+    steps, precision = Steps(lists, tau, how), settings["precision"]
+    pos, valid, name = steps.lists.pos, lists.valid, steps.name
+    if steps.fused:
+        theta, cut = lowest_at(steps.lists, precision)
+    else:
+        theta, cut = at_precision(steps.cleaned, pos, valid, precision, name)
+    moves = "precision" if settings["threshold_grad"] == "implicit" else ""
+    found = Found(*steps.mean(theta, moves, cut, precision), {})
     if not stats:
         return found
+    steps = steps.plain()
+    cleaned, broken, some, shown = steps.cleaned, steps.broken, steps.some, steps.shown(cut)
     report = steps.stats(steps.slopes(theta, cut))
-    above = (cleaned > lowest) | ~cut
+    above = (cleaned > theta) | ~shown
     above = above if valid is None else above & valid
     sums = torch.stack([x.sum(-1, keepdim=True) for x in (above, above & pos)])
     rows, hits = all_reduce(sums, "sum", name).unbind()
     share = (hits / rows.clamp(min=1)).to(cleaned.dtype) + broken
     lowered = -cleaned if valid is None else torch.where(valid, -cleaned, -math.inf)
     least = -all_reduce(num.largest(lowered, -math.inf), "max", name)
-    at = torch.where(cut, theta.detach(), least)
+    at = torch.where(shown, theta + broken, least)
     report["threshold"] = torch.where(some, at, math.nan)[..., 0]
     report["precision"] = torch.where(some, share, math.nan)[..., 0]
     return found._replace(stats=report)

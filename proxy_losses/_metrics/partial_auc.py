@@ -22,7 +22,9 @@ from .._checks import (
     check_rtol,
     check_tau,
 )
+from .._quantiles import order_statistics, quantiles, spread_floor
 from .._ranks import How, Lists, pairs_won, sigmoid_sums
+from .._ranks import steps as kernels
 from ..distributed import all_reduce, group_name
 from ._record import THRESHOLD_GRAD, Found, Metric, Option, Settings, check_settings
 
@@ -234,39 +236,56 @@ def _evaluate(
     name = group_name(how.group)
     pos, negative = num.sides(pos, valid)
     reference = negative if iid is None else negative & iid
-    some_negative = reference.any(-1, keepdim=True)
     among = reference
     if settings["budget_basis"] == "population":
         among = reference | (pos if iid is None else pos & iid)
-    if settings["pos_numerator"] == "live" and live is not None:
-        pos = pos & live
+    if settings["pos_numerator"] != "live":
+        live = None
+    pos = pos if live is None else pos & live
     if settings["min_tpr"] > 0.0:
         pos, given = _hardest(scores, pos, given, settings["min_tpr"], name)
+    levels, iqr = _levels(settings), settings["tau_scale"] == "iqr"
+    found = quantiles(
+        scores, [*levels, 0.75, 0.25] if iqr else levels, settings["interpolation"], among, name,
+        exact=True,
+    )  # fmt: skip
+    trapezoid = settings["surrogate"] == "trapezoid"
+    moves = trapezoid and settings["threshold_grad"] == "implicit"
+    if moves and live is not None:
+        among = among & live  # stored rows would take the push that balances the pull
+    ranked = Lists(scores, pos, valid, given)
+    few = len(levels) <= kernels.MOST_KNOTS
+    if trapezoid and few and not stats and kernels.served(ranked, tau, name):
+
+        def again(lists: Lists, tau: float | Tensor, *_: object) -> Tensor:
+            return _evaluate(lists, tau, settings, how, stats=False).value
+
+        count = len(levels)
+        mean, defined, flat = kernels.mean_above(
+            ranked, tau, found, again, lists, count=count, among=among, needs=reference,
+            spread=(count, count + 1) if iqr else (0, count - 1),
+            moves="quantile" if moves else "",
+        )  # fmt: skip
+        return Found(mean, defined, {}, flat)
     weight, some_positive = num.positive_weight(pos, given, scores.dtype, name)
+    some_negative = reference.any(-1, keepdim=True)
     if name:
         some_negative = all_reduce(some_negative, "max", name)
     usable = some_positive & some_negative
     cleaned, broken = num.clean_lists(scores, valid, usable, name)
-    levels, iqr = _levels(settings), settings["tau_scale"] == "iqr"
-    found = num.quantiles(
-        scores, [*levels, 0.75, 0.25] if iqr else levels, settings["interpolation"], among, name,
-        exact=True,
-    )  # fmt: skip
     each_level = found.chunk(found.shape[-1], -1)
     first, last = each_level[0], each_level[len(levels) - 1]  # t(alpha) and t(beta)
     upper, lower = each_level[-2:] if iqr else (first, last)
     # NaN in a list with a score that is not finite: it counts, and shows.
     scale = upper - lower + broken
-    degenerate = usable & (scale <= num.spread_floor(upper, lower, scores.dtype))
+    degenerate = usable & (scale <= spread_floor(upper, lower, scores.dtype))
     counts = usable ^ degenerate
     temperature = num.lift_tau(tau, scores, name) * torch.where(counts, scale, 1.0)
-    if settings["surrogate"] == "trapezoid":
+    if trapezoid:
         knots = found[..., : len(levels)]
-        if settings["threshold_grad"] == "implicit":
-            if settings["pos_numerator"] == "live" and live is not None:
-                among = among & live  # stored rows would take the push that balances the pull
+        if moves:
             knots = num.with_implicit_grad(knots, cleaned, among, temperature, counts, name)
-        mean = num.step_means(scores, cleaned, knots, temperature, weight, counts, name)
+        mean = num.step_means(cleaned, knots, temperature, weight, counts, name)
         each = mean
         if stats:
             each = num.trapezoid(_above_knots(cleaned.detach(), knots, temperature).mT)
@@ -309,7 +328,7 @@ def _hardest(
     count = all_reduce(pos.sum(-1, keepdim=True), "sum", name).double()
     wanted = count - count * min_tpr
     rank = wanted.floor().minimum(count - 1.0).clamp(min=0.0).long()
-    edge = num.order_statistics(s, rank, pos, name)
+    edge = order_statistics(s, rank, pos, name)
     below, tied = pos & (s < edge), pos & (s == edge)
     sums = torch.stack([x.sum(-1, keepdim=True) for x in (below, tied)])
     under, ties = all_reduce(sums, "sum", name).double().unbind()

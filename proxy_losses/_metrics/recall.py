@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import _numerics as num
 from .._checks import INTERPOLATIONS, check_defined, check_quantile
+from .._quantiles import quantiles
 from .._ranks import How, Lists
 from ._record import (
     THRESHOLD_GRAD,
@@ -18,7 +19,7 @@ from ._record import (
     Settings,
     of_arguments,
 )
-from ._steps import steps_of
+from ._steps import Steps
 
 if TYPE_CHECKING:
     from ..distributed import ProcessGroup
@@ -161,15 +162,15 @@ def _evaluate(
     lists: Lists, tau: float | Tensor, settings: Settings, how: How, *, stats: bool
 ) -> Found:
     """The formula, over checked lists in full precision."""
-    steps = steps_of(lists, tau, how)
-    scores, _, valid, _, some, cleaned, broken, width, name = steps
+    steps = Steps(lists, tau, how)
     levels = (1.0 - settings["quantile"],)
-    theta = num.quantiles(scores, levels, settings["interpolation"], valid, name)
-    if settings["threshold_grad"] == "implicit":
-        theta = num.with_implicit_grad(theta, cleaned, valid, width, some, name)
-    theta = theta + broken
-    found = Found(steps.mean(theta, some), some[..., 0], {})
-    return found._replace(stats=steps.stats(steps.slopes(theta, some))) if stats else found
+    theta = quantiles(lists.scores, levels, settings["interpolation"], lists.valid, steps.name)
+    moves = "quantile" if settings["threshold_grad"] == "implicit" else ""
+    found = Found(*steps.mean(theta, moves), {})
+    if not stats:
+        return found
+    steps = steps.plain()
+    return found._replace(stats=steps.stats(steps.slopes(theta)))
 
 
 RECALL = Metric(

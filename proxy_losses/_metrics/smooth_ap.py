@@ -147,7 +147,8 @@ def _evaluate(
     name, weight = group_name(how.group), lists.weight
     if name and weight is not None:  # of one scale on all processes
         pos = lists.pos if lists.valid is None else lists.pos & lists.valid
-        lists = lists._replace(weight=num.positive_weight(pos, weight, weight.dtype, name)[0])
+        wide = torch.promote_types(weight.dtype, lists.scores.dtype)
+        lists = lists._replace(weight=num.positive_weight(pos, weight, wide, name)[0])
     value, defined = rank_mean(lists, tau, PRECISION, how)
     return Found(value, defined, _stats(lists, tau, how, defined) if stats else {})
 

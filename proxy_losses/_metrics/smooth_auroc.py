@@ -122,22 +122,26 @@ def _evaluate(
     scores, pos, valid, given = lists[:4]
     name, smooth = group_name(how.group), settings["surrogate"] == "sigmoid"
     pos, negative = num.sides(pos, valid)
+    count = all_reduce(negative.sum(-1), "sum", name)
+    found = None
+    if smooth:
+        if name and given is not None:  # of one scale on all processes
+            given = num.positive_weight(pos, given, scores.dtype, name)[0]
+        won, defined = pairs_won(Lists(scores, pos, valid, given), tau, how)
+        found = Found(won / count.clamp(min=1), defined, {})
+        if not stats:
+            return found
     weight, some = num.positive_weight(pos, given, scores.dtype, name)
-    size = all_reduce(negative.sum(-1, keepdim=True), "sum", name)
-    some = some & (size > 0)
+    some = some & (count > 0)[..., None]
     cleaned, _ = num.clean_lists(scores, valid, some, name)
     width = num.in_all_lists(num.lift_tau(tau, some.double(), name), some)  # unrounded
     units = width[..., 0] if isinstance(width, Tensor) else width
-    count, defined = size[..., 0].clamp(min=1), some[..., 0]
-    if smooth:
-        pairs = Lists(cleaned, pos, valid, None if given is None else weight)
-        value = pairs_won(pairs, units, how)[0] / count
-    else:
+    if found is None:
         each = softplus_sums(cleaned, negative, pos, units, how)
-        value = 1.0 - num.mean_of(each, weight, name) / count / math.log(2.0)
-    found = Found(torch.where(defined, value, 0.0), defined, {})
-    if not stats:
-        return found
+        value = 1.0 - num.mean_of(each, weight, name) / count.clamp(min=1) / math.log(2.0)
+        found = Found(torch.where(some[..., 0], value, 0.0), some[..., 0], {})
+        if not stats:
+            return found
     if smooth:
         slopes = rank_slopes(cleaned, pos, units, valid_mask=valid, group=how.group, mates=False)
     else:  # softplus' = sigmoid

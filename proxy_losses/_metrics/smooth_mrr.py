@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import _numerics as num
 from .._checks import check_defined
 from .._ranks import How, Lists
+from .._ranks.steps import first_rank, served
 from ..distributed import all_reduce, all_reduce_with_grad, group_name
 from ._record import Found, Metric, Settings, has_both, of_arguments
 
@@ -113,6 +114,12 @@ def _evaluate(
     """The formula, over checked lists in full precision."""
     scores, pos, valid, given = lists[:4]
     name = group_name(how.group)
+    if not stats and served(lists, tau, name):
+
+        def again(lists: Lists, tau: float | Tensor) -> Tensor:
+            return _evaluate(lists, tau, settings, how, stats=False).value
+
+        return Found(*first_rank(lists, tau, again), {})
     pos, negative = num.sides(pos, valid)
     weight, some = num.positive_weight(pos, given, scores.dtype, name)
     some = some & all_reduce(negative.any(-1, keepdim=True), "max", name)
@@ -120,12 +127,7 @@ def _evaluate(
     width = num.in_all_lists(num.lift_tau(tau, scores, name), some)
     if isinstance(width, Tensor):  # a single number promotes once it has a list's shape
         width = width.to(scores.dtype)
-    fixed = not any(isinstance(x, Tensor) and x.requires_grad for x in (weight, width))
-    # On the CPU a backward in Python saves nothing.
-    if fixed and not name and not cleaned.is_cpu and num.plainly_eager():
-        rank = _FirstRank.apply(cleaned, negative, weight, some, width)  # type: ignore[no-untyped-call]
-    else:
-        rank = _first_rank(cleaned, negative, weight, some, width, name)[0]
+    rank = _first_rank(cleaned, negative, weight, some, width, name)[0]
     value = torch.where(some, rank.reciprocal().to(scores.dtype) + broken, 0.0)[..., 0]
     found = Found(value, some[..., 0], {})
     if not stats:
@@ -166,36 +168,6 @@ def _first_rank(
     above = torch.where(negative, (away - shift).sigmoid(), 0.0)
     count = all_reduce_with_grad(above.sum(-1, keepdim=True, dtype=torch.float64), name)
     return 1.0 + count, above, mass / hit.to(mass.dtype)
-
-
-class _FirstRank(torch.autograd.Function):
-    """The rank of `_first_rank` with its gradient written out: s+ moves by the shares."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, scores: Tensor, negative: Tensor, weight: Tensor, some: Tensor,
-        width: float | Tensor,
-    ) -> Tensor:  # fmt: skip
-        rank, above, share = _first_rank(scores, negative, weight, some, width, "")
-        ctx.width = width
-        ctx.save_for_backward(scores, negative, weight, some, above, share)
-        return rank
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        scores, negative, weight, some, above, share = ctx.saved_tensors
-        if torch.is_grad_enabled():  # to be differentiated again
-
-            def plain(s: Tensor) -> Tensor:
-                return _first_rank(s, negative, weight, some, ctx.width, "")[0]
-
-            return torch.func.vjp(plain, scores)[1](grad)[0], None, None, None, None
-        scale = torch.where(some, grad, 0.0).to(above.dtype)
-        each = torch.ops.aten.sigmoid_backward(scale / ctx.width, above)
-        return (
-            torch.addcmul(each, share, each.sum(-1, keepdim=True), value=-1.0), None, None, None,
-            None,
-        )  # fmt: skip
 
 
 MRR = Metric(

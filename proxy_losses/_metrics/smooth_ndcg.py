@@ -11,7 +11,9 @@ from torch import Tensor
 from .. import _numerics as num
 from .._checks import check_defined, check_int, check_real
 from .._effects import LIBRARY, register
+from .._quantiles import between_places
 from .._ranks import DISCOUNT, How, Lists, rank_mean, rank_slopes
+from .._ranks.steps import relative_gains, served
 from ..distributed import (
     all_reduce_with_grad,
     gather_counts,
@@ -125,6 +127,10 @@ def _evaluate(
     """The formula, over checked lists in full precision."""
     scores, _, valid, *_ = lists
     name, k = group_name(how.group), settings["k"]
+    if k is None and not stats and served(lists, name=name):
+        gain, pos, defined, share = relative_gains(lists, scores.dtype)
+        mean, _ = rank_mean(Lists(scores, pos, valid, gain), tau, DISCOUNT, how)
+        return Found(mean * share, defined, {})
     gain, some = _relative(lists, scores.dtype, name)
     ideal = _ideal(gain, k, name)
     pos, weight, step = gain != 0, gain, None
@@ -182,7 +188,7 @@ def _first(lists: Lists, tau: float | Tensor, k: int, some: Tensor, name: str) -
     width = num.in_all_lists(num.lift_tau(tau, scores, name), some)
     if isinstance(width, Tensor):  # a single number promotes once it has a list's shape
         width = width.to(scores.dtype)
-    theta, cut = num.between_places(scores, [k], valid, name)
+    theta, cut = between_places(scores, [k], valid, name)
     cut = cut & some
     theta = num.with_implicit_grad(theta, cleaned, valid, width, cut, name) + broken
     away = (cleaned - torch.where(cut, theta, 0.0)) / width

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_bool, check_choice, check_floating, check_rtol, check_tau, common_shape
-from .._numerics import beside
-from ..distributed import average_grad, group_name
+from ..distributed import group_name
 from . import op, shard  # noqa: F401  shard registers its ops
 from .lists import METHODS, How, Lists, Pairs
 from .phi import DISCOUNT, OUTRANKED, PRECISION, Phi
@@ -104,7 +103,7 @@ def sigmoid_sums(
         scores.expand(*lists, m).reshape(n, m),
         weights.expand(*lists, groups, m).reshape(n, groups, m),
         at.expand(*lists, m).reshape(n, 1, m),
-        _flat_tau(tau, scores, lists, group_name(group)),
+        op.flat_tau(tau, scores, lists, group_name(group)),
     )
     rtol = default_rtol(scores.dtype) if rtol is None else rtol
     out = op.sigmoid_sums(pairs, rtol, method, group_name(group))
@@ -172,7 +171,7 @@ def rank_slopes(
     among = valid if mates else valid & ~pos
     slopes = op.sums_over(group_name(group))(
         scores.reshape(n, m), among.reshape(n, 1, m), pos.reshape(n, 1, m),
-        _flat_tau(tau, scores, lists, "").detach(), "slope", default_rtol(scores.dtype), "auto",
+        op.flat_tau(tau, scores, lists, "").detach(), "slope", default_rtol(scores.dtype), "auto",
     )[0]  # fmt: skip
     own = torch.where(pos & among, 0.25, 0.0).to(scores.dtype)
     without: Tensor = slopes.reshape(scores.shape) - own
@@ -211,7 +210,7 @@ def rank_mean(
 
     pool = Lists(*map(flat, (scores, pos if valid is None else pos & valid, valid, weight)))  # type: ignore[arg-type]
     rtol = default_rtol(scores.dtype) if how.rtol is None else how.rtol
-    units = _flat_tau(tau, scores, leading, name)
+    units = op.flat_tau(tau, scores, leading, name)
     mean, defined = op.mean_of(pool, units, phi.name, rtol, how.method, name)
     if len(leading) == 1:
         return mean, defined
@@ -251,14 +250,6 @@ def softplus_sums(
     check_tau(tau, leading)
     n, name = leading.numel(), group_name(how.group)
     masks = sources.reshape(n, 1, m), at.reshape(n, 1, m)
-    pairs = Pairs(scores.reshape(n, m), *masks, _flat_tau(tau, scores, leading, name))
+    pairs = Pairs(scores.reshape(n, m), *masks, op.flat_tau(tau, scores, leading, name))
     rtol = default_rtol(scores.dtype) if how.rtol is None else how.rtol
     return op.softplus_sums(pairs, rtol, how.method, name).reshape(scores.shape)
-
-
-def _flat_tau(tau: float | Tensor, scores: Tensor, lists: torch.Size, name: str) -> Tensor:
-    """[L] float64 on the device of scores; ranks share its gradient."""
-    if not isinstance(tau, Tensor):
-        return torch.full((lists.numel(),), tau, dtype=torch.float64, device=scores.device)
-    tau = average_grad(beside(tau, scores, torch.float64), name)
-    return tau.expand(lists if lists else (1,)) if len(lists) < 2 else tau.expand(lists).reshape(-1)

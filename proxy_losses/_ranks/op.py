@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from .._effects import LIBRARY
-from .._numerics import clean, outside_autocast, plainly_eager, positive_weight
-from ..distributed import all_reduce, in_graph
+from .._numerics import beside, clean, outside_autocast, plainly_eager, positive_weight
+from ..distributed import all_reduce, average_grad, in_graph
 from . import dense, grid
 from .census import look
 from .lists import Lists, Pairs
@@ -102,7 +102,8 @@ def rank_mean(
         once = valid[:1] if valid.stride(0) == 0 else valid
         counts.append(once.sum(1, dtype=torch.int32).expand(lists).contiguous())
     if weight is not None:
-        weight, some = positive_weight(pos, weight, weight.dtype)  # the largest is 1
+        wide = torch.promote_types(weight.dtype, scores.dtype)
+        weight, some = positive_weight(pos, weight, wide)  # the largest is 1
         counts.append(some[:, 0].long())
         counts.append((torch.where(pos, weight, torch.inf).amin(1) == 1.0).long())
     census = look(scores, tau, counts, typical=not surely_dense(lists, rows))
@@ -223,7 +224,7 @@ def _mean_vmap(
 
 
 @functools.cache
-def _gpu(device: torch.device) -> ModuleType | None:
+def kernels_of(device: torch.device) -> ModuleType | None:
     """The same functions in Triton, which read nothing; None where it does not run."""
     if torch.version.hip is not None or torch.cuda.get_device_capability(device) < (8, 0):
         return None
@@ -239,7 +240,7 @@ def on_gpu(name: str, plain: Callable[..., Any]) -> Callable[..., Any]:
 
     @outside_autocast
     def run(scores: Tensor, *args: Any) -> Any:
-        found = _gpu(scores.device)
+        found = kernels_of(scores.device)
         if found is None:
             return plain(scores, *args)
         with torch.cuda.device(scores.device):
@@ -596,3 +597,11 @@ def mean_of(
     mean: Any = _EagerMean.apply if plainly_eager() else _mean_in_graph
     out: Mean = mean(*pool[:4], tau, grad, phi, rtol, method, group)
     return out[0], out[1]
+
+
+def flat_tau(tau: float | Tensor, scores: Tensor, lists: torch.Size, name: str) -> Tensor:
+    """[L] float64 on the device of scores; ranks share its gradient."""
+    if not isinstance(tau, Tensor):
+        return torch.full((lists.numel(),), tau, dtype=torch.float64, device=scores.device)
+    tau = average_grad(beside(tau, scores, torch.float64), name)
+    return tau.expand(lists if lists else (1,)) if len(lists) < 2 else tau.expand(lists).reshape(-1)

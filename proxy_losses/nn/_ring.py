@@ -28,8 +28,8 @@ LIBRARY.define(
     " int n, int capacity, int[] constants) -> ()"
 )
 LIBRARY.define(
-    "keeps(Tensor logits, Tensor targets, Tensor? weight, Tensor valid, ScalarType dtype,"
-    " int ignore_index) -> Tensor"
+    "keeps(Tensor logits, Tensor targets, Tensor? weight, Tensor? gains, Tensor valid,"
+    " ScalarType dtype, int ignore_index) -> Tensor"
 )
 
 
@@ -54,11 +54,12 @@ def _count_rows(
 
 
 def _keeps(
-    logits: Tensor, targets: Tensor, weight: Tensor | None, valid: Tensor, dtype: torch.dtype,
-    ignore_index: int,
+    logits: Tensor, targets: Tensor, weight: Tensor | None, gains: Tensor | None, valid: Tensor,
+    dtype: torch.dtype, ignore_index: int,
 ) -> Tensor:  # fmt: skip
     pool = Pool(Lists(logits.T, logits.T, valid))
-    return _losses.keeps(Batch(logits, targets, weight), pool, dtype, ignore_index=ignore_index)
+    batch = Batch(logits, targets, weight, gains=gains)
+    return _losses.keeps(batch, pool, dtype, ignore_index=ignore_index)
 
 
 for _name, _op, _fake in (
@@ -75,12 +76,13 @@ def keeps(batch: Batch, pool: Pool, dtype: torch.dtype, *, ignore_index: int, na
     """`_losses.keeps`; of what is not large in one kernel."""
     valid, elements = pool.lists.valid, batch.logits.numel()
     plain = not batch.logits.is_cpu and not name and plainly_eager()
-    plain = plain and batch.label_mask is None and batch.gains is None
+    plain = plain and batch.label_mask is None
     if not plain or valid is None or valid.dim() > 1 or max(elements, valid.numel()) > SMALL:
         return _losses.keeps(batch, pool, dtype, ignore_index=ignore_index, name=name)
     found: Tensor = torch.ops.proxy_losses.keeps(
-        batch.logits.detach(), batch.targets, batch.sample_weight, valid, dtype, ignore_index
-    )
+        batch.logits.detach(), batch.targets, batch.sample_weight, batch.gains, valid, dtype,
+        ignore_index,
+    )  # fmt: skip
     return found
 
 

@@ -860,13 +860,13 @@ def seal_count(
 
 @triton.jit
 def judge_batch(
-    s_ptr, ids_ptr, weight_ptr, valid_ptr, keep_ptr, n, C, M, ignored,
-    IDS: tl.constexpr, WEIGHTED: tl.constexpr, LIMIT: tl.constexpr, DT: tl.constexpr,
-    BLOCK: tl.constexpr,
+    s_ptr, ids_ptr, weight_ptr, gains_ptr, valid_ptr, keep_ptr, n, C, M, ignored,
+    IDS: tl.constexpr, WEIGHTED: tl.constexpr, GRADED: tl.constexpr, LIMIT: tl.constexpr,
+    DT: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Whether the numbers [n, C] and weights [n] of rows that count are finite, and any row of M.
+    """Whether the numbers [n, C] of rows that count are sound, and any row of M counts.
 
-    One program: for batches that are not large.
+    With their weights [n] and gains [n, C]. One program: for batches that are not large.
     """
     bad = tl.zeros((BLOCK,), tl.int32)
     for start in range(0, n * C, BLOCK):
@@ -877,6 +877,9 @@ def judge_batch(
         if WEIGHTED:
             weight = tl.load(weight_ptr + k // C, mask=m, other=0.0).to(tl.float64)
             wrong |= ((tl.abs(weight) < LIMIT) == 0).to(tl.int32)
+        if GRADED:
+            gain = tl.load(gains_ptr + k, mask=m, other=0.0).to(tl.float64)
+            wrong |= (((gain >= 0.0) & (gain < LIMIT)) == 0).to(tl.int32)
         if IDS:
             ids = tl.load(ids_ptr + k // C, mask=m, other=0)
             wrong = tl.where(ids == ignored, 0, wrong)

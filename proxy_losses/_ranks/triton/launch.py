@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -63,45 +63,80 @@ def pair_sums(
     out = scores.new_empty(len(names), lists, groups, rows)
     if not out.numel():
         return list(out.zero_())
-    kind = computed_in(scores.dtype, rtol)
-    scores, tau = scores.contiguous(), tau.contiguous()
-    weights, at = _plain(weights), _plain(at)
-    how = {"FIRST": names[0], "SECOND": names[1] if len(names) > 1 else "", "TWO": groups > 1}
-    asked = at, at.stride(0), at.stride(1) if at.shape[1] > 1 else 0
-    given = weights.stride(0), weights.stride(1)
-    turns = triton.cdiv(groups, 2) if groups > 1 else 1
+    asked = plain(at)
+    sums = _Sums(
+        scores.contiguous(), plain(weights),
+        (asked, asked.stride(0), asked.stride(1) if at.shape[1] > 1 else 0), tau.contiguous(),
+        names, out, computed_in(scores.dtype, rtol),
+    )  # fmt: skip
     if takes_pairs(lists, rows, method):
-        tile = _Tile(lists * turns, rows, kind)
-        listed = _list(scores, asked, at.shape[1], weights, tau, None, listed=True)
-        part = scores.new_empty((tile.split, len(names), lists, groups, rows), dtype=kind)
-        other = weights[:, 1:] if groups > 1 else weights
-        kernels.pair_sums[tile.grid](
-            scores, listed.rows, listed.counts, tau, weights, other, *given, part, rows, lists,
-            groups, tile.split, **how, REST=False, DT=TYPES[kind], BT=tile.targets,
-            BS=tile.sources, num_warps=4,
-        )  # fmt: skip
-        kernels.add_parts[(triton.cdiv(rows, 1024), len(names) * lists * groups)](
-            part, listed.place, *asked, listed.bad, out, rows, lists, groups, tile.split,
-            len(names), DT=TYPES[kind], BLOCK=1024,
-        )  # fmt: skip
-        return list(out)
+        _dense_sums(sums, at.shape[1])
+    else:
+        _binned_sums(sums, rtol)
+    return list(out)
+
+
+class _Sums(NamedTuple):
+    """What is to be summed, and where to."""
+
+    scores: Tensor  # [L, M]
+    weights: Tensor  # [L, G, M]
+    asked: tuple[Tensor, int, int]  # targets, and their strides from list to list, group to group
+    tau: Tensor  # [L]
+    names: list[str]  # one or two kinds
+    out: Tensor  # [kinds, L, G, M]
+    kind: torch.dtype  # computed in
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """Of the kernels of either method."""
+        first, second = (*self.names, "")[:2]
+        return {"FIRST": first, "SECOND": second, "TWO": self.weights.shape[1] > 1}
+
+    @property
+    def turns(self) -> int:
+        """Programs that share the groups, two to each."""
+        return (self.weights.shape[1] + 1) // 2
+
+
+def _dense_sums(sums: _Sums, asked_groups: int) -> None:
+    scores, weights, asked, tau, names, out, kind = sums
+    _, lists, groups, rows = out.shape
+    tile = _Tile(lists * sums.turns, rows, kind)
+    listed = _list(scores, asked, asked_groups, weights, tau, None, listed=True)
+    part = scores.new_empty((tile.split, *out.shape), dtype=kind)
+    other = weights[:, 1:] if groups > 1 else weights
+    kernels.pair_sums[tile.grid](
+        scores, listed.rows, listed.counts, tau, weights, other, weights.stride(0),
+        weights.stride(1), part, rows, lists, groups, tile.split, **sums.how, REST=False,
+        DT=TYPES[kind], BT=tile.targets, BS=tile.sources, num_warps=4,
+    )  # fmt: skip
+    kernels.add_parts[(triton.cdiv(rows, 1024), len(names) * lists * groups)](
+        part, listed.place, *asked, listed.bad, out, rows, lists, groups, tile.split, len(names),
+        DT=TYPES[kind], BLOCK=1024,
+    )  # fmt: skip
+
+
+def _binned_sums(sums: _Sums, rtol: float) -> None:
+    scores, weights, asked, tau, names, out, kind = sums
+    _, lists, groups, rows = out.shape
     reach = 0.0 if {"stretch", "entropy"}.isdisjoint(names) else STRETCH_REACH
     bins = _cut(scores, None, None, None, tau, rtol, kind)
     bins = bins._replace(reach=bins.reach + reach)
     slots = bins.room * bins.nodes
     base, x, mu = _split(scores.new_empty((2 + groups) * slots, dtype=kind), slots, 2)
+    given = weights.stride(0), weights.stride(1)
     above, _, broken = _moments(bins, tau, weights, given, groups, base, x, mu, kind)
     series = scores.new_empty(len(names) * groups * slots, dtype=kind)
-    kernels.bin_sums[(_programs(bins, lists * rows), turns)](
+    kernels.bin_sums[(_programs(bins, lists * rows), sums.turns)](
         bins.scores, bins.code, bins.starts, bins.first, tau, base, x, mu, above, series, rows,
-        lists, groups, bins.room, bins.reach, **how, NODES=bins.nodes, DT=TYPES[kind], BS=64,
+        lists, groups, bins.room, bins.reach, **sums.how, NODES=bins.nodes, DT=TYPES[kind], BS=64,
         num_warps=2,
     )  # fmt: skip
     kernels.read_sums[(triton.cdiv(rows, 1024), len(names) * lists * groups)](
         bins.scores, bins.code, bins.order, bins.bin, bins.starts, series, *asked, broken, out,
         rows, lists, groups, bins.room, NODES=bins.nodes, DT=TYPES[kind], BLOCK=1024,
     )  # fmt: skip
-    return list(out)
 
 
 def rank_mean(
@@ -110,64 +145,109 @@ def rank_mean(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Mean of phi over the positives [L], which lists count, and the gradient where asked for."""
     lists, rows = scores.shape
-    mean = scores.new_empty(lists)
+    value = scores.new_empty(lists)
     defined = torch.empty(lists, dtype=torch.bool, device=scores.device)
     g = scores.new_empty(scores.shape if grad else (0,))
     if not scores.numel():
-        return mean.zero_(), defined.zero_(), g
+        return value.zero_(), defined.zero_(), g
     if phi not in TWINS:
         return _any_mean(scores, pos, valid, weight, tau, grad, phi, rtol, method)
     kind = computed_in(scores.dtype, rtol)
-    dt, mates = TYPES[kind], PHIS[phi].mates
-    scores, tau, pos = scores.contiguous(), tau.contiguous(), _plain(pos)
-    valid = None if valid is None else _plain(valid)
-    if weight is not None:
-        weight = positive_weight(pos != 0, weight, kind)[0].contiguous()
-    flags = {"WEIGHTED": weight is not None, "PAIRED": PHIS[phi].needs_negative}
-    weights = scores if weight is None else weight
-    seen = (scores, 0) if valid is None else (valid, valid.stride(0))
-    shown = defined.view(torch.int8)
-    if takes_pairs(lists, rows, method):
-        tile = _Tile(lists, rows, kind)
-        asked = pos, pos.stride(0), 0
-        sources = None if valid is None else valid[:, None]
-        listed = _list(scores, asked, 1, sources, tau, weight, listed=valid is not None, only=True)
-        groups, kinds = 1 + mates, 1 + grad
-        part = scores.new_empty((tile.split, kinds, lists, groups, rows), dtype=kind)
-        coef = scores.new_empty((lists, 3, rows) if grad else (1,), dtype=kind)
-        kernels.pair_sums[tile.grid](
-            scores, listed.rows, listed.counts, tau, pos, pos, pos.stride(0), 0, part, rows, lists,
-            groups, tile.split, FIRST="value", SECOND="slope" if grad else "", TWO=mates, REST=True,
-            DT=dt, BT=tile.targets, BS=tile.sources, num_warps=4,
+    pos, pairs = plain(pos), takes_pairs(lists, rows, method)
+    # Float32 weights of any scale sum up in float64.
+    if weight is not None and not (pairs and weight.dtype != torch.float64):
+        weight = positive_weight(pos != 0, weight, kind)[0]
+    mean = _Mean(
+        scores.contiguous(), pos, None if valid is None else plain(valid),
+        None if weight is None else weight.contiguous(), tau.contiguous(), phi, value,
+        defined.view(torch.int8), g, kind,
+    )  # fmt: skip
+    if pairs:
+        _dense_mean(mean)
+    else:
+        _binned_mean(mean, rtol)
+    return value, defined, g
+
+
+class _Mean(NamedTuple):
+    """What a mean is of, and where it goes."""
+
+    scores: Tensor  # [L, M]
+    pos: Tensor  # [L, M]
+    valid: Tensor | None  # [L, M]
+    weight: Tensor | None  # [L, M]
+    tau: Tensor  # [L]
+    phi: str
+    value: Tensor  # [L]
+    defined: Tensor  # [L] int8
+    g: Tensor  # [L, M] or [0]
+    kind: torch.dtype  # computed in
+
+    @property
+    def grad(self) -> bool:
+        """Whether the gradient is asked for."""
+        return self.g.dim() > 1
+
+    @property
+    def seen(self) -> tuple[Tensor, int]:
+        """The rows that count and their stride, or what stands for all."""
+        return (self.scores, 0) if self.valid is None else (self.valid, self.valid.stride(0))
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """Of the kernels of either method that make the mean."""
+        return {
+            "PHI": TWINS[self.phi], "MATES": PHIS[self.phi].mates, "GRAD": self.grad,
+            "PAIRED": PHIS[self.phi].needs_negative, "WEIGHTED": self.weight is not None,
+        }  # fmt: skip
+
+
+def _dense_mean(mean: _Mean) -> None:
+    scores, pos, valid, weight, tau, phi, value, defined, g, kind = mean
+    (lists, rows), grad, mates, dt = scores.shape, mean.grad, PHIS[phi].mates, TYPES[kind]
+    tile = _Tile(lists, rows, kind)
+    asked = pos, pos.stride(0), 0
+    sources = None if valid is None else valid[:, None]
+    listed = _list(scores, asked, 1, sources, tau, weight, listed=valid is not None, only=True)
+    part = scores.new_empty((tile.split, 1 + grad, lists, 1 + mates, rows), dtype=kind)
+    coef = scores.new_empty((lists, 3, rows) if grad else (1,), dtype=kind)
+    kernels.pair_sums[tile.grid](
+        scores, listed.rows, listed.counts, tau, pos, pos, pos.stride(0), 0, part, rows, lists,
+        1 + mates, tile.split, FIRST="value", SECOND="slope" if grad else "", TWO=mates, REST=True,
+        DT=dt, BT=tile.targets, BS=tile.sources, num_warps=4,
+    )  # fmt: skip
+    kernels.mean_coefficients[(lists,)](
+        part, listed.rows, listed.counts, listed.bad, listed.total,
+        scores if weight is None else weight, coef, value, defined, rows, lists, tile.split,
+        **mean.how, DT=dt, BLOCK=256 if rows <= 512 else 1024, num_warps=4,
+    )  # fmt: skip
+    if grad:
+        kernels.pull[(triton.cdiv(rows, 64), lists)](
+            scores, *mean.seen, listed.rows, listed.place, coef, listed.counts, listed.bad,
+            defined, tau, g, rows, MASKED=valid is not None, MATES=mates, DT=dt, BT=32, BM=64,
+            num_warps=4,
         )  # fmt: skip
-        kernels.mean_coefficients[(lists,)](
-            part, listed.rows, listed.counts, listed.bad, listed.total, weights, coef, mean, shown,
-            rows, lists, tile.split, PHI=TWINS[phi], MATES=mates, **flags, GRAD=grad, DT=dt,
-            BLOCK=256 if rows <= 512 else 1024, num_warps=4,
-        )  # fmt: skip
-        if grad:
-            kernels.pull[(triton.cdiv(rows, 64), lists)](
-                scores, *seen, listed.rows, listed.place, coef, listed.counts, listed.bad, shown,
-                tau, g, rows, MASKED=valid is not None, MATES=mates, DT=dt, BT=32, BM=64,
-                num_warps=4,
-            )  # fmt: skip
-        return mean, defined, g
+
+
+def _binned_mean(mean: _Mean, rtol: float) -> None:
+    scores, pos, valid, weight, tau, _, value, defined, g, kind = mean
+    (lists, rows), grad, weighted = scores.shape, mean.grad, weight is not None
     bins = _cut(scores, pos, valid, weight, tau, rtol, kind)
-    slots, groups = bins.room * bins.nodes, 3 if weight is not None else 2
+    slots, groups = bins.room * bins.nodes, 2 + weighted
     base, x, mu = _split(scores.new_empty((2 + groups) * slots, dtype=kind), slots, 2)
     above, total, broken = _moments(bins, tau, pos, (0, 0), groups, base, x, mu, kind, labels=True)
-    value = scores.new_empty(bins.room, dtype=torch.float64)
+    parts = scores.new_empty(bins.room, dtype=torch.float64)
     node = scores.new_empty(3 * slots if grad else 1, dtype=kind)
     window = torch.empty(2 * bins.room if grad else 1, dtype=torch.int32, device=scores.device)
     programs = (_programs(bins, lists * rows),)
-    sizes = {"NODES": bins.nodes, "DT": dt}
+    sizes = {"NODES": bins.nodes, "DT": TYPES[kind]}
     kernels.bin_means[programs](
-        bins.scores, bins.starts, bins.first, tau, base, x, mu, above, total, value, node, window,
-        rows, lists, bins.room, bins.reach, PHI=TWINS[phi], MATES=mates, **flags, GRAD=grad,
-        **sizes, BS=64, num_warps=2,
+        bins.scores, bins.starts, bins.first, tau, base, x, mu, above, total, parts, node, window,
+        rows, lists, bins.room, bins.reach, **mean.how, **sizes, BS=64, num_warps=2,
     )  # fmt: skip
+    flags = {name: mean.how[name] for name in ("PAIRED", "WEIGHTED")}
     kernels.add_bins[(lists,)](
-        value, bins.first, total, broken, mean, shown, lists, **flags, BLOCK=1024
+        parts, bins.first, total, broken, value, defined, lists, **flags, BLOCK=1024
     )
     if grad:
         kernels.bin_pulls[programs](
@@ -176,10 +256,9 @@ def rank_mean(
         )  # fmt: skip
         kernels.read_gradient[(triton.cdiv(rows, 1024), lists)](
             bins.scores, bins.code, bins.order, bins.bin, bins.starts, mu, node[2 * slots :],
-            bins.weight, shown, broken, g, rows, bins.room, WEIGHTED=weight is not None, **sizes,
+            bins.weight, defined, broken, g, rows, bins.room, WEIGHTED=weighted, **sizes,
             BLOCK=1024,
         )  # fmt: skip
-    return mean, defined, g
 
 
 def _any_mean(
@@ -240,7 +319,7 @@ class _Listed(NamedTuple):
     total: Tensor  # [L] float64
 
 
-def _plain(x: Tensor) -> Tensor:
+def plain(x: Tensor) -> Tensor:
     """Bools as bytes; rows one after the other."""
     x = x.view(torch.uint8) if x.dtype == torch.bool else x
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()

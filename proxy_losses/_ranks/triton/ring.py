@@ -37,8 +37,8 @@ def count_rows(
 
 
 def keeps(
-    logits: Tensor, targets: Tensor, weight: Tensor | None, valid: Tensor, dtype: torch.dtype,
-    ignore_index: int,
+    logits: Tensor, targets: Tensor, weight: Tensor | None, gains: Tensor | None, valid: Tensor,
+    dtype: torch.dtype, ignore_index: int,
 ) -> Tensor:  # fmt: skip
     """Launch `judge_batch`."""
     keep = torch.empty((), dtype=torch.bool, device=logits.device)
@@ -46,9 +46,10 @@ def keeps(
     weighted, ids = weight is not None, targets.dim() == 1
     judge_batch[(1,)](
         logits, _bytes(targets.contiguous()) if ids else valid,
-        valid if weight is None else weight.contiguous(), valid, keep.view(torch.int8),
-        *logits.shape, valid.shape[0], ignore_index, IDS=ids, WEIGHTED=weighted, LIMIT=MAX_WEIGHT,
-        DT=TYPES[dtype], BLOCK=4096, num_warps=8,
+        valid if weight is None else weight.contiguous(),
+        valid if gains is None else gains.contiguous(), valid, keep.view(torch.int8),
+        *logits.shape, valid.shape[0], ignore_index, IDS=ids, WEIGHTED=weighted,
+        GRADED=gains is not None, LIMIT=MAX_WEIGHT, DT=TYPES[dtype], BLOCK=4096, num_warps=8,
     )  # fmt: skip
     return keep
 
