@@ -7,6 +7,7 @@ import torch
 from torch.func import functional_call, grad_and_value
 
 import proxy_losses as P
+from proxy_losses._checks import is_labels
 
 from .compiling import compile_fresh
 from .test_step import LOSSES, every_loss
@@ -123,6 +124,20 @@ def test_a_loss_compiles_once_over_steps(name):
         torch.testing.assert_close((grads, loss), (want_grads, want), rtol=1e-10, atol=1e-13)
         assert all(map(torch.equal, new, queue))
     assert compiles() == 1
+
+
+def test_kinds_of_targets_are_compared_where_classes_are_symbols():
+    """As of a batch and a queue, after modules of several numbers of classes were compiled."""
+
+    def same(a, b):
+        return a.sum() if is_labels(a) == is_labels(b) else b.sum()
+
+    torch.compiler.reset()
+    compiled = torch.compile(same, fullgraph=True, backend="eager", dynamic=True)
+    for classes in (3, 5):
+        a, b = torch.ones(2, classes).bool(), torch.ones(2, classes + 3).bool()
+        assert compiled(a, b) == 2 * classes
+        assert compiled(a, torch.ones(7)) == 7
 
 
 def test_numpy_steps():
