@@ -332,7 +332,10 @@ def _is_integer(x: Tensor) -> bool:
 
 def is_labels(targets: Tensor) -> bool:
     """Whether targets are multi-label, [N, C] bool, rather than class ids, [N]."""
-    return targets.dim() == 2 and targets.dtype == torch.bool and targets.shape[1] > 1
+    # A size may be a symbol of the compiler: a comparison of it is a bool where it decides.
+    if targets.dim() == 2 and targets.dtype == torch.bool and targets.shape[1] > 1:  # noqa: SIM103
+        return True
+    return False
 
 
 def check_rows(name: str, x: Tensor | None, n: int) -> None:

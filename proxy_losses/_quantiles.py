@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ._effects import LIBRARY, register
 from ._numerics import (
@@ -183,7 +184,8 @@ def in_order(filled: Tensor, most: Tensor, *, largest: bool) -> tuple[Tensor, Te
         largest: whether the largest come first.
     """
     m = filled.shape[-1]
-    if filled.is_cpu and plainly_eager() and most.numel():
+    fake = isinstance(most, FakeTensor)  # it has no values
+    if filled.is_cpu and plainly_eager() and most.numel() and not fake:
         rows = max(int(min(most.max().item(), m)), 1)
         if rows <= SELECTED * m:
             value, place = filled.topk(rows, -1, largest)

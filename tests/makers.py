@@ -39,6 +39,10 @@ smooth, recall, pauc = MAKERS[:3]
 assert recall().quantile == QUANTILE
 FUNCTIONS = {make: make.function for make in MAKERS}  # what each module is a memory for
 every_loss = pytest.mark.parametrize("make", MAKERS)
+# Ranks, thresholds, gains: for what is compiled and the same in every class.
+some_losses = pytest.mark.parametrize(
+    "make", [m for m in MAKERS if m.__name__ in ("smooth_ap", "partial_auc", "smooth_ndcg")]
+)
 
 
 def batch(seed: int, n: int = 5, classes: int = 1):

@@ -30,9 +30,8 @@ class Trained(nn.Module):
         return self.loss(self.net(x), targets)
 
 
-def worker(rank: int, folder: str, how: str, broadcast: bool) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+def trained(rank: int, how: str, broadcast: bool) -> tuple[str, torch.Tensor]:
+    """The error, if any, and the logits that are stored afterwards."""
     model = DistributedDataParallel(Trained(how), broadcast_buffers=broadcast)
     told = ""
     try:
@@ -41,33 +40,39 @@ def worker(rank: int, folder: str, how: str, broadcast: bool) -> None:
             model(torch.randn(5, 3, dtype=torch.float64), torch.arange(5) % 2).backward()
     except RuntimeError as error:
         told = str(error)
-    stored = model.module.loss._queue.state.logits
-    torch.save((told, stored), f"{folder}/{rank}.pt")
+    return told, model.module.loss._queue.state.logits
+
+
+def worker(rank: int, folder: str, cases: list[tuple[str, bool]]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.save([trained(rank, *case) for case in cases], f"{folder}/{rank}.pt")
     dist.barrier()
     os._exit(0)  # the teardown of a DDP model whose forward has raised may wait for ever
 
 
-def run(how: str, broadcast: bool):
+def run(*cases: tuple[str, bool]):
+    """Of each case what both processes found."""
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(worker, (folder, how, broadcast), nprocs=2)
-        return [torch.load(Path(folder, f"{r}.pt"), weights_only=True) for r in range(2)]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("broadcast", [True, False])
-def test_gathered_queues_are_alike_so_a_broadcast_changes_nothing(broadcast):
-    (told, first), (_, second) = run("gather", broadcast)
-    assert told == ""
-    assert torch.equal(first, second)
+        torch.multiprocessing.spawn(worker, (folder, list(cases)), nprocs=2)
+        return zip(
+            *(torch.load(Path(folder, f"{r}.pt"), weights_only=True) for r in range(2)), strict=True
+        )
 
 
 def test_a_sharded_queue_that_was_overwritten_raises_on_every_process():
-    for told, _ in run("shard", True):
+    (found,) = run(("shard", True))
+    for told, _ in found:
         assert "broadcast_buffers=False" in told
 
 
 @pytest.mark.slow
-def test_a_sharded_queue_without_broadcast_is_each_process_own():
-    (told, first), (_, second) = run("shard", False)
+def test_gathered_queues_are_alike_and_sharded_ones_each_process_own():
+    """A broadcast changes nothing of the former; the latter need to go without."""
+    *gathered, shard = run(("gather", True), ("gather", False), ("shard", False))
+    for (told, first), (_, second) in gathered:
+        assert told == ""
+        assert torch.equal(first, second)
+    (told, first), (_, second) = shard
     assert told == ""
     assert not torch.equal(first, second)

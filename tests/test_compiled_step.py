@@ -7,6 +7,7 @@ import torch
 from torch.func import functional_call, grad_and_value
 
 import proxy_losses as P
+from proxy_losses._checks import is_labels
 
 from .compiling import compile_fresh
 from .test_step import LOSSES, every_loss
@@ -88,19 +89,9 @@ def test_integer_steps_settle():
     assert compiles() <= 3  # 0 and 1 are special to the compiler, then any integer
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "smooth_ap",
-        "partial_auc_pairwise",
-        *(
-            pytest.param(n, marks=pytest.mark.slow)
-            for n in ("recall_at_quantile_implicit", "partial_auc_implicit")
-        ),
-    ],
-)
-def test_backward_of_a_compiled_loss(name):
-    loss_fn, _, kwargs = LOSSES[name]
+def test_backward_of_a_compiled_loss():
+    """Of one; every module under inductor: `doctor._local.compiled`."""
+    loss_fn, _, kwargs = LOSSES["smooth_ap"]
     logits = torch.randn(20, 3, dtype=torch.float64)
     targets = torch.arange(20) % 3
     queue = P.init_queue(32, 3, dtype=torch.float64)
@@ -133,6 +124,20 @@ def test_a_loss_compiles_once_over_steps(name):
         torch.testing.assert_close((grads, loss), (want_grads, want), rtol=1e-10, atol=1e-13)
         assert all(map(torch.equal, new, queue))
     assert compiles() == 1
+
+
+def test_kinds_of_targets_are_compared_where_classes_are_symbols():
+    """As of a batch and a queue, after modules of several numbers of classes were compiled."""
+
+    def same(a, b):
+        return a.sum() if is_labels(a) == is_labels(b) else b.sum()
+
+    torch.compiler.reset()
+    compiled = torch.compile(same, fullgraph=True, backend="eager", dynamic=True)
+    for classes in (3, 5):
+        a, b = torch.ones(2, classes).bool(), torch.ones(2, classes + 3).bool()
+        assert compiled(a, b) == 2 * classes
+        assert compiled(a, torch.ones(7)) == 7
 
 
 def test_numpy_steps():

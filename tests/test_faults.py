@@ -179,17 +179,15 @@ def settings() -> dict[str, list]:
     module: dict[str, Any] = {"num_classes": 1, "queue_size": 0, "temperature": 0.3}
     pauc = functools.partial(P.PAUCAtBudgetLoss, **module, quantile_interpolation="linear")
     return {
-        "recall quantile": [
-            P.RecallAtQuantileLoss(**module, quantile=q) for q in (0.1, 0.2, 0.35, 0.5)
-        ],
+        "recall quantile": [P.RecallAtQuantileLoss(**module, quantile=q) for q in (0.1, 0.2, 0.35)],
         "pauc beta": [pauc(beta=b) for b in (0.3, 0.5, 0.7)],
         "pauc alpha": [pauc(alpha=a, beta=0.8) for a in (0.0, 0.1, 0.25)],
         "pauc knots": [pauc(beta=0.5, n_knots=n) for n in (2, 3, 5)],
         "pairwise beta": [pauc(beta=b, surrogate="pairwise") for b in (0.3, 0.5, 0.7)],
         "temperature": [P.SmoothAPLoss(**{**module, "temperature": t}) for t in (0.1, 0.3, 0.7)],
-        "sigmoid gamma": [P.SigmoidFocalLoss(gamma=k) for k in (0.0, 0.5, 1.5, 2.0)],
-        "sigmoid alpha": [P.SigmoidFocalLoss(alpha=a) for a in (0.1, 0.25, 0.7, -1)],
-        "softmax gamma": [P.SoftmaxFocalLoss(gamma=k) for k in (0.0, 0.5, 1.5, 2.0)],
+        "sigmoid gamma": [P.SigmoidFocalLoss(gamma=k) for k in (0.0, 0.5, 2.0)],
+        "sigmoid alpha": [P.SigmoidFocalLoss(alpha=a) for a in (0.1, 0.25, -1)],
+        "softmax gamma": [P.SoftmaxFocalLoss(gamma=k) for k in (0.0, 0.5, 2.0)],
         "softmax smoothing": [P.SoftmaxFocalLoss(label_smoothing=e) for e in (0.0, 0.1, 0.2)],
     }
 
@@ -239,13 +237,18 @@ def same_number(got: Tensor, want: Tensor) -> None:
 @DYNAMIC
 @pytest.mark.parametrize("name", list(settings()))
 def test_modules_of_other_settings_compile(name, dynamic):
-    """One after the other, and all of them in one program."""
+    """One after the other, and all of them in one program.
+
+    The third finds a graph in which the number is a symbol, if it was made one.
+    """
     losses = settings()[name]
     with fresh_compiler():
-        for loss, rows in zip(losses, (40, 41, 57, 80), strict=False):
+        for loss, rows in zip(losses, (40, 41, 57), strict=True):
             batch = a_batch(loss, rows)
             compiled = torch.compile(loss, fullgraph=True, backend="aot_eager", dynamic=dynamic)
             same_number(compiled(*batch), loss(*batch))
+    if dynamic:  # of one program: tests/test_inductor.py
+        return
     with fresh_compiler():
         batch = a_batch(losses[0], 40)
 
@@ -256,12 +259,12 @@ def test_modules_of_other_settings_compile(name, dynamic):
         same_number(run(*batch), together(*batch))
 
 
-@DYNAMIC
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_functions_of_other_settings_compile(name, dynamic):
+def test_functions_of_other_settings_compile(name):
+    """With dynamic shapes from the first call on; others in tests/test_threshold_faults.py."""
     fn, values = FUNCTIONS[name]
     with fresh_compiler():
-        compiled = torch.compile(fn, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+        compiled = torch.compile(fn, fullgraph=True, backend="aot_eager", dynamic=True)
         for value, rows in zip(values, (40, 41, 57), strict=True):
             scores, pos = drawn(rows, rate=0.4)
             leaf, plain = (scores.clone().requires_grad_() for _ in range(2))

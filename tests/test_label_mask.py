@@ -14,7 +14,7 @@ from torch.func import grad_and_value, vmap
 import proxy_losses as P
 
 from .compiling import compile_fresh
-from .makers import FUNCTIONS, PAD, every_loss, smooth, warned
+from .makers import FUNCTIONS, PAD, every_loss, smooth, some_losses, warned
 from .test_step import LOSSES, TIGHT, rows_by_hand
 from .test_step import every_loss as every_function
 
@@ -269,8 +269,9 @@ def test_modules_are_their_functions(make, kind, options):
     assert losses[0] == losses[1] == losses[2]
 
 
-@every_loss
+@some_losses
 def test_compiled_modules_are_eager_ones(make):
+    """Functions of all losses: `test_vmap_and_compiled_steps`."""
     module = make(num_classes=3, queue_size=40, temperature=TAU).double()
     rows = [batch(k, 20, junk=0.2) for k in range(4)]
 

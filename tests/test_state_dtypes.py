@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import proxy_losses as P
 
+from .makers import every_loss
 from .states import KINDS, Net, assert_alike, rows, says, step, trained, warm
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*while gradients are disabled")
@@ -83,6 +84,19 @@ def test_built_among_tensors_without_values(wrapped):
     with FakeTensorMode():
         net = Net("labels", wrapped)
     assert type(net.main._tau).__name__ == "FakeTensor"
+
+
+@every_loss
+@pytest.mark.parametrize("labels", [False, True])
+def test_runs_among_tensors_without_values(make, labels):
+    with FakeTensorMode():
+        module = make(num_classes=3, query_shape=(2, 18))
+        for _ in range(2):
+            x = torch.randn(10, 3, requires_grad=True)
+            y = torch.rand(10, 3) < 0.4 if labels else torch.randint(0, 3, (10,))
+            module(x, y, sample_weight=torch.rand(10), query_ids=torch.arange(10) % 2).backward()
+            assert x.grad.shape == (10, 3)
+            assert module(x, y).shape == ()
 
 
 @every_kind

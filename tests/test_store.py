@@ -13,7 +13,7 @@ from torch import nn
 import proxy_losses as P
 
 from .compiling import compile_fresh
-from .makers import batch, every_loss, smooth, warned
+from .makers import batch, every_loss, smooth, some_losses, warned
 from .test_label_mask import EXTRA
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*dispersion")
@@ -72,7 +72,7 @@ def test_it_spends_no_draw(make):
     assert module._draws == 2
 
 
-@every_loss
+@some_losses
 def test_compiled(make):
     module = make(num_classes=3, queue_size=12)
     module(*batch(0, 9, 3))

@@ -239,8 +239,14 @@ def calls(x, pos, weight):
     yield P.softmax_focal(x, pos[:, 0], reduction="none", sample_weight=weight[:, 0])
 
 
-@pytest.mark.parametrize("layout", ["transposed", "sliced", "offset", "expanded"])
-@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("layout", "compiled"),
+    [
+        ("transposed", False), ("sliced", False), ("offset", False), ("expanded", False),
+        # Others are compiled in tests/test_strides.py.
+        pytest.param("expanded", True, marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
 def test_any_strides_and_offsets(layout, compiled):
     g = torch.Generator().manual_seed(8)
     scores, pos = lists(9, 4, 37)
@@ -289,13 +295,16 @@ SETTINGS = {
         lambda s, x: P.temp_at(3, P.Schedule(2, 5, temp_start=x)), (0.1, 0.5, 0.9)
     ),
 }  # fmt: skip
-BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+# One for each place that a number goes to in a kernel.
+KERNELS = ["quantile", "pairs", "pAUC tau", "gamma", "temperature"]
 
 
-@pytest.mark.parametrize("name", SETTINGS)
 @pytest.mark.parametrize(
-    ("backend", "dynamic"),
-    [("aot_eager", None), pytest.param("inductor", True, marks=pytest.mark.slow)],
+    ("name", "backend", "dynamic"),
+    [
+        *((name, "eager", None) for name in SETTINGS),  # aot_eager: tests/test_faults.py
+        *(pytest.param(name, "inductor", True, marks=pytest.mark.slow) for name in KERNELS),
+    ],
 )
 def test_a_setting_may_vary_between_calls_of_compiled_code(name, backend, dynamic):
     """The value, for a compiler may bake a number in that has changed."""
@@ -308,21 +317,3 @@ def test_a_setting_may_vary_between_calls_of_compiled_code(name, backend, dynami
         torch.testing.assert_close(compiled(S, x), want, rtol=2e-6, atol=1e-7)
         found.append(want.item())
     assert len(set(found)) == len(values)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_two_losses_of_other_settings_in_one_program(backend):
-    g = torch.Generator().manual_seed(11)
-    logits, targets = torch.randn(64, 1, generator=g), (torch.rand(64, generator=g) < 0.3).long()
-    pairs = [
-        [P.RecallAtQuantileLoss(1, quantile=q, queue_size=0, temperature=0.3) for q in (0.1, 0.2)],
-        [P.PAUCAtBudgetLoss(1, alpha=b / 4, beta=b, queue_size=0) for b in (0.5, 0.75)],
-        [P.SigmoidFocalLoss(gamma=g) for g in (1.0, 2.0)],
-    ]
-    for pair in pairs:
-        torch.compiler.reset()
-        for loss in pair:
-            t = targets[:, None].float() if isinstance(loss, P.SigmoidFocalLoss) else targets
-            want = loss(logits, t)
-            got = torch.compile(loss, fullgraph=True, backend=backend)(logits, t)
-            torch.testing.assert_close(got, want, rtol=2e-6, atol=1e-7)

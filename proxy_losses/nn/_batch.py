@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from .._checks import MAX_WEIGHT, as_number, check_temperature, warn_user
 from ..distributed import all_gather_with_grad, world_size
@@ -31,9 +32,9 @@ def as_floating(sample_weight: Any) -> Any:
 def readable(x: Tensor) -> bool:
     """Whether Python may branch on the values of x.
 
-    Not while compiling or capturing a CUDA graph, nor inside torch.func.
+    Not while compiling or capturing a CUDA graph, nor inside torch.func or FakeTensorMode.
     """
-    if _late.silent(x):
+    if _late.silent(x) or isinstance(x, FakeTensor):
         return False
     try:
         x.data_ptr()
