@@ -247,7 +247,7 @@ ROWS = [
         in_map("linear, 5"), "`LinearRanker`, and its `max_iter=0` beside it as the control",
     ),
     Row(
-        "`LinearRanker` on all features of the five tables, 20,000 rows at most",
+        "`LinearRanker` on all features of the five tables",
         "tuned logistic regression", AP, "linear_ranker_tables", ranker("all features"),
         "the same",
     ),
@@ -358,7 +358,7 @@ def draw(runs: dict[str, Written], path: Path) -> None:
         ax.plot(one.mean, k, "o", color=colour, markersize=5)
         same = k and lines[k - 1][0] is row
         where = "" if same else f"{row.where.split(' (made')[0].split(':')[0]}, over {row.over}"
-        labels.append(", ".join(part for part in (where, one.label) if part))
+        labels.append(", ".join(part for part in (where, one.label) if part).replace("`", ""))
     ax.set_yticks(range(len(lines)), labels)
     ax.set_xlim(least, most)
     ax.invert_yaxis()
