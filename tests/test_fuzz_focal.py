@@ -1,6 +1,7 @@
 """Any batch for the focal losses: an error that says what is wrong, or a result."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -77,3 +78,24 @@ def test_narrow_class_ids_meet_a_wide_ignore_index():
     for loss in (P.SoftmaxFocalLoss(), nn.CrossEntropyLoss()):
         assert torch.equal(loss(x, targets.long()), loss(x, targets))
     assert torch.equal(P.softmax_focal(x, targets), P.softmax_focal(x, targets.long()))
+
+
+SMALL = [torch.float8_e4m3fn, torch.float8_e5m2]
+RARE = [torch.uint16, torch.uint32, torch.uint64, *SMALL]
+RANKING = {"num_classes": 3, "queue_size": 0}
+
+
+@pytest.mark.parametrize(
+    ("make", "dtype"),
+    [
+        *((P.SigmoidFocalLoss, dtype) for dtype in RARE),
+        *((partial(P.SmoothAPLoss, **RANKING), dtype) for dtype in SMALL),
+        *((partial(P.RecallAtPrecisionLoss, **RANKING), dtype) for dtype in SMALL),
+    ],
+)
+def test_targets_of_dtypes_that_few_operations_take(make, dtype):
+    """As those of float32 are."""
+    torch.manual_seed(0)
+    logits, targets = torch.randn(12, 3), torch.rand(12, 3) < 0.4
+    torch.testing.assert_close(make()(logits, targets.to(dtype)), make()(logits, targets.float()))
+    assert make()(logits[:0], targets[:0].to(dtype)).numel() == 1

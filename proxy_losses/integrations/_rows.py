@@ -45,21 +45,26 @@ def as_table(x: Any) -> Table:
     That depends on what it holds and not on how it came, so that a dense table and its sparse
     copies give the same results, bit for bit. Only a sparse one above BLOCK never turns dense.
     """
-    if max(x.max(), -x.min()) > LARGEST:
-        column = int(abs(x).argmax()) % x.shape[1]
-        raise ValueError(
-            f"expected features of at most {LARGEST:g} in size, got {abs(x).max():g} in column "
-            f"{column}: give it another unit, or clip it"
-        )
     if not issparse(x):
+        _check_size(x, x)
         return csr_array(x) if 4 * np.count_nonzero(x) < x.size else x
     x = csr_array(x)
     if not (x.has_canonical_format and x.data.all()):
         x = x.copy()  # it is the user's
         x.sum_duplicates()
         x.eliminate_zeros()
+    _check_size(x, x.data)
     cells = x.shape[0] * x.shape[1]
     return x.toarray() if cells <= BLOCK and 4 * x.nnz >= cells else x
+
+
+def _check_size(x: Table, values: Floats) -> None:
+    if max(values.max(initial=0.0), -values.min(initial=0.0)) > LARGEST:
+        column = int(abs(x).argmax()) % x.shape[1]
+        raise ValueError(
+            f"expected features of at most {LARGEST:g} in size, got {abs(x).max():g} in column "
+            f"{column}: give it another unit, or clip it"
+        )
 
 
 def weighted_rows(x: Table, y: Bools, weight: Any, name: str) -> Rows:

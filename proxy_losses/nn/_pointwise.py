@@ -43,6 +43,8 @@ class PointwiseLoss(BatchLoss):
                 ).aminmax()
         if now and known is not None and readable(known):
             known = known.detach() if known.requires_grad else known
+            if not known.is_floating_point() or known.dtype.itemsize == 1:  # few take such
+                known = known.float()
             if torch.equal(known.clamp(0, 1), known):  # cheaper than the range, for the error
                 known = None
         for name, x in (("weight", sample_weight), ("target", known)):

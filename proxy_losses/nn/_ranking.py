@@ -414,7 +414,10 @@ class RankingLoss(PublishedNames, ScheduledLoss):
                 counted = _lists.rows_of(pool.lists.valid[..., :n])
                 if ids:  # 0 in the padding
                     ask["least id"], ask["largest id"] = (targets * counted).aminmax()
-            if (x := batch.floats) is not None and targets.dim() == 1:  # 0 where it is an id
+            x = batch.floats
+            if x is not None and x.dtype.itemsize == 1:  # few operations take such
+                x = x.float()
+            if x is not None and targets.dim() == 1:  # 0 where it is an id
                 ask["least rest of id"], ask["largest rest of id"] = (x - targets).aminmax()
             elif x is not None:  # 0 for labels 0 and 1 alone
                 rest = torch.addcmul(x, x, x, value=-1)
