@@ -226,6 +226,8 @@ def _mean_vmap(
 @functools.cache
 def kernels_of(device: torch.device) -> ModuleType | None:
     """The same functions in Triton, which read nothing; None where it does not run."""
+    if (device.index or 0) >= torch.cuda.device_count():  # of a FakeTensor
+        return None
     if torch.version.hip is not None or torch.cuda.get_device_capability(device) < (8, 0):
         return None
     try:
