@@ -652,6 +652,7 @@ def test_shapes_strides_and_second_derivatives(launched: list[str], monkeypatch:
     pick = torch.randn(2, 3, 30, generator=gen, dtype=torch.float64)
     for function in (
         functools.partial(P.recall_at_k, k=(3, 7)),
+        functools.partial(P.recall_at_precision, precision=0.5),
         functools.partial(P.partial_auc, beta=0.5, tau_scale="band", budget_basis="population"),
         P.smooth_mrr,
     ):

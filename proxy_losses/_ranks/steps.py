@@ -213,9 +213,8 @@ def lowest_at(lists: Lists, precision: float) -> tuple[Tensor, Tensor]:
     assert scores is not None
     filled = scores if valid is None else torch.where(valid, scores, -math.inf)
     wanted = torch.full((), precision, dtype=torch.float64, device=scores.device)
-    theta, cut = torch.ops.proxy_losses.precision_place(
-        *filled.sort(-1, descending=True), pos, valid, wanted
-    )
+    ordered = filled.contiguous().sort(-1, descending=True)  # which keeps strides
+    theta, cut = torch.ops.proxy_losses.precision_place(*ordered, pos, valid, wanted)
     return theta.view(*shape[:-1], 1), cut.view(*shape[:-1], 1)
 
 
