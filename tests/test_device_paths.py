@@ -13,7 +13,7 @@ from proxy_losses import _numerics as num
 from proxy_losses import _quantiles
 from proxy_losses._checks import INTERPOLATIONS
 from proxy_losses._lists import Batch, _scattered
-from proxy_losses._ranks import Lists
+from proxy_losses._ranks import Lists, op
 from proxy_losses._ranks import steps as kernels
 from proxy_losses.nn import _late
 from proxy_losses.nn._queue import ONES, MemoryQueue
@@ -89,6 +89,22 @@ def steps(knots: int, weighted: bool, dtype=torch.float64):
     return scores, at, weight, some
 
 
+def test_triton_that_cannot_build_its_driver(monkeypatch):
+    runtime = pytest.importorskip("triton.runtime")
+
+    class Driver:
+        @property
+        def active(self):
+            raise RuntimeError("no C compiler")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(runtime, "driver", Driver())
+    with pytest.warns(UserWarning, match="do not run on cuda:0.*RuntimeError: no C compiler"):
+        assert op.kernels_of.__wrapped__(torch.device("cuda:0")) is None
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_step_means_of_lists_that_do_not_count_or_are_broken(weighted):
     scores, at, weight, some = steps(2, weighted)
@@ -118,6 +134,8 @@ def test_what_kernels_are_asked_for():
     assert not kernels.served(lists._replace(weight=meta.clone().requires_grad_()), 0.3)
     assert not kernels.served(lists, 0.3, "a group")
     assert not kernels.served(Lists(*(torch.empty(4, 9) for _ in "ab")), 0.3)
+    assert not kernels.served(lists._replace(valid=torch.ones(9, dtype=torch.bool)), 0.3)
+    assert op.kernels_of.__wrapped__(torch.device("cuda:99")) is None  # of a FakeTensor
     for shape in ((0, 9), (4, 0), (4, kernels.LONGEST + 1)):
         meta = torch.empty(shape, device="meta")
         assert not kernels.served(Lists(meta, meta > 0), 0.3)

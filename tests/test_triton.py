@@ -589,6 +589,37 @@ def test_lists_at_the_edges(metric: Any, launched: list[str]) -> None:
         assert a is b is None or torch.equal(a, b)
 
 
+def test_a_band_of_more_lists_than_scores(launched: list[str]) -> None:
+    """One list of scores, two bands."""
+    rows, found = torch.arange(30), []
+    iid = rows < torch.tensor([[30], [20]])
+    for device in ("kernels", "torch"):
+        s = (7.0 * rows).sin().double().requires_grad_()
+        with pytest.MonkeyPatch.context() as patch:
+            if device == "torch":
+                patch.setattr(_steps, "_runs", lambda device: False)
+            value = P.partial_auc(
+                s, rows % 3 == 0, 0.3, beta=0.5, iid_mask=iid, threshold_grad="implicit"
+            )
+            (g,) = torch.autograd.grad(value[0] + 2.0 * value[1], s, create_graph=True)
+            found.append((value, g, torch.autograd.grad(g[3], s)[0]))
+    assert launched
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.usefixtures("launched")
+def test_weights_that_are_none_show_where_they_matter() -> None:
+    """As by torch: not in lists that are all above the threshold, or that do not spread."""
+    s, weight = torch.arange(12.0).view(2, 6), torch.full((2, 6), torch.nan)
+    pos, valid = torch.arange(6) % 2 == 0, torch.arange(6) < torch.tensor([[6], [3]])
+    given = {"valid_mask": valid, "sample_weight": weight}
+    found = P.recall_at_k(s, pos, 0.3, k=4, **given)
+    flat = s.minimum(torch.tensor([[9.0], [6.0]]))
+    for value in (found, P.partial_auc(flat, pos, 0.3, beta=0.5, **given)):
+        assert value.isnan().tolist() == [True, False]
+
+
 @pytest.mark.filterwarnings("ignore:overflow")
 @pytest.mark.usefixtures("launched")
 def test_thresholds_with_no_row_near_and_scores_that_overflow() -> None:
@@ -621,6 +652,7 @@ def test_shapes_strides_and_second_derivatives(launched: list[str], monkeypatch:
     pick = torch.randn(2, 3, 30, generator=gen, dtype=torch.float64)
     for function in (
         functools.partial(P.recall_at_k, k=(3, 7)),
+        functools.partial(P.recall_at_precision, precision=0.5),
         functools.partial(P.partial_auc, beta=0.5, tau_scale="band", budget_basis="population"),
         P.smooth_mrr,
     ):

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from .._checks import warn_user
 from .._effects import LIBRARY
 from .._numerics import beside, clean, outside_autocast, plainly_eager, positive_weight
 from ..distributed import all_reduce, average_grad, in_graph
@@ -226,11 +227,24 @@ def _mean_vmap(
 @functools.cache
 def kernels_of(device: torch.device) -> ModuleType | None:
     """The same functions in Triton, which read nothing; None where it does not run."""
+    if (device.index or 0) >= torch.cuda.device_count():  # of a FakeTensor
+        return None
     if torch.version.hip is not None or torch.cuda.get_device_capability(device) < (8, 0):
         return None
     try:
+        from triton.runtime import driver
+
         from . import triton
     except ImportError:
+        return None
+    try:
+        _ = driver.active.utils  # built at the first call
+    except Exception as error:  # of a compiler, or for want of one
+        warn_user(
+            f"the Triton kernels do not run on {device}: Triton, which builds its driver with a C "
+            f"compiler and the headers of Python, says {type(error).__name__}: {error}. Metrics "
+            "are computed by torch operations instead, which may wait for the device"
+        )
         return None
     return triton
 

@@ -90,6 +90,8 @@ def served(lists: Lists, tau: object = None, name: str = "") -> bool:
         return False
     if any(isinstance(x, Tensor) and x.requires_grad for x in (tau, *lists[1:])):
         return False
+    if any(x is not None and x.device != lists.scores.device for x in lists[1:]):
+        return False  # torch says so
     empty = 0 in lists.scores.shape or 0 in lists.pos.shape
     return not empty and torch.autograd.forward_ad._current_level < 0
 
@@ -185,8 +187,8 @@ def mean_above(
     Returns:
         [...] each: the mean, 0 in lists that do not count, lists that count, lists without spread.
     """
-    shape, (pos, *others) = _shape(lists), lists[1:4]
-    rows = [_flat(x, shape) for x in (pos, *others, among, needs)]
+    shape = _shape(lists, among, needs)
+    rows = [_flat(x, shape) for x in (*lists[1:4], among, needs)]
     units = op.flat_tau(tau, lists.scores, shape[:-1], "")
     places = knots.expand(*shape[:-1], knots.shape[-1]).reshape(-1, knots.shape[-1])
     cuts = None if cut is None else cut.expand(*shape[:-1], 1).reshape(-1)
@@ -211,9 +213,8 @@ def lowest_at(lists: Lists, precision: float) -> tuple[Tensor, Tensor]:
     assert scores is not None
     filled = scores if valid is None else torch.where(valid, scores, -math.inf)
     wanted = torch.full((), precision, dtype=torch.float64, device=scores.device)
-    theta, cut = torch.ops.proxy_losses.precision_place(
-        *filled.sort(-1, descending=True), pos, valid, wanted
-    )
+    ordered = filled.contiguous().sort(-1, descending=True)  # which keeps strides
+    theta, cut = torch.ops.proxy_losses.precision_place(*ordered, pos, valid, wanted)
     return theta.view(*shape[:-1], 1), cut.view(*shape[:-1], 1)
 
 
@@ -248,7 +249,7 @@ def relative_gains(lists: Lists, dtype: torch.dtype) -> tuple[Tensor, Tensor, Te
     return gain.view(shape), at.view(shape), some.view(leading), share.view(leading)
 
 
-def _shape(lists: Lists) -> torch.Size:
-    given = *lists[:4], lists.gains
+def _shape(lists: Lists, *masks: Tensor | None) -> torch.Size:
+    given = *lists[:4], lists.gains, *masks
     shape: torch.Size = torch.broadcast_shapes(*(x.shape for x in given if x is not None))
     return shape

@@ -48,10 +48,11 @@ def _census(
     s_ptr, s_row, pos_ptr, valid_ptr, weight_ptr, M, MASKED: tl.constexpr, WEIGHTED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Of a list: positives, negatives, largest weight, and whether a number is not finite."""
+    """Of a list: positives, negatives, largest weight, scores and weights that are not finite."""
     hits = tl.zeros((BLOCK,), tl.int32)
     others = tl.zeros((BLOCK,), tl.int32)
     bad = tl.zeros((BLOCK,), tl.int32)
+    heavy = tl.zeros((BLOCK,), tl.int32)
     top = tl.zeros((BLOCK,), tl.float64)
     for start in range(0, M, BLOCK):
         j = start + tl.arange(0, BLOCK)
@@ -64,14 +65,14 @@ def _census(
         if WEIGHTED:
             w = tl.load(weight_ptr + j, mask=p, other=0.0).to(tl.float64)
             odd = _is_finite(w) == 0
-            bad |= odd.to(tl.int32)
+            heavy |= odd.to(tl.int32)
             top = tl.maximum(top, tl.where(odd, 1.0, w))
     positives = tl.sum(hits)
     most = tl.max(top)
     if WEIGHTED:  # a weight that is no number counts, and shows
         positives = tl.where(most > 0.0, positives, 0)
     most = tl.where(most > 0.0, most, 1.0)
-    return positives, tl.sum(others), most, tl.max(bad) > 0
+    return positives, tl.sum(others), most, tl.max(bad) > 0, tl.max(heavy) > 0
 
 
 @triton.jit
@@ -99,7 +100,7 @@ def step_means(
     weight_ptr += one * weight_list
     among_ptr += one * among_list
     needs_ptr += one * needs_list
-    positives, _, top, bad = _census(
+    positives, _, top, bad, odd = _census(
         s_ptr, s_row, pos_ptr, valid_ptr, weight_ptr, M, MASKED, WEIGHTED, BLOCK
     )
     counts = positives > 0
@@ -119,7 +120,8 @@ def step_means(
         flat = counts & (bad == 0) & (upper - lower <= floor)
         counts &= flat == 0
         width *= tl.where(counts, upper - lower, 1.0).to(DT)
-    broken = bad | (width != width)
+    shown = bad | (width != width)
+    broken = shown | odd
 
     k = tl.arange(0, KB)
     theta = tl.load(knots_ptr + one * T + k, mask=k < K, other=0.0)
@@ -155,11 +157,11 @@ def step_means(
             right += tl.where(p[None, :], slope, 0.0).to(tl.float64)
     whole = tl.maximum(tl.sum(total), 1.0)
     mean = tl.sum(tl.sum(steps, 1) * part) / whole
-    cut = counts
-    if CUT:
-        cut &= (tl.load(cut_ptr + one) != 0) | broken
-        mean = tl.where(cut, mean, 1.0)
     mean = tl.where(broken, float("nan"), mean)
+    cut = counts
+    if CUT:  # where all rows are in, weights are of no matter
+        cut &= (tl.load(cut_ptr + one) != 0) | shown
+        mean = tl.where(cut, mean, 1.0)
     tl.store(mean_ptr + one, tl.where(counts, mean, 0.0))
     tl.store(counts_ptr + one, counts.to(tl.int8))
     tl.store(flat_ptr + one, flat.to(tl.int8))
@@ -267,13 +269,13 @@ def first_ranks(
     pos_ptr += one * pos_list
     valid_ptr += one * valid_list
     weight_ptr += one * weight_list
-    positives, negatives, heaviest, bad = _census(
+    positives, negatives, heaviest, bad, odd = _census(
         s_ptr, s_row, pos_ptr, valid_ptr, weight_ptr, M, MASKED, WEIGHTED, BLOCK
     )
     counts = (positives > 0) & (negatives > 0)
     tau = tl.load(tau_ptr + one * tau_list).to(tl.float64)
     width = tl.where(tau > 0.0, tau, float("nan")).to(DT)
-    broken = bad | (width != width)
+    broken = bad | odd | (width != width)
 
     largest = tl.zeros((BLOCK,), DT) - float("inf")
     for start in range(0, M, BLOCK):
