@@ -124,6 +124,19 @@ def test_step_means_of_lists_that_do_not_count_or_are_broken(weighted):
     assert (gradient[0][~(weight[0] > 0)] == 0).all()
 
 
+def test_one_program_looks_at_so_many_knots_of_so_many_rows(monkeypatch):
+    """More are torch operations, which share them among many."""
+    seen = []
+    monkeypatch.setattr(kernels, "mean_above", lambda *_, **__: seen.append(True) or 1 / 0)
+    scores = torch.empty(1, 5000, device="meta")
+    few, many = 2, 60  # the last is under MOST_KNOTS
+    assert many * 5000 > kernels.MOST_STEPS
+    P.partial_auc(scores, scores > 0, 0.3, n_knots=many)
+    assert not seen
+    with pytest.raises(ZeroDivisionError):
+        P.partial_auc(scores, scores > 0, 0.3, n_knots=few)
+
+
 def test_what_kernels_are_asked_for():
     """Short lists of one process whose scores alone have a gradient, in plain eager code."""
     meta = torch.empty(4, 9, device="meta")

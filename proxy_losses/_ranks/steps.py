@@ -20,6 +20,7 @@ from .lists import Lists
 
 LONGEST = 1 << 16  # rows that one program may look through, a few times
 MOST_KNOTS = 64  # that it holds side by side
+MOST_STEPS = 1 << 18  # of rows times knots that it may look through
 
 LIBRARY.define(
     "mean_above(Tensor scores, Tensor pos, Tensor? valid, Tensor? weight, Tensor tau, Tensor knots,"
