@@ -254,10 +254,7 @@ def _evaluate(
     if moves and live is not None:
         among = among & live  # stored rows would take the push that balances the pull
     ranked = Lists(scores, pos, valid, given)
-    few = len(levels) <= kernels.MOST_KNOTS and (
-        len(levels) * scores.shape[-1] <= kernels.MOST_STEPS
-    )
-    if trapezoid and few and not stats and kernels.served(ranked, tau, name):
+    if trapezoid and not stats and kernels.served(ranked, tau, name, knots=len(levels)):
 
         def again(lists: Lists, tau: float | Tensor, *_: object) -> Tensor:
             return _evaluate(lists, tau, settings, how, stats=False).value

@@ -83,11 +83,12 @@ for _name, _fake in (
 # -- calls
 
 
-def served(lists: Lists, tau: object = None, name: str = "") -> bool:
+def served(lists: Lists, tau: object = None, name: str = "", *, knots: int = 1) -> bool:
     """Whether the kernels compute what these lists ask for: nothing but scores has a gradient."""
     if name or not plainly_eager() or not _runs(lists.scores.device):
         return False
-    if not 0 < lists.scores.shape[-1] <= LONGEST:
+    rows = lists.scores.shape[-1]
+    if not 0 < rows <= LONGEST or knots > MOST_KNOTS or rows * knots > MOST_STEPS:
         return False
     if any(isinstance(x, Tensor) and x.requires_grad for x in (tau, *lists[1:])):
         return False
