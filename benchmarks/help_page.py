@@ -288,30 +288,28 @@ def map_table(runs: dict[str, Written]) -> str:
     return markdown(rows)
 
 
-def ordinary(runs: dict[str, Written]) -> str:
-    """Average precision of every loss on the five tables."""
-    written = runs["real_data"]
-    models = [*written["protocol"]["models"]]
-    found = {model: compare(written, model, "ap") for model in models}
-    rows = [["loss", *models]]
-    for arm in arms_of(written, models[0]):
-        if arm != written["base"]:
-            cells = [overall([t.mean for t in found[m][arm].values()]) for m in models]
-            rows.append([arm, *(f"{one.mean:+.2f} ± {one.error:.2f}" for one in cells)])
+def losses(written: Written, metric: str, arms: Sequence[str]) -> str:
+    """What these arms gave on the five tables, with every model."""
+    found = {model: compare(written, model, metric) for model in written["protocol"]["models"]}
+    rows = [["loss", *found]]
+    for arm in arms:
+        cells = [overall([t.mean for t in of_arm[arm].values()]) for of_arm in found.values()]
+        rows.append([arm, *(f"{one.mean:+.2f} ± {one.error:.2f}" for one in cells)])
     return markdown(rows)
+
+
+def ordinary(runs: dict[str, Written]) -> str:
+    """Average precision of every loss."""
+    written = runs["real_data"]
+    arms = arms_of(written, next(iter(written["protocol"]["models"])))
+    return losses(written, "ap", [arm for arm in arms if arm != written["base"]])
 
 
 def top(runs: dict[str, Written]) -> str:
     """Recall in the top fraction of the losses that one may take for it."""
     written = runs["real_data"]
-    models = [*written["protocol"]["models"]]
-    found = {model: compare(written, model, "recall") for model in models}
-    rows = [["loss", *models]]
-    for arm in written["ours"]:
-        if arm in found[models[0]]:
-            cells = [overall([t.mean for t in found[m][arm].values()]) for m in models]
-            rows.append([arm, *(f"{one.mean:+.2f} ± {one.error:.2f}" for one in cells)])
-    return markdown(rows)
+    arms = arms_of(written, next(iter(written["protocol"]["models"])))
+    return losses(written, "recall", [arm for arm in written["ours"] if arm in arms])
 
 
 def commands(runs: dict[str, Written]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -505,6 +506,15 @@ def test_gradients_are_those_of_plain_formulas(
     assert (off <= 50 * exact.ULP[dtype] * wanted.norm(dim=1)).all()
 
 
+@contextmanager
+def computed_by(device: str) -> Iterator[None]:
+    """By kernels, or by torch operations."""
+    with pytest.MonkeyPatch.context() as patch:
+        if device == "torch":
+            patch.setattr(_steps, "_runs", lambda device: False)
+        yield
+
+
 @pytest.mark.filterwarnings("ignore:invalid value")
 @own_kernel
 def test_lists_that_a_kernel_finds_unsound(metric: Any, launched: list[str]) -> None:
@@ -518,9 +528,7 @@ def test_lists_that_a_kernel_finds_unsound(metric: Any, launched: list[str]) -> 
     found = []
     for device in ("kernels", "torch"):
         s = scores.clone().requires_grad_()
-        with pytest.MonkeyPatch.context() as patch:
-            if device == "torch":
-                patch.setattr(_steps, "_runs", lambda device: False)
+        with computed_by(device):
             value = metric.fn(s, first, tau, valid_mask=valid, sample_weight=weight)
             (g,) = torch.autograd.grad(value.sum(), s)
         found.append(value)
@@ -571,9 +579,7 @@ def test_lists_at_the_edges(metric: Any, launched: list[str]) -> None:
     found = []
     for device in ("kernels", "torch"):
         s = scores.clone().requires_grad_()
-        with pytest.MonkeyPatch.context() as patch:
-            if device == "torch":
-                patch.setattr(_steps, "_runs", lambda device: False)
+        with computed_by(device):
             out = over_lists(
                 example.metric, lists._replace(scores=s), TAU, {
                     **defaults_of(example.metric), **example.settings
@@ -658,9 +664,7 @@ def test_shapes_strides_and_second_derivatives(launched: list[str], monkeypatch:
     ):
         found = []
         for device in ("kernels", "torch"):
-            with pytest.MonkeyPatch.context() as patch:
-                if device == "torch":
-                    patch.setattr(_steps, "_runs", lambda device: False)
+            with computed_by(device):
                 z = logits.clone().requires_grad_()
                 s = torch.stack([z.T, 2 * z.T])
                 value = function(s, pos, 0.3, valid_mask=valid)

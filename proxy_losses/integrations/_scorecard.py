@@ -270,19 +270,23 @@ class Verdict(NamedTuple):
         mixed: Floats = (1.0 - share) * self.held + share * self.own
         return mixed
 
+    def only(self, k: int) -> Verdict:
+        """Of one of the models."""
+        return Verdict(self.each[k : k + 1], self.mass, self.own[k : k + 1])
+
     def gain(self, start: Verdict, share: float, errors: float) -> Floats:
-        """How much more than a start's first is left [K] after so many standard errors; or 0.
+        """How much more than the one start's is left [K] after so many standard errors; or 0.
 
         Of the paired difference over the held-out positives, which are what is rare.
         """
-        more = self.each - start.each[:1]
+        more = self.each - start.each
         mean = more @ self.mass
         count = len(self.mass)
         if count < 2:  # it has no standard error
             return np.zeros(len(mean))
         variance = count / (count - 1) * ((more - mean[:, None]) ** 2 @ self.mass**2)
         sure = mean - errors * np.sqrt(variance)
-        left = (1.0 - share) * sure + share * (self.own - start.own[0])
+        left = (1.0 - share) * sure + share * (self.own - start.own)
         found: Floats = np.where(mean > 0, np.maximum(left, 0.0), 0.0)
         return found
 

@@ -256,7 +256,8 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
 
         values = card.of_positives(self.metric, self.quantile, self.fpr)
         logistic = card.logistics(parts, sorted(Cs))
-        found = card.judge(card.units(logistic, parts), parts, values)
+        scaled = card.units(logistic, parts)
+        found = card.judge(scaled, parts, values)
         first = int(found.total(trained_share).argmax())  # the smallest C of equal ones
         self.C_, best = sorted(Cs)[first], logistic[:, first]
         self.baseline_score_ = self.validation_score_ = float(found.held[first])
@@ -272,15 +273,14 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
                 self.verbose,
             )  # fmt: skip
             self.n_iter_ = self.max_iter
-            start = card.units(best[:, None], parts)
-            way = card.between(start[:, 0], card.units(trained, parts))
-            begun = card.judge(start, parts, values)
-            gain = card.judge(way, parts, values).gain(begun, trained_share, self.tol)
+            way = card.between(scaled[:, first], card.units(trained, parts))
+            judged = card.judge(way, parts, values)
+            gain = judged.gain(found.only(first), trained_share, self.tol)
             if gain.any():
                 weight = gain / gain.sum()
                 mixed = np.einsum("k,lkd->ld", weight, way)
                 after = float(card.judge(mixed[:, None], parts, values).held[0])
-                if after > begun.held[0]:
+                if after > self.baseline_score_:
                     best, self.best_iter_, self.validation_score_ = mixed, self.max_iter, after
                     by_pair = weight.reshape(*self.shares_.shape, -1)
                     self.shares_ = by_pair @ np.array(card.STEPS)

@@ -35,6 +35,13 @@ def _rows(valid_ptr, j, M, MASKED: tl.constexpr):
 
 
 @triton.jit
+def _positives(pos_ptr, valid_ptr, j, M, MASKED: tl.constexpr):
+    """Which rows count, and which of these are positives."""
+    counted = _rows(valid_ptr, j, M, MASKED)
+    return counted, counted & (tl.load(pos_ptr + j, mask=counted, other=0) != 0)
+
+
+@triton.jit
 def _weight(weight_ptr, j, p, top, WEIGHTED: tl.constexpr, DT: tl.constexpr):
     """Weights of the positives in units of the largest."""
     w = p.to(DT)
@@ -56,8 +63,7 @@ def _census(
     top = tl.zeros((BLOCK,), tl.float64)
     for start in range(0, M, BLOCK):
         j = start + tl.arange(0, BLOCK)
-        counted = _rows(valid_ptr, j, M, MASKED)
-        p = counted & (tl.load(pos_ptr + j, mask=counted, other=0) != 0)
+        counted, p = _positives(pos_ptr, valid_ptr, j, M, MASKED)
         s = tl.load(s_ptr + j.to(tl.int64) * s_row, mask=counted, other=0.0)
         bad |= (_is_finite(s) == 0).to(tl.int32)
         hits += p.to(tl.int32)
@@ -136,8 +142,7 @@ def step_means(
     total = tl.zeros((BLOCK,), tl.float64)
     for start in range(0, M, BLOCK):
         j = start + tl.arange(0, BLOCK)
-        counted = _rows(valid_ptr, j, M, MASKED)
-        p = counted & (tl.load(pos_ptr + j, mask=counted, other=0) != 0)
+        counted, p = _positives(pos_ptr, valid_ptr, j, M, MASKED)
         s = tl.load(s_ptr + j.to(tl.int64) * s_row, mask=counted, other=0.0)
         w = _weight(weight_ptr, j, p, top, WEIGHTED, DT)
         z = (s[None, :] - theta[:, None]) / width
@@ -194,8 +199,7 @@ def step_means(
             down = x / down / (x - 1.0)
         for start in range(0, M, BLOCK):
             j = start + tl.arange(0, BLOCK)
-            counted = _rows(valid_ptr, j, M, MASKED)
-            p = counted & (tl.load(pos_ptr + j, mask=counted, other=0) != 0)
+            counted, p = _positives(pos_ptr, valid_ptr, j, M, MASKED)
             s = tl.load(s_ptr + j.to(tl.int64) * s_row, mask=counted, other=0.0)
             w = _weight(weight_ptr, j, p, top, WEIGHTED, DT)
             z = (s[None, :] - theta[:, None]) / width
@@ -280,8 +284,7 @@ def first_ranks(
     largest = tl.zeros((BLOCK,), DT) - float("inf")
     for start in range(0, M, BLOCK):
         j = start + tl.arange(0, BLOCK)
-        counted = _rows(valid_ptr, j, M, MASKED)
-        p = counted & (tl.load(pos_ptr + j, mask=counted, other=0) != 0)
+        counted, p = _positives(pos_ptr, valid_ptr, j, M, MASKED)
         p &= _weight(weight_ptr, j, p, heaviest, WEIGHTED, DT) > 0.0
         s = tl.load(s_ptr + j.to(tl.int64) * s_row, mask=p, other=0.0)
         largest = tl.maximum(largest, tl.where(p, s, float("-inf")).to(DT))
@@ -291,8 +294,7 @@ def first_ranks(
     square = tl.zeros((BLOCK,), tl.float64)
     for start in range(0, M, BLOCK):
         j = start + tl.arange(0, BLOCK)
-        counted = _rows(valid_ptr, j, M, MASKED)
-        p = counted & (tl.load(pos_ptr + j, mask=counted, other=0) != 0)
+        counted, p = _positives(pos_ptr, valid_ptr, j, M, MASKED)
         w = _weight(weight_ptr, j, p, heaviest, WEIGHTED, DT)
         s = tl.load(s_ptr + j.to(tl.int64) * s_row, mask=p, other=0.0)
         each = tl.where(w > 0.0, w * tl.exp((s - top) / width), 0.0)
@@ -310,8 +312,8 @@ def first_ranks(
     slopes = tl.zeros((BLOCK,), tl.float64)
     for start in range(0, M, BLOCK):
         j = start + tl.arange(0, BLOCK)
-        counted = _rows(valid_ptr, j, M, MASKED)
-        n = counted & (tl.load(pos_ptr + j, mask=counted, other=0) == 0)
+        counted, p = _positives(pos_ptr, valid_ptr, j, M, MASKED)
+        n = counted & (p == 0)
         s = tl.load(s_ptr + j.to(tl.int64) * s_row, mask=n, other=0.0)
         above, slope = _sigmoid((s - top) / width - shift)
         ahead += tl.where(n, above, 0.0).to(tl.float64)
@@ -325,8 +327,7 @@ def first_ranks(
         push = tl.sum(slopes) / hit
         for start in range(0, M, BLOCK):
             j = start + tl.arange(0, BLOCK)
-            counted = _rows(valid_ptr, j, M, MASKED)
-            p = counted & (tl.load(pos_ptr + j, mask=counted, other=0) != 0)
+            counted, p = _positives(pos_ptr, valid_ptr, j, M, MASKED)
             w = _weight(weight_ptr, j, p, heaviest, WEIGHTED, DT)
             s = tl.load(s_ptr + j.to(tl.int64) * s_row, mask=counted, other=0.0)
             away = (s - top) / width
@@ -357,8 +358,7 @@ def divide_gains(
     if WEIGHTED:
         for start in range(0, M, BLOCK):
             j = start + tl.arange(0, BLOCK)
-            counted = _rows(valid_ptr, j, M, MASKED)
-            p = counted & (tl.load(pos_ptr + j, mask=counted, other=0) != 0)
+            counted, p = _positives(pos_ptr, valid_ptr, j, M, MASKED)
             w = tl.load(weight_ptr + j, mask=p, other=0.0).to(tl.float64)
             heavy = tl.where((w == w) & (heavy == heavy), tl.maximum(heavy, w), float("nan"))
     odd = tl.max((heavy != heavy).to(tl.int32)) > 0
