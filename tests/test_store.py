@@ -6,12 +6,11 @@ import copy
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 import proxy_losses as P
 
+from . import processes
 from .compiling import compile_fresh
 from .makers import batch, every_loss, smooth, some_losses, warned
 from .test_label_mask import EXTRA
@@ -180,9 +179,7 @@ def test_a_compiled_loss_in_the_wrapper_hears_of_it(which):
     assert inner._queue.state.enqueued == 9
 
 
-def worker(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=world)
+def worker(rank: int) -> dict:
     out = {}
     rows = slice(0, 4) if rank == 0 else slice(4, 9)
     for name, extra in EXTRA.items():
@@ -196,14 +193,12 @@ def worker(rank: int, world: int, folder: str) -> None:
                     losses.append(loss.item())
                     counts.append(int(module._queue.state.enqueued))
             out[name, how] = losses, counts
-    torch.save(out, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return out
 
 
-def test_of_several_processes(tmp_path):
-    mp.spawn(worker, args=(2, str(tmp_path)), nprocs=2)
-    for rank, own in ((0, 4), (1, 5)):
-        for (_, how), (losses, counts) in torch.load(tmp_path / f"{rank}.pt").items():
+def test_of_several_processes():
+    for own, found in zip((4, 5), processes.run(2, worker), strict=True):
+        for (_, how), (losses, counts) in found.items():
             rows = 9 if how == "gather" else own
             assert counts == [0, rows, rows, 2 * rows, 2 * rows, 3 * rows]
             for k in (0, 2, 4):
