@@ -110,7 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{EPOCHS_VARIABLE} shortened the run: do not conclude from it.")
     except ModuleNotFoundError as error:
         parser.error(f'the demo needs the package {error.name!r}: pip install ".[demo]"')
-    except (OSError, ValueError) as error:
+    except OSError as error:  # of what is read, one is turned into a ValueError
+        parser.error(f"cannot write: {error}")
+    except ValueError as error:
         parser.error(" ".join(str(error).split()))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

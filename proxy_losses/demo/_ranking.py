@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import product
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -35,23 +35,8 @@ from proxy_losses import LossWarmupWrapper, SmoothAPLoss
 from ._tables import Array, Rows, splits_of
 from ._verdict import Gain, gain_of
 
-
-def settle(args: argparse.Namespace, y: Array) -> None:
-    """Fill in the defaults that depend on the labels of the training rows."""
-    steps = -(-len(y) // args.batch_size)
-    total = args.total_epochs or min(max(round(1000 / steps), 20), 40)
-    warmup = 4 * total // 10 if args.warmup_epochs is None else args.warmup_epochs
-    blend = total // 10 if args.blend_epochs is None else args.blend_epochs
-    if warmup + blend >= total:
-        taken = f"warmup and blend take {warmup} + {blend} epochs of {total}"
-        raise ValueError(f"{taken}: raise --total-epochs above their sum")
-    args.total_epochs = min(total, args.most_epochs)
-    args.warmup_epochs = warmup * args.total_epochs // total
-    args.blend_epochs = blend * args.total_epochs // total
-    args.hidden = [0, 16] if args.hidden is None else [args.hidden]
-    if args.queue_size is None:
-        few = args.batch_size * np.bincount(y).min() / len(y) < 3
-        args.queue_size = 8 * args.batch_size if few else 0
+# AP x 100 on validation rows [seeds, arms, epochs] and on test rows [seeds, arms]; and the gain.
+Outcome: TypeAlias = tuple[Array, Array, Gain]
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -74,29 +59,6 @@ def build_model(columns: int, hidden: int, outputs: int, seed: int) -> nn.Module
     return nn.Sequential(*layers, *([nn.LogSoftmax(dim=1)] if outputs > 1 else []))
 
 
-def train(
-    loss_fn: Any, model: nn.Module, part: Rows, seed: int, args: argparse.Namespace
-) -> Iterator[float]:
-    """Train, and pause after every epoch with its mean loss."""
-    x, y = map(torch.from_numpy, part)
-    optimizer = torch.optim.Adam(model.parameters(), args.lr, fused=True)
-    shuffle, step = torch.Generator().manual_seed(seed), 0
-    for epoch in range(args.total_epochs):
-        if isinstance(loss_fn, LossWarmupWrapper):
-            loss_fn.on_train_epoch_start(epoch)  # moves the schedule
-        batches, mean = torch.randperm(len(y), generator=shuffle).split(args.batch_size), 0.0
-        for rows in batches:
-            if isinstance(loss_fn, LossWarmupWrapper):
-                loss_fn.on_train_batch_start(step)  # moves the temperature
-            loss = loss_fn(model(x[rows]), y[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            mean += loss.item() / len(batches)
-            step += 1
-        yield mean
-
-
 @torch.no_grad()
 def average_precision(model: nn.Module, part: Rows) -> float:
     """In points; of several classes the mean over classes."""
@@ -106,11 +68,12 @@ def average_precision(model: nn.Module, part: Rows) -> float:
     return 100 * float(average_precision_score(part.y, scores))
 
 
-def compare(
+def train_both(
     parts: Sequence[Rows], hidden: int, seed: int, args: argparse.Namespace, show: bool
 ) -> tuple[Array, Array]:
-    """Both trainings in step: validation AP [arms, epochs] and test AP of the best epoch [arms]."""
-    classes, steps = int(parts[0].y.max()) + 1, -(-len(parts[0].y) // args.batch_size)
+    """AP on validation rows [arms, epochs], and on test rows, of the best epochs [arms]."""
+    x, y = map(torch.from_numpy, parts[0])
+    classes, steps = int(y.max()) + 1, -(-len(y) // args.batch_size)
     outputs = 1 if classes == 2 else classes
     ranking = LossWarmupWrapper(
         warmup_loss=cross_entropy,
@@ -121,11 +84,23 @@ def compare(
         temp_end=args.temp_end or args.temp_start,
         temp_decay_steps=max(1, (args.total_epochs - args.warmup_epochs) * steps - 1),
     )
-    losses = [cross_entropy, ranking]
-    models = [build_model(parts[0].x.shape[1], hidden, outputs, seed) for _ in losses]
-    trainings = [train(*arm, parts[0], seed, args) for arm in zip(losses, models, strict=True)]
-    best, reached = [*models], np.zeros((len(losses), args.total_epochs))
-    for epoch, means in enumerate(zip(*trainings, strict=True)):
+    losses: list[Any] = [cross_entropy, ranking]
+    models = [build_model(x.shape[1], hidden, outputs, seed) for _ in losses]
+    adams = [torch.optim.Adam(model.parameters(), args.lr, fused=True) for model in models]
+    best, reached = [*models], np.zeros((2, args.total_epochs))
+    shuffle, step = torch.Generator().manual_seed(seed), 0
+    for epoch in range(args.total_epochs):
+        ranking.on_train_epoch_start(epoch)
+        means = [0.0, 0.0]
+        for rows in torch.randperm(len(y), generator=shuffle).split(args.batch_size):
+            ranking.on_train_batch_start(step)
+            for arm, loss_fn in enumerate(losses):
+                loss = loss_fn(models[arm](x[rows]), y[rows])
+                adams[arm].zero_grad()
+                loss.backward()
+                adams[arm].step()
+                means[arm] += loss.item() / steps
+            step += 1
         phase = "warmup" if ranking.in_warmup else "blend" if ranking.in_blend else "ranking"
         line = f"{epoch + 1:>3}/{args.total_epochs:<3}   {phase:<7}  {ranking.main_weight:5.2f}"
         for arm, model in enumerate(models):
@@ -138,11 +113,8 @@ def compare(
     return reached, np.array([average_precision(model, parts[2]) for model in best])
 
 
-def run(args: argparse.Namespace) -> dict[str, tuple[Array, Array, Gain]]:
-    """Compare on every table with every model; print and draw.
-
-    Returns AP on validation rows [seeds, arms, epochs], on test rows [seeds, arms], and the gain.
-    """
+def run(args: argparse.Namespace) -> dict[str, Outcome]:
+    """Compare on every table with every model; print and draw."""
     tables, overlap = splits_of(args)
     parts = next(iter(tables.values()))(args.seed)
     settle(args, parts[0].y)
@@ -155,17 +127,17 @@ def run(args: argparse.Namespace) -> dict[str, tuple[Array, Array, Gain]]:
         f"epoch     phase    weight     {plain:<18}     Smooth-AP",
         flush=True,
     )
-    outcomes: dict[str, tuple[Array, Array, Gain]] = {}
+    outcomes: dict[str, Outcome] = {}
     seeds = range(args.seed, args.seed + args.seeds)
     for (table, split), hidden in product(tables.items(), args.hidden):
         name = f"{table}, " + (f"MLP of {hidden} units" if hidden else "linear model")
         found: list[tuple[Array, Array]] = []
         for seed in tqdm(seeds, name, disable=None, leave=False):
             show = not outcomes and not found
-            found.append(compare(split(seed), hidden, seed, args, show))
+            found.append(train_both(split(seed), hidden, seed, args, show))
         validation, test = map(np.stack, zip(*found, strict=True))
-        apart, (theirs, ours) = test[:, 1] - test[:, 0], test.mean(0)
-        gain = gain_of(apart, overlap)
+        (theirs, ours), apart = test.mean(0), test[:, 1] - test[:, 0]
+        gain = gain_of(apart.tolist(), overlap)
         if not outcomes:
             print(f"\nAP x 100 on test rows, mean of {args.seeds} paired seeds")
             print(f"{plain:>38}  Smooth-AP    gain, 95 % interval  up    verdict")
@@ -173,35 +145,48 @@ def run(args: argparse.Namespace) -> dict[str, tuple[Array, Array, Gain]]:
         print(f"{name:<32}{theirs:6.2f}  {ours:9.2f}  {gain!s:>22}  {up:<4}  {gain.verdict}")
         outcomes[name] = validation, test, gain
     runs = np.concatenate([validation for validation, *_ in outcomes.values()])
-    print(notes(runs, args.warmup_epochs))
+    unused = (runs[:, 1].argmax(-1) < args.warmup_epochs).sum()
+    rising = (runs[..., -1] == runs.max(-1)).sum()
+    print(
+        "\nA tie: the interval holds 0, so these seeds cannot tell the two apart.\n"
+        f"Runs whose best epoch of Smooth-AP lies in its warmup: {unused} of {len(runs)}.\n"
+        f"Trainings whose last epoch was the best, so that more may change them: {rising} of "
+        f"{2 * len(runs)}."
+    )
     draw(outcomes, plain, args)
     return outcomes
 
 
-def notes(validation: Array, warmup: int) -> str:
-    """What to know of the result before believing it; of AP [runs, arms, epochs]."""
-    runs, unused = len(validation), (validation[:, 1].argmax(-1) < warmup).sum()
-    rising = (validation[..., -1] == validation.max(-1)).sum()
-    return f"""
-A tie: the interval holds 0, so these seeds cannot tell the two apart; it may still hide a gain or
-a loss as large as its ends. In {unused} of {runs} runs the best validation epoch of Smooth-AP lies in its
-warmup: there the ranking loss was not used. In {rising} of {2 * runs} trainings the last epoch was the best:
-if these are many, more --total-epochs may change the outcome."""
+def settle(args: argparse.Namespace, y: Array) -> None:
+    """Fill in the defaults that depend on the labels of the training rows."""
+    steps = -(-len(y) // args.batch_size)
+    total = args.total_epochs or min(max(round(1000 / steps), 20), 40)
+    warmup = 4 * total // 10 if args.warmup_epochs is None else args.warmup_epochs
+    blend = total // 10 if args.blend_epochs is None else args.blend_epochs
+    if warmup + blend >= total:
+        taken = f"warmup and blend take {warmup} + {blend} epochs of {total}"
+        raise ValueError(f"{taken}: raise --total-epochs above their sum")
+    args.total_epochs = min(total, args.most_epochs)
+    args.warmup_epochs = warmup * args.total_epochs // total
+    args.blend_epochs = blend * args.total_epochs // total
+    args.hidden = [0, 16] if args.hidden is None else [args.hidden]
+    if args.queue_size is None:
+        few = args.batch_size * np.bincount(y).min() / len(y) < 3
+        args.queue_size = 8 * args.batch_size if few else 0
 
 
-def draw(
-    outcomes: dict[str, tuple[Array, Array, Gain]], plain: str, args: argparse.Namespace
-) -> None:
+def draw(outcomes: dict[str, Outcome], plain: str, args: argparse.Namespace) -> None:
     """The first seed's training, and the differences of all."""
     figure = Figure(figsize=(11, 4.4), dpi=130, layout="constrained")
     left, right = figure.subplots(1, 2)
+    name, (validation, _, _) = next(iter(outcomes.items()))
     start, end = args.warmup_epochs + 0.5, args.warmup_epochs + args.blend_epochs + 0.5
     left.axvspan(0.5, start, color="#eeeeee", label=f"{plain} alone")
     left.axvspan(start, end, color="#f8e7c0", label="both losses")
-    (name, (validation, *_)), *_ = outcomes.items()
-    epochs, arms = range(1, args.total_epochs + 1), [f"{plain} throughout", "Smooth-AP"]
-    left.plot(epochs, validation[0].T, label=arms)
+    arms = [f"{plain} throughout", "Smooth-AP"]
+    left.plot(range(1, args.total_epochs + 1), validation[0].T, label=arms)
     left.set(xlabel="epoch", ylabel="AP x 100, validation rows", title=f"{name}, one seed")
+    left.xaxis.get_major_locator().set_params(integer=True)
     left.legend()
     for at, (_, test, gain) in enumerate(outcomes.values()):
         right.plot(test[:, 1] - test[:, 0], [at] * args.seeds, "o", color="#888888")
@@ -210,5 +195,5 @@ def draw(
     right.set_yticks(range(len(outcomes)), [name.replace(", ", ",\n") for name in outcomes])
     right.invert_yaxis()
     right.set_xlabel(f"Smooth-AP minus {plain}, AP points on test rows")
-    right.set_title(f"{args.seeds} paired seeds: each, and the mean with its 95 % interval")
+    right.set_title(f"{args.seeds} seeds, and the mean with its 95 % interval")
     figure.savefig(args.out, format="png")

@@ -172,12 +172,15 @@ def run(args: argparse.Namespace) -> Array:
     overlap = len(first[2].y) / len(first[0].y) if rows else 0.0
     for at, (ours, theirs) in product((0, 1), PAIRS):
         apart = values[:, at, ARMS.index(ours), 1] - values[:, at, ARMS.index(theirs), 1]
-        gain = gain_of(apart, overlap)
+        gain = gain_of(apart.tolist(), overlap)
         print(f"{labels[at]}: {ours} - {theirs}: mAP {gain}: {gain.verdict}")
     print("(95 % intervals over the seeds. A tie: these cannot tell the two apart.)")
     figure = Figure(figsize=(11, 4.4), dpi=130, layout="constrained")
     for ax, metric in zip(figure.subplots(1, 2), ("mAP", "R@1"), strict=True):
-        table.xs(metric, axis=1, level=1).plot(ax=ax, style="o", ms=9, rot=15, grid=True)
-        ax.set_title(f"{metric} x 100 on unseen classes, mean over seeds ({args.seeds})")
+        ax.plot(table.xs(metric, axis=1, level=1), ARMS, "o", ms=9, label=labels)
+        ax.invert_yaxis()
+        ax.set_xlabel(f"{metric} x 100 on unseen classes, mean over seeds ({args.seeds})")
+        ax.grid(axis="x", alpha=0.5)
+    ax.legend(loc="lower left")
     figure.savefig(args.out, format="png")
     return values

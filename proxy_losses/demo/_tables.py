@@ -129,6 +129,8 @@ def features(frame: pd.DataFrame) -> Array:
         if name == "Unnamed: 0" or any((first == numbers + k).all() for k in (0, 1)):
             print(f"column {name!r} is left out: it numbers the rows, or is a saved index")
             frame = frame.drop(columns=name)
+    if frame.empty:
+        raise ValueError("the table has no rows, or no columns besides the label")
     for name, text in frame.select_dtypes(exclude=["number", "bool"]).items():
         if text.nunique() > 100:
             many = f"{text.nunique():,} different values"
