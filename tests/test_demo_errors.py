@@ -76,9 +76,9 @@ def test_flags_and_paths(argv, fragment, capsys):
 @pytest.mark.parametrize(
     ("change", "target", "fragment"),
     [
-        ({}, None, "--target must be the label's column, got None; of: a, b, fraud"),
-        ({}, "no", "--target must be the label's column, got no; of: a, b, fraud"),
-        ({f"c{k}" * 9: 0 for k in range(20)}, "no", "a, b, fraud, c0c0c0c0c0c0c0c0c0, "),
+        ({}, None, "--target must be the label's column, one of a, b, fraud; got None"),
+        ({}, "no", "--target must be the label's column, one of a, b, fraud; got no"),
+        ({f"c{k}" * 9: 0 for k in range(20)}, "no", "c9c9c9c9c9c9c9c9c9, [...]; got no"),
         ({"a": [np.nan] * 40}, "fraud", "column 'a' is missing or infinite in 40 of 40 rows"),
         ({"fraud": 0}, "fraud", "must have two values, or more with --multiclass"),
         ({"fraud": 1}, "fraud", "and none missing; it has 1: 1"),
@@ -100,7 +100,7 @@ def test_text_of_many_values_and_a_label_alone(capsys):
     frame()[["fraud"]].to_csv("mine.csv", index=False)
     assert "no columns besides the label" in error_of(argv, capsys)
     frame().to_csv("mine.csv", index=False, sep=";")
-    assert "got fraud; of: a;b;fraud" in error_of(argv, capsys)
+    assert "one of a;b;fraud; got fraud; a csv file needs commas" in error_of(argv, capsys)
     frame().assign(fraud=np.arange(40) / 7).to_csv("mine.csv", index=False)
     assert "must have two values" in (found := error_of(argv, capsys))
     assert "it has 40: 0.0, 0.142" in found
@@ -179,6 +179,7 @@ def test_help_names_every_flag_with_its_default_and_runs_as_a_module(
     text = " ".join(capsys.readouterr().out.split())
     for flag in flags.split():
         assert f"--{flag} " in text
+    assert f"{EPOCHS_VARIABLE}=N in the environment shortens any run" in text
     assert text.count("default: ") >= len(flags.split()) - ("target" in flags)
 
 

@@ -92,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         f"proxy-losses-demo {command}".strip(),
         usage=argparse.SUPPRESS,  # an error is one line
+        epilog=f"{EPOCHS_VARIABLE}=N in the environment shortens any run to N epochs.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

@@ -116,14 +116,16 @@ def train_both(
 def run(args: argparse.Namespace) -> dict[str, Outcome]:
     """Compare on every table with every model; print and draw."""
     tables, overlap = splits_of(args)
-    parts = next(iter(tables.values()))(args.seed)
+    first, split = next(iter(tables.items()))
+    parts = split(args.seed)
     settle(args, parts[0].y)
     plain = "BCE" if parts[0].y.max() == 1 else "CE"
     for name, part in zip(("train", "validation", "test"), parts, strict=True):
         print(f"{name}: {len(part.y):,} rows, {np.bincount(part.y).min():,} of the rarest class")
     print(
         f"epochs: {args.warmup_epochs} of {plain} alone, {args.blend_epochs} of both losses, the "
-        f"others of Smooth-AP\n\nSeed {args.seed}: training loss, and AP x 100 on validation rows\n"
+        f"others of Smooth-AP\n\n{first}, seed {args.seed}: training loss, and AP x 100 on "
+        "validation rows\n"
         f"epoch     phase    weight     {plain:<18}     Smooth-AP",
         flush=True,
     )
@@ -148,7 +150,8 @@ def run(args: argparse.Namespace) -> dict[str, Outcome]:
     unused = (runs[:, 1].argmax(-1) < args.warmup_epochs).sum()
     rising = (runs[..., -1] == runs.max(-1)).sum()
     print(
-        "\nA tie: the interval holds 0, so these seeds cannot tell the two apart.\n"
+        "\nA tie: the interval holds 0, so these seeds cannot tell the two apart; it may still\n"
+        "hide a gain or a loss as large as its ends. Of many intervals of 95 %, one may miss.\n"
         f"Runs whose best epoch of Smooth-AP lies in its warmup: {unused} of {len(runs)}.\n"
         f"Trainings whose last epoch was the best, so that more may change them: {rising} of "
         f"{2 * len(runs)}."

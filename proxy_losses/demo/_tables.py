@@ -108,8 +108,9 @@ def read(data: str, target: str | None) -> tuple[pd.DataFrame, pd.Series]:
         raise ValueError(f"cannot read {data}: {error}{hint}") from error
     target = "y" if kind == ".npz" else target
     if target not in frame:
-        columns = shorten(", ".join(frame), 200)
-        raise ValueError(f"--target must be the label's column, got {target}; of: {columns}")
+        columns = f"one of {shorten(', '.join(frame), 200)}; got {target}"
+        hint = "; a csv file needs commas between its columns" * (frame.shape[1] == 1)
+        raise ValueError(f"--target must be the label's column, {columns}{hint}")
     return frame.drop(columns=target), frame[target]
 
 
