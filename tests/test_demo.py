@@ -87,13 +87,14 @@ def test_a_csv_and_one_seed(capsys):
     frame = pd.DataFrame(features, columns=["a", "b", "c"])
     frame["colour"] = np.where(features[:, 0] > 0, "red", "blue")
     frame["fraud"] = np.where(labels == 1, "yes", "no")
-    frame.to_csv("mine.csv")
+    frame.reset_index().to_csv("mine.csv")  # the index twice
     argv = [*SHORT, "--data", "mine.csv", "--target", "fraud", "--seeds", "1"]
     assert main(argv) == 0
     out = capsys.readouterr().out
     assert "train: 240 rows, 36 of the rarest class" in out
     assert re.search(r"^mine.csv, linear model .* \d/1 +one seed says nothing$", out, re.M)
-    assert "column 'Unnamed: 0' is left out: it numbers the rows" in out
+    for name in ("Unnamed: 0", "index"):
+        assert f"column '{name}' is left out: it numbers the rows" in out
     assert "positive: fraud = yes" in out
     assert_png("demo.png")
     frame.to_parquet("mine.parquet")

@@ -44,7 +44,7 @@ RANKING: Flags = BOTH | {
     "--pos-rate": (number(float, 1e-6, 0.999), None, "share of positives: of made rows (default: "
         "0.01; synthetic: 0.005), or to thin those of a table to (default: all)"),
     "--hidden": (COUNT, None, "hidden units, 0 for a linear model (default: both 0 and 16)"),
-    "--total-epochs": (SEVERAL, None, "of a training (default: about 1000 steps, from 20 to 40)"),
+    "--total-epochs": (SEVERAL, None, "epochs of a training (default: 20 to 40, of 1000 steps)"),
     "--warmup-epochs": (COUNT, None, "epochs of BCE alone (default: 4/10 of the total)"),
     "--blend-epochs": (COUNT, None, "epochs of both losses (default: 1/10 of the total)"),
     "--batch-size": (SEVERAL, 256, "rows of a training step"),

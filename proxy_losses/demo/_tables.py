@@ -118,8 +118,9 @@ def read_npz(path: str) -> pd.DataFrame:
     """The columns of x, and y."""
     with open(path, "rb") as file:
         arrays = {name.lower(): array for name, array in np.load(file).items()}
-    if not {"x", "y"} <= {*arrays}:
-        raise ValueError(f"it must hold x [rows, columns] and y [rows], it holds {[*arrays]}")
+    if not {"x", "y"} <= {*arrays} or arrays["x"].ndim != 2:
+        shapes = {name: list(array.shape) for name, array in arrays.items()}
+        raise ValueError(f"it must hold x [rows, columns] and y [rows], it holds {shapes}")
     return pd.DataFrame(arrays["x"]).assign(y=arrays["y"].squeeze())
 
 
@@ -129,7 +130,7 @@ def features(frame: pd.DataFrame) -> Array:
     for name, first in frame.iloc[:, :1].items():
         if name == "Unnamed: 0" or any((first == numbers + k).all() for k in (0, 1)):
             print(f"column {name!r} is left out: it numbers the rows, or is a saved index")
-            frame = frame.drop(columns=name)
+            return features(frame.drop(columns=name))
     if frame.empty:
         raise ValueError("the table has no rows, or no columns besides the label")
     for name, text in frame.select_dtypes(exclude=["number", "bool"]).items():
