@@ -1,5 +1,6 @@
 """The ranking losses as modules: arguments, warnings, degenerate input, queue, precision."""
 
+import copy
 import inspect
 import math
 
@@ -310,3 +311,15 @@ def test_other_buffers_may_stand_in_for_those_of_the_queue():
     plain.load_state_dict(weighed.state_dict(), assign=True)
     assert plain(*rows) == weighed(*rows)
     assert plain._queue.state.sample_weight is not kept.sample_weight
+
+
+@every_loss
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*:DeprecationWarning")
+def test_a_traced_module_goes_on_as_the_module(make):
+    module = make()
+    module(*batch(0))
+    traced = torch.jit.trace(copy.deepcopy(module), batch(1), check_trace=False)
+    traced.load_state_dict(module.state_dict())
+    for k in (2, 3):
+        assert torch.equal(traced(*batch(k)), module(*batch(k)))
+    assert all(map(torch.equal, traced.buffers(), module.buffers()))

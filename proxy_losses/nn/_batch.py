@@ -226,6 +226,16 @@ class ScheduledLoss(BatchLoss):
             raise RuntimeError(UNFILLED.format(name=type(self).__name__))
         super()._begin(inputs)
 
+    def _refuse_recompute(self) -> None:
+        """Raise if a backward calls this forward, which stores, a second time."""
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+            raise RuntimeError(
+                f"{type(self).__name__} is called inside a backward, as torch.utils.checkpoint "
+                "does to compute a forward anew: the queue has changed since, and the batch would "
+                "be stored twice. Checkpoint the layers alone and call the loss outside, or pass "
+                "store=False"
+            )
+
     def _warn_no_grad(self, rows: int) -> None:
         """Say once that rows are stored which look like those of a validation."""
         if torch.compiler.is_compiling() or self._no_grad_warned or self._queue is None:

@@ -203,6 +203,8 @@ class RankingLoss(PublishedNames, ScheduledLoss):
         targets, floats = self._true_targets(targets, given, label_mask)
         local = Batch(logits, targets, *extras, floats)
         stores = store and (self.training or self.update_queue_in_eval)
+        if stores and (self._queue is not None or self.max_pool_size is not None):
+            self._refuse_recompute()
         group, batch = self._all_rows(local)
         if batch.sample_weight is not None:
             batch = batch._replace(sample_weight=batch.sample_weight.detach())
@@ -431,7 +433,9 @@ class RankingLoss(PublishedNames, ScheduledLoss):
                 ask["least logit"], ask["largest logit"] = rows.aminmax()
                 if counted is not None:
                     ask["some row"] = counted.any()
-        if queue is not None and now:  # what was learnt once need not be read again
+        # What was learnt once need not be read again. A forward that a checkpoint computes anew
+        # must know as much as it did at first.
+        if queue is not None and now and (stores or not torch.is_grad_enabled()):
             for field in ONES:
                 if (
                     field in queue.rows

@@ -241,6 +241,9 @@ class RetrievalLoss(ScheduledLoss):
         self._begin(embeddings)
         queue = self._queue
         memory = None if queue is None else queue.state
+        stores = memory is not None and store and (self.training or self.update_memory_in_eval)
+        if stores:
+            self._refuse_recompute()
         if memory is not None:
             r.check_call_fits(memory, call)
         if call.relevance is not None:
@@ -255,7 +258,7 @@ class RetrievalLoss(ScheduledLoss):
         if queue is not None and (sound := queue.doubts()) is not None:
             found = found._replace(value=guard(found.value, sound, AVERAGED))
         loss = r.reduce_queries(found, self.reduction, name)
-        if memory is not None and store and (self.training or self.update_memory_in_eval):
+        if memory is not None and stores:
             self._store(memory, call.refs, found)
         return loss
 

@@ -113,9 +113,9 @@ def guard(x: Tensor, sound: Tensor, message: str) -> Tensor:
     """Pass x on if sound; for compiled code and off the CPU, where Python must not wait.
 
     If not, the CPU raises RuntimeError, and other devices return NaN: an error there would leave
-    the device unusable.
+    the device unusable. So do transforms of torch.func, which know no assertion.
     """
-    if sound.is_cpu:
+    if sound.is_cpu and not torch._C._are_functorch_transforms_active():
         torch._assert_async(sound, message)
         return x
     return torch.where(sound.to(x.device), x, torch.nan)
