@@ -135,7 +135,7 @@ def silent(x: Tensor) -> bool:
 
     While compiling, being traced or capturing a CUDA graph.
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
         return True
     return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
