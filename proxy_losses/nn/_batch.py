@@ -29,6 +29,13 @@ def as_floating(sample_weight: Any) -> Any:
     return sample_weight
 
 
+def as_flags(mask: Any) -> Any:
+    """Integers to bool; anything else unchanged, for the checks to name."""
+    if isinstance(mask, Tensor) and not (mask.is_floating_point() or mask.is_complex()):
+        return mask.bool()
+    return mask
+
+
 def readable(x: Tensor) -> bool:
     """Whether Python may branch on the values of x.
 

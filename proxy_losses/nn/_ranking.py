@@ -41,7 +41,7 @@ from .._numerics import lift
 from .._old_names import takes_old_names
 from ..distributed import default_group, group_name
 from . import _late
-from ._batch import ScheduledLoss, as_floating, check_class_ids, judge_class_ids, readable
+from ._batch import ScheduledLoss, as_flags, as_floating, check_class_ids, judge_class_ids, readable
 from ._published import PublishedNames
 from ._queue import (
     ONES,
@@ -154,9 +154,9 @@ class RankingLoss(PublishedNames, ScheduledLoss):
             logits: [N, C] floating.
             targets: [N] or [N, 1] class ids; with C > 1 also [N, C] labels, bool or 0/1 floats. Of
                 `NDCGLoss` relevance grades, [N] or [N, 1] with C = 1, else [N, C].
-            iid_mask: [N] bool or None for all, stored with the rows; the rows that may set the
-                band of `PAUCAtBudgetLoss`, not read by the other losses. A bool here means
-                return_per_class, as it did in proxy-losses 0.1.1.
+            iid_mask: [N] bool, or integers 0 and 1, or None for all, stored with the rows; the rows
+                that may set the band of `PAUCAtBudgetLoss`, not read by the other losses. A Python
+                bool here means return_per_class, as it did in proxy-losses 0.1.1.
             return_per_class: also return the losses of the classes and which of them count.
             return_diagnostics: also return a dict of [C] tensors, see the class; they leave the
                 loss as it is.
@@ -195,7 +195,7 @@ class RankingLoss(PublishedNames, ScheduledLoss):
         check_flag("store", store)
         if self.num_classes == 1 and isinstance(label_mask, Tensor) and label_mask.dim() == 1:
             label_mask = label_mask[:, None]
-        extras = as_floating(sample_weight), iid_mask, query_ids, label_mask, gains
+        extras = as_floating(sample_weight), as_flags(iid_mask), query_ids, label_mask, gains
         check_row_extras(logits.shape, *extras)
         if gains is not None and label_mask is not None:  # what is unknown may be anything
             extras = *extras[:4], torch.where(label_mask, gains, 1.0)
