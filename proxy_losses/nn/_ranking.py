@@ -543,16 +543,12 @@ class RankingLoss(PublishedNames, ScheduledLoss):
         refuse(self, self.problems_with(state_dict, prefix))
         if self.max_pool_size is None:
             state_dict.pop(prefix + "_draws", None)
-        for name, now in self._buffers.items():  # what is on the meta device has no value yet
-            if now is not None and not now.is_meta:
-                state_dict.setdefault(prefix + name, now)
-            elif name == "_tau":
-                start = torch.full((), self._first_temperature, dtype=torch.float64, device="cpu")
-                state_dict.setdefault(prefix + name, start)
-            else:
-                state_dict.setdefault(
-                    prefix + name, torch.zeros((), dtype=torch.int64, device="cpu")
-                )
+        tau = torch.full((), self._first_temperature, dtype=torch.float64, device="cpu")
+        none_drawn = torch.zeros((), dtype=torch.int64, device="cpu")
+        for name, start in ("_tau", tau), ("_draws", none_drawn):
+            now = self._buffers.get(name)
+            if now is not None:  # on the meta device it has no value yet
+                state_dict.setdefault(prefix + name, start if now.is_meta else now)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
