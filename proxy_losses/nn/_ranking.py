@@ -178,6 +178,8 @@ class RankingLoss(PublishedNames, ScheduledLoss):
             TypeError, ValueError: wrong dtypes, shapes or values, such as float labels other than
                 0 and 1; nothing is stored then. Values are looked at in eager code; off the CPU a
                 fault is raised at a later forward, see `set_debug`.
+            RuntimeError: a backward calls this again, as torch.utils.checkpoint does, and rows
+                would be stored twice (compiled code does not ask).
 
         Warns:
             UserWarning: once each, when a batch with a finite loss is not stored because a logit of

@@ -219,6 +219,8 @@ class RetrievalLoss(ScheduledLoss):
             TypeError, ValueError: wrong dtypes, shapes or values; nothing is stored then. A
                 negative or non-finite relevance is found at once on the CPU, elsewhere at a later
                 forward, see `set_debug`.
+            RuntimeError: a backward calls this again, as torch.utils.checkpoint does, and rows
+                would be stored twice (compiled code does not ask).
 
         Warns:
             UserWarning: once each, when rows are stored in training mode while gradients are
