@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import proxy_losses as P
 
@@ -211,3 +212,25 @@ def test_a_validation_left_in_training_mode_stores_nothing():
     with torch.no_grad():
         assert warned(lambda: module(*batch(1, 9), store=False)) == []
     assert module._queue.state.enqueued == 9
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("kind", ["queue", "cap", "memory"])
+@pytest.mark.filterwarnings("ignore:.*(gradients are disabled|max_pool_size)")
+def test_a_forward_that_a_backward_computes_anew_is_refused(kind, reentrant):
+    module = {
+        "queue": lambda: smooth(queue_size=20),
+        "cap": lambda: smooth(queue_size=0, max_pool_size=4),
+        "memory": lambda: P.RetrievalLoss(memory_size=20, embedding_dim=1),
+    }[kind]()
+    loss = checkpoint(module, *batch(0, 9), use_reentrant=reentrant)
+    before = copy.deepcopy(module.state_dict())
+    with pytest.raises(RuntimeError, match=r"inside a backward.*call the loss outside"):
+        loss.backward()
+    assert all(map(torch.equal, module.state_dict().values(), before.values()))
+    for steady in (lambda *of: module(*of, store=False), copy.deepcopy(module).eval()):
+        (a, targets), (b, _) = batch(1, 9), batch(1, 9)
+        checkpoint(steady, a, targets, use_reentrant=reentrant).backward()
+        module(b, targets, store=False).backward()
+        if kind != "cap":  # which eval mode ranks too
+            assert torch.equal(a.grad, b.grad)
