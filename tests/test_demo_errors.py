@@ -66,6 +66,7 @@ def error_of(argv, capsys):
         (["--data", "file.txt"], "file.txt is not a file that ends in .csv, .parquet or .npz"),
         (["retrieval", "--seeds", "0"], "--seeds: must be from 1 to"),
         (["retrieval", "--data", "nowhere.npz"], "cannot read nowhere.npz: [Errno 2] No such file"),
+        (["retrieval", "--data", "mine.csv"], "mine.csv is not a file that ends in .npz"),
     ],
 )
 def test_flags_and_paths(argv, fragment, capsys):

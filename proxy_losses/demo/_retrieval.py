@@ -62,6 +62,8 @@ def made(seed: int) -> Rows:
 
 def load(data: str) -> Rows:
     """The embeddings of a file, with classes numbered from 0."""
+    if not data.lower().endswith(".npz"):
+        raise ValueError(f"{data} is not a file that ends in .npz, with embeddings x and classes y")
     x, y = check_X_y(*read(data, "y"), dtype=np.float32)
     return Rows(x, np.unique(y, return_inverse=True)[1])
 
