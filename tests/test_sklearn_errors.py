@@ -38,6 +38,16 @@ def test_bad_parameters(options, message):
         fitted(X, y, **options)
 
 
+def test_common_positives_of_text_are_said():
+    X, y = same_for_both(100)
+    y = np.arange(100) % 10 == 0
+    model = LinearRanker(max_iter=0, cv=1)
+    with pytest.warns(UserWarning, match="'ok', which 90.0% of the rows are of.*y == 'fraud'"):
+        model.fit(X, np.where(y, "fraud", "ok"))
+    model.fit(X, np.where(y, "ok", "fine"))  # rare
+    model.fit(X, ~y)  # not text
+
+
 def test_bad_data():
     X, y = same_for_both(100)
     model = LinearRanker()
