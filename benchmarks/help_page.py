@@ -263,7 +263,8 @@ ROWS = [
     ),
     Row(
         "A linear model on five tables, with a share of the labels wrong", CONTINUED, AP,
-        "real_data_noise", wrong_labels, "nothing: wrong labels are no reason for a ranking loss here",
+        "real_data_noise", wrong_labels,
+        "nothing: wrong labels are no reason for a ranking loss here",
     ),
     Row(
         "A network on five tables", CONTINUED, AP, "real_data",
