@@ -47,7 +47,7 @@ TABLES: dict[str, tuple[str, list[Row]]] = {
             *(Row(f"{tau:g}", "tau", {"tau": tau}) for tau in (0.03, 0.1, 0.5, 1.0, 2.0, 4.0)),
             Row("0.25, measured anew each step", "tau", {"unit": "spread"}),
             Row("1, measured anew each step", "tau", {"unit": "spread", "tau": 1.0}),
-            Row("0.25, falling by a factor of 20", "tau over time", {"unit": "decay"}),
+            Row("falling from 1.1 to 0.06", "tau over time", {"unit": "decay"}),
         ],
     ),
     "queue": (
