@@ -68,7 +68,8 @@ class Gain(NamedTuple):
     def __str__(self) -> str:
         interval = f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
         label = self.label and f"{self.label}: "
-        return f"{label}{interval}, {self.up} up, {self.down} down"
+        text = f"{label}{interval}, {self.up} up, {self.down} down"
+        return text.replace(" ", "\N{NO-BREAK SPACE}")  # a line of a narrow column
 
 
 class Row(NamedTuple):

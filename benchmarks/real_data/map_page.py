@@ -178,12 +178,12 @@ def text(written: dict[str, Any]) -> str:
         "",
         "A model is trained with BCE to its best validated checkpoint. From there it makes "
         f"{budget['steps']} steps over all training rows, with BCE or with Smooth-AP, from the "
-        "same start, with the same two learning rates to choose from. Validation AP chooses between "
-        "the start and every tenth step. Linear models start from a logistic regression whose "
-        "penalty is chosen by validation. Identical rows are on one side of a split. There are "
-        f"{protocol['seeds']} splits per table, and no setting was tuned on this map. The unit is "
-        f"the table: one takes part in a cell if it has {protocol['least_positives']} positives to "
-        f"train on, and a cell needs {protocol['least_tables']} tables.",
+        "same start, with the same two learning rates to choose from. Validation AP chooses "
+        "between the start and every tenth step. Linear models start from a logistic regression "
+        "whose penalty is chosen by validation. Identical rows are on one side of a split. "
+        f"There are {protocol['seeds']} splits per table, and no setting was tuned on this map. "
+        "The unit is the table: one takes part in a cell if it has "
+        f"{protocol['least_positives']} positives to train on, and a cell needs {protocol['least_tables']} tables.",
         "",
         "## Smooth-AP minus BCE continued, in points of test AP",
         "",
@@ -200,8 +200,8 @@ def text(written: dict[str, Any]) -> str:
         "",
         "## By table",
         "",
-        "Smooth-AP minus BCE continued: the mean ± half of the 95 % interval over splits (corrected "
-        "resampled t-test, since splits share rows).",
+        "Smooth-AP minus BCE continued: the mean ± half of the 95 % interval over splits "
+        "(corrected resampled t-test, since splits share rows).",
         "",
         markdown(_by_table(written)),
         "",
