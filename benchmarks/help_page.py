@@ -68,7 +68,7 @@ class Gain(NamedTuple):
     def __str__(self) -> str:
         interval = f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
         label = self.label and f"{self.label}: "
-        text = f"{label}{interval}, {self.up} up, {self.down} down"
+        text = f"{label}{interval}, {self.up}/{self.down}"
         return text.replace(" ", "\N{NO-BREAK SPACE}")  # a line of a narrow column
 
 
@@ -212,8 +212,8 @@ AP = "average precision"
 CONTINUED = "cross-entropy continued"
 ROWS = [
     Row(
-        "A linear model on a contested top: top and bulk are told by directions 30 to 90 degrees "
-        "apart (made-up tables)", CONTINUED, AP, "real_data_map", contested("linear"),
+        "A linear model on a contested top, 30 to 90 degrees apart (made-up tables)", CONTINUED, AP,
+        "real_data_map", contested("linear"),
         "`LinearRanker`, which starts Smooth-AP from the tuned logistic regression",
     ),
     Row(
@@ -238,7 +238,7 @@ ROWS = [
     Row(
         "The same screen, with `LinearRanker`",
         "tuned logistic regression", "enrichment at 1 %", "linear_ranker_screen",
-        ranker_in_screen, '`LinearRanker(metric="enrichment", quantile=0.01)`, beside `max_iter=0`',
+        ranker_in_screen, '`metric="enrichment"` and `quantile=0.01`, beside `max_iter=0`',
     ),
     Row(
         "Recall or partial AUC at weight 1 (made-up rows)", "a threshold held constant",
@@ -284,11 +284,11 @@ ROWS = [
 
 
 def map_table(runs: dict[str, Written]) -> str:
-    rows = [["where", "compared with", "points of", "gain [95 % interval]", "what to do"]]
+    rows = [["where", "compared with", "gain [95 % interval], up/down", "what to do"]]
     for row in ROWS:
         found = "<br>".join(str(one) for one in row.gains(runs[row.run]))
-        cell = f"{found}<br>([run]({RUNS[row.run][1]}))"
-        rows.append([row.where, row.over, row.unit, cell, row.do])
+        cell = f"{row.unit}<br>{found}<br>([run]({RUNS[row.run][1]}))"
+        rows.append([row.where, row.over, cell, row.do])
     return markdown(rows)
 
 

@@ -183,7 +183,8 @@ def text(written: dict[str, Any]) -> str:
         "whose penalty is chosen by validation. Identical rows are on one side of a split. "
         f"There are {protocol['seeds']} splits per table, and no setting was tuned on this map. "
         "The unit is the table: one takes part in a cell if it has "
-        f"{protocol['least_positives']} positives to train on, and a cell needs {protocol['least_tables']} tables.",
+        f"{protocol['least_positives']} positives to train on, and a cell needs "
+        f"{protocol['least_tables']} tables.",
         "",
         "## Smooth-AP minus BCE continued, in points of test AP",
         "",
