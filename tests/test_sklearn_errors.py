@@ -42,8 +42,10 @@ def test_common_positives_of_text_are_said():
     X, y = same_for_both(100)
     y = np.arange(100) % 10 == 0
     model = LinearRanker(max_iter=0, cv=1)
-    with pytest.warns(UserWarning, match="'ok', which 90.0% of the rows are of.*y == 'fraud'"):
+    says = "'ok', which 90.0% of the rows are of.*y == 'fraud'"
+    with pytest.warns(UserWarning, match=says) as found:
         model.fit(X, np.where(y, "fraud", "ok"))
+    assert found[0].filename == __file__
     model.fit(X, np.where(y, "ok", "fine"))  # rare
     model.fit(X, ~y)  # not text
 
@@ -55,6 +57,8 @@ def test_bad_data():
         model.fit(X, np.arange(100) % 3)
     with pytest.raises(ValueError, match="Unknown label type: continuous"):
         model.fit(X, X[:, 0])
+    with pytest.raises(ValueError, match=r"X to be numbers, but .*'FR': .* pandas.get_dummies"):
+        model.fit(np.full((100, 1), "FR", dtype=object), y)
     with pytest.raises(ValueError, match="two classes, got one class"):
         model.fit(X, np.zeros(100))
     with pytest.raises(ValueError, match="among those of sample_weight above 0, got one class"):

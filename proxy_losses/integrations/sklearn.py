@@ -341,9 +341,17 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
         self, X: Any, y: Any, weight: Any, X_val: Any, y_val: Any, weight_val: Any
     ) -> tuple[Parts, float]:
         """What is fitted on and judged by, and the share of the former in the judgement."""
-        X, y = validate_data(
-            self, X, y, dtype=np.float64, ensure_min_samples=2, accept_sparse="csr"
-        )
+        try:
+            X, y = validate_data(
+                self, X, y, dtype=np.float64, ensure_min_samples=2, accept_sparse="csr"
+            )
+        except ValueError as error:
+            if "could not convert string" not in str(error):
+                raise
+            raise ValueError(
+                f"expected X to be numbers, but {error}: leave columns of names out, and turn "
+                "categories into numbers, as pandas.get_dummies(X, dtype=float) does"
+            ) from error
         kind = type_of_target(y, input_name="y", raise_unknown=True)
         if kind not in ("binary", "multiclass"):
             raise ValueError(f"Unknown label type: {kind}. Expected two classes.")
@@ -360,7 +368,7 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
                 f"{positive.mean():.1%} of the rows are of; to rank {rare!r} first pass "
                 f"y == {rare!r}",
                 UserWarning,
-                stacklevel=2,
+                stacklevel=4,
             )
         rows = weighted_rows(given, positive, weight, "sample_weight")
         if X_val is None:
