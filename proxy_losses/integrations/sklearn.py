@@ -361,8 +361,8 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
                 f"Only binary classification is supported. The type of the target is {kind}."
             )
         given, positive = as_table(X), y == self.classes_[-1]
-        if y.dtype.kind in "OU" and positive.mean() > COMMON and len(self.classes_) == 2:
-            rare, common = self.classes_.tolist()
+        rare, common = self.classes_[[0, -1]].tolist()
+        if isinstance(common, str) and COMMON < positive.mean() < 1:
             warnings.warn(
                 f"the positive class is the one that sorts second, {common!r}, which "
                 f"{positive.mean():.1%} of the rows are of; to rank {rare!r} first pass "
