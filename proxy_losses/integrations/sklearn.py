@@ -360,17 +360,18 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
             raise ValueError(
                 f"Only binary classification is supported. The type of the target is {kind}."
             )
-        given, positive = as_table(X), y == self.classes_[-1]
         rare, common = self.classes_[[0, -1]].tolist()
-        if isinstance(common, str) and COMMON < positive.mean() < 1:
+        share = (y == common).mean()
+        if isinstance(common, str) and COMMON < share < 1:
             warnings.warn(
                 f"the positive class is the one that sorts second, {common!r}, which "
-                f"{positive.mean():.1%} of the rows are of; to rank {rare!r} first pass "
+                f"{share:.1%} of the rows are of; to rank {rare!r} first pass "
                 f"y == {rare!r}",
                 UserWarning,
                 stacklevel=4,
             )
-        rows = weighted_rows(given, positive, weight, "sample_weight")
+        given = as_table(X)
+        rows = weighted_rows(given, y == self.classes_[-1], weight, "sample_weight")
         if X_val is None:
             if y_val is not None or weight_val is not None:
                 raise ValueError("y_val and sample_weight_val need X_val, which is None")
