@@ -15,6 +15,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from .. import _schedule
 from .._checks import (
     as_number,
+    as_whole,
     check_flag,
     check_int,
     check_temperature,
@@ -97,7 +98,8 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
 
     Call `on_train_epoch_start(epoch)` and `on_train_batch_start(global_step)` from the training
     loop; step mode (warmup_steps given) needs the second alone. At the first batch of the main
-    phase the queue of main_loss is emptied once and the temperature clock starts.
+    phase the queue of main_loss is emptied once and the temperature clock starts. Numbers of epochs
+    and steps may be whole floats, as of a product or a file.
 
     Args:
         warmup_loss: any callable (logits, targets) -> loss; of a tuple the first element counts.
@@ -150,6 +152,14 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
                 raise TypeError(f"{name} must be callable, got {type(loss).__name__}")
         check_flag("reset_queue_each_epoch", reset_queue_each_epoch)
         check_flag("gather_distributed", gather_distributed, optional=True)
+        warmup_epochs, blend_epochs, warmup_steps, blend_steps, temp_decay_steps = (
+            as_whole(name, x)
+            for name, x in (
+                ("warmup_epochs", warmup_epochs), ("blend_epochs", blend_epochs),
+                ("warmup_steps", warmup_steps), ("blend_steps", blend_steps),
+                ("temp_decay_steps", temp_decay_steps),
+            )
+        )  # fmt: skip
         _check_clocks(warmup_epochs, blend_epochs, warmup_steps, blend_steps)
         self._clock: Clock = "epoch" if warmup_steps is None else "step"
         phases = warmup_epochs, blend_epochs
@@ -341,7 +351,7 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
 
     def on_train_epoch_start(self, epoch: int) -> None:
         """Call at the start of each epoch, before its first batch."""
-        epoch = as_number("epoch", epoch)
+        epoch = as_whole("epoch", epoch)
         check_int("epoch", epoch)
         main, state = _schedule.start_epoch(
             self._state, _number(epoch), self._sched, clock=self._clock
@@ -352,7 +362,7 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
 
     def on_train_batch_start(self, global_step: int) -> None:
         """Call before each training step with the number of steps taken so far."""
-        global_step = as_number("global_step", global_step)
+        global_step = as_whole("global_step", global_step)
         check_int("global_step", global_step)
         switch, state = _schedule.start_step(
             self._state, _number(global_step), self._sched, clock=self._clock
