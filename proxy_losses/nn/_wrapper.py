@@ -106,13 +106,16 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
         main_loss: any callable (logits, targets) -> loss; a writable `temperature` is scheduled,
             a `reset_queue()` is called at the switch.
         warmup_epochs: epochs of warmup_loss alone, >= 0.
-        temp_start: temperature at the switch, > 0.
+        temp_start: temperature at the switch, > 0, in units of the main loss. Its default and that
+            of temp_end are the published ones; with ``temperature_unit="spread"`` in the main loss
+            0.25 for both is advised (see the guide).
         temp_end: temperature after temp_decay_steps, > 0.
         temp_decay_steps: steps from the switch to temp_end, >= 1; see `temp_at`.
         blend_epochs: epochs of the linear ramp from warmup_loss to main_loss, >= 0.
         warmup_steps: warmup in steps instead of epochs.
         blend_steps: blend in steps; requires warmup_steps.
-        final_main_weight: weight of main_loss after the blend, in (0, 1].
+        final_main_weight: weight of main_loss after the blend, in (0, 1]; the rest is warmup_loss.
+            0.75 is advised.
         reset_queue_each_epoch: also empty the queue at each epoch start of the main phase.
         gather_distributed: None leaves main_loss.gather_distributed; True and False overwrite it.
         strict: raise in training if a hook that this schedule needs was never called.
