@@ -19,6 +19,7 @@ from ._numerics import (
     largest,
     largest_over_group,
     mean_of,
+    number,
     plainly_eager,
     poison,
     positive_weight,
@@ -272,7 +273,7 @@ def _sharded_at_precision(
 ) -> tuple[Tensor, Tensor]:
     """`at_precision` over the rows of all processes; the scores of positives alone are gathered."""
     shape, m = s.shape[:-1], s.shape[-1]
-    flat = shape.numel()
+    flat = number(shape)
     wanted = torch.full((), precision, dtype=torch.float64, device=s.device)
     hits = torch.ops.proxy_losses.sharded_positives_at(
         s.reshape(flat, m), pos.reshape(flat, m),
@@ -370,7 +371,7 @@ def sharded_quantiles(
     if valid_mask is not None:
         s, valid_mask = torch.broadcast_tensors(s, valid_mask)
     lists, m = s.shape[:-1], s.shape[-1]
-    flat = lists.numel()
+    flat = number(lists)
     valid = None if valid_mask is None else valid_mask.reshape(flat, m)
     if isinstance(levels, Tensor):
         wanted = levels.reshape(flat, -1)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._checks import check_bool, check_choice, check_floating, check_rtol, check_tau, common_shape
+from .._numerics import number
 from ..distributed import group_name
 from . import op, shard  # noqa: F401  shard registers its ops
 from .lists import METHODS, How, Lists, Pairs
@@ -98,7 +99,7 @@ def sigmoid_sums(
         )
     lists = common_shape(scores.shape[:-1], weights.shape[:-2], at.shape[:-1])
     check_tau(tau, lists)
-    groups, n = weights.shape[-2], lists.numel()
+    groups, n = weights.shape[-2], number(lists)
     pairs = Pairs(
         scores.expand(*lists, m).reshape(n, m),
         weights.expand(*lists, groups, m).reshape(n, groups, m),
@@ -167,7 +168,7 @@ def rank_slopes(
     scores, pos, valid = torch.broadcast_tensors(scores, pos_mask & valid, valid)
     lists, m = scores.shape[:-1], scores.shape[-1]
     check_tau(tau, lists)
-    n = lists.numel()
+    n = number(lists)
     among = valid if mates else valid & ~pos
     slopes = op.sums_over(group_name(group))(
         scores.reshape(n, m), among.reshape(n, 1, m), pos.reshape(n, 1, m),
@@ -206,7 +207,7 @@ def rank_mean(
             return x
         if len(leading) == 1:
             return x.expand(shape)
-        return x.expand(shape).reshape(leading.numel(), shape[-1]) if leading else x[None]
+        return x.expand(shape).reshape(number(leading), shape[-1]) if leading else x[None]
 
     pool = Lists(*map(flat, (scores, pos if valid is None else pos & valid, valid, weight)))  # type: ignore[arg-type]
     rtol = default_rtol(scores.dtype) if how.rtol is None else how.rtol
@@ -248,7 +249,7 @@ def softplus_sums(
     scores, sources, at = torch.broadcast_tensors(scores, sources, at)
     leading, m = scores.shape[:-1], scores.shape[-1]
     check_tau(tau, leading)
-    n, name = leading.numel(), group_name(how.group)
+    n, name = number(leading), group_name(how.group)
     masks = sources.reshape(n, 1, m), at.reshape(n, 1, m)
     pairs = Pairs(scores.reshape(n, m), *masks, op.flat_tau(tau, scores, leading, name))
     rtol = default_rtol(scores.dtype) if how.rtol is None else how.rtol
