@@ -34,7 +34,7 @@ def size_known(size: int) -> bool:
 
 
 def number(shape: torch.Size) -> int:
-    """How many entries; ``shape.numel()`` would make a constant of a size that a tracer leaves open."""
+    """How many entries; ``shape.numel()`` makes constants of sizes that a tracer leaves open."""
     count = 1
     for size in shape:
         count = count * size

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from ._checks import check_scores
 from ._effects import LIBRARY, register
 from ._numerics import (
     clean,
@@ -562,10 +563,15 @@ def score_spread(scores: Tensor, valid_mask: Tensor | None = None) -> Tensor:
     Returns:
         [...] > 0 in the dtype of scores (float32 for half input).
 
+    Raises:
+        TypeError: wrong dtypes.
+        ValueError: shapes that do not fit.
+
     Example:
         >>> round(score_spread(torch.arange(101.0)).item(), 2)
         37.06
     """
+    check_scores(scores, valid_mask=valid_mask)
     return spread_over_group(scores, valid_mask, "")
 
 

@@ -8,7 +8,15 @@ from typing import NamedTuple, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from ._checks import check_batch, check_bool, check_int, check_row_extras, is_labels
+from ._checks import (
+    check_batch,
+    check_bool,
+    check_flag,
+    check_int,
+    check_row_extras,
+    check_stored_dtype,
+    is_labels,
+)
 from ._numerics import size_known
 from ._old_names import takes_old_names
 
@@ -63,8 +71,8 @@ def init_queue(
         `QueueState`.
 
     Raises:
-        TypeError, ValueError: capacity or num_classes is not a positive integer; multi_label with
-            one class.
+        TypeError, ValueError: capacity or num_classes is not a positive integer; a dtype that is
+            not floating; multi_label with one class.
 
     Example:
         >>> queue = enqueue(init_queue(4, 1), torch.ones(3, 1), torch.tensor([0, 1, -100]))
@@ -74,6 +82,8 @@ def init_queue(
     check_int("capacity", capacity, 1)
     check_int("num_classes", num_classes, 1)
     check_int("ignore_index", ignore_index)
+    check_flag("multi_label", multi_label)
+    check_stored_dtype(dtype)
     if multi_label and num_classes == 1:
         raise ValueError("multi_label needs num_classes > 1: one class is binary, with class ids")
     if multi_label:
@@ -102,11 +112,15 @@ def reset_queue(queue: QueueState) -> QueueState:
     Returns:
         A `QueueState` of the same shapes, dtypes and device.
 
+    Raises:
+        TypeError: queue is no `QueueState`.
+
     Example:
         >>> queue = enqueue(init_queue(4, 1), torch.ones(3, 1), torch.zeros(3, dtype=torch.int64))
         >>> reset_queue(queue).enqueued
         tensor(0)
     """
+    check_queue(queue)
     targets = torch.zeros_like(queue.targets)
     return queue._replace(
         logits=torch.zeros_like(queue.logits),
@@ -304,12 +318,16 @@ def queue_rows(queue: QueueState) -> tuple[Tensor, Tensor, Tensor]:
         (logits [capacity, C], targets [capacity] or [capacity, C], valid_mask [capacity] bool);
         slots not yet filled and rows of ignore_index are not valid.
 
+    Raises:
+        TypeError: queue is no `QueueState`.
+
     Example:
         >>> queue = enqueue(init_queue(3, 1), torch.ones(2, 1), torch.tensor([0, 1]))
         >>> logits, targets, valid_mask = queue_rows(queue)
         >>> logits[valid_mask, 0], targets[valid_mask]
         (tensor([1., 1.]), tensor([0, 1]))
     """
+    check_queue(queue)
     slots = torch.arange(queue.logits.shape[0], device=queue.enqueued.device)
     valid = slots < queue.enqueued
     if not is_labels(queue.targets):

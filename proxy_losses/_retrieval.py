@@ -10,11 +10,12 @@ from torch import Tensor
 
 from . import _numerics as num
 from ._checks import (
+    as_tau,
     check_bool,
     check_choice,
     check_int,
     check_row_ids,
-    check_tau,
+    check_stored_dtype,
     fail_type,
 )
 from ._lists import (
@@ -76,7 +77,7 @@ def init_memory(
         `MemoryState`.
 
     Raises:
-        TypeError, ValueError: a size that is not a positive integer.
+        TypeError, ValueError: a size that is not a positive integer, a dtype that is not floating.
 
     Example:
         >>> init_memory(4, 2).labels
@@ -84,6 +85,7 @@ def init_memory(
     """
     check_int("capacity", capacity, 1)
     check_int("width", width, 1)
+    check_stored_dtype(dtype)
     labels = torch.zeros(capacity, dtype=torch.int64, device=device)
     if num_labels is not None:
         check_int("num_labels", num_labels, 1)
@@ -282,7 +284,7 @@ def rank(
         lists = lists._replace(live=rows < call.refs.embeddings.shape[0])
     if "gains" in reads and relevance is not None and relevance.is_floating_point():
         lists = lists._replace(pos=relevance != 0, gains=relevance)  # what is none shows as NaN
-    check_tau(tau, lists.scores.shape[:-1])
+    tau = as_tau(tau, lists.scores.shape[:-1])
     return over_lists(metric, lists, tau, settings, How())
 
 
