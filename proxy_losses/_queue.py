@@ -186,7 +186,7 @@ def enqueue(
         query_ids = torch.full_like(logits[:, 0], NO_QUERY, dtype=torch.int64)
     if where is None:
         where = torch.ones_like(queue.enqueued, dtype=torch.bool)
-    into = into_slots if known else into_all_slots
+    into = into_slots if plain_slots(n) else into_all_slots
     put, enqueued = into(queue.enqueued, n, queue.logits.shape[0], where)
     return queue._replace(
         logits=put(queue.logits, logits),
@@ -217,6 +217,15 @@ def counter_after(enqueued: T, n: int, capacity: int) -> T:
     return last - last % capacity
 
 
+def plain_slots(n: int) -> bool:
+    """Whether to write n rows by `into_slots`.
+
+    Not in compiled code: Inductor (2.13) writes a copy of the queue in place where a caller's
+    operation made it, as a reset by `torch.where` does, and the loss of the step then reads it.
+    """
+    return size_known(n) and not torch.compiler.is_compiling()
+
+
 Put: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]  # a field and its new rows, None for 1
 
 
@@ -236,7 +245,7 @@ def into_slots(enqueued: Tensor, n: int, capacity: int, where: Tensor) -> tuple[
 
 
 def into_all_slots(enqueued: Tensor, n: int, capacity: int, where: Tensor) -> tuple[Put, Tensor]:
-    """`into_slots` without a branch on the number of rows, which compiled gathers do not know.
+    """`into_slots` by gathering, for any number of rows; see `plain_slots`.
 
     Every slot looks up its row, so all slots are written: `into_slots` is cheaper.
     """

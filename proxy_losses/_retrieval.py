@@ -30,7 +30,7 @@ from ._lists import (
 )
 from ._metrics import METRICS, Metric
 from ._metrics._record import Found, Settings, check_settings, defaults_of, over_lists, reads_of
-from ._queue import into_all_slots, into_slots
+from ._queue import into_all_slots, into_slots, plain_slots
 from ._ranks import How, Lists
 from .distributed import all_reduce, all_reduce_with_grad
 
@@ -161,7 +161,7 @@ def enqueue_embeddings(
 def put_rows(memory: MemoryState, rows: Rows, where: Tensor) -> MemoryState:
     """`enqueue_embeddings` of what was checked."""
     n = rows.embeddings.shape[0]
-    into = into_slots if num.size_known(n) else into_all_slots
+    into = into_slots if plain_slots(n) else into_all_slots
     put, enqueued = into(memory.enqueued, n, memory.embeddings.shape[0], where)
     return MemoryState(
         put(memory.embeddings, rows.embeddings),

@@ -551,7 +551,7 @@ class _RankMeanBackward(torch.autograd.Function):
         weight = pos.to(scores.dtype) if even else weight
 
         def first(s: Tensor, w: Tensor, t: Tensor) -> tuple[Tensor, ...]:
-            mean, pull = torch.func.vjp(
+            mean, pull, *_ = torch.func.vjp(
                 lambda s, w, t: _plain(Lists(s, pos, valid, w), t, ctx.phi, defined), s, w, t
             )
             pulled: tuple[Tensor, ...] = pull(torch.ones_like(mean))
