@@ -102,32 +102,34 @@ def test_the_gradient_is_cut():
 @pytest.mark.slow
 def test_a_whole_step_reads_the_queue_before_it_is_written():
     """Inductor once wrote the new rows in place, where the loss of the step still read the old."""
-    sched = P.Schedule(warmup_steps=2)
+    sched = P.Schedule(warmup_steps=2, blend_steps=2, temp_start=0.5, temp_end=0.1)
 
-    def step(params, queue, state, x, y):
-        reset, state = P.start_step(state, torch.tensor(1), sched)
-        queue = QueueState(
-            *(torch.where(reset, a, b) for a, b in zip(reset_queue(queue), queue, strict=True))
-        )
+    def step(params, queue, state, x, y, k):
+        reset, state = P.start_step(state, k, sched)
+        empty = reset_queue(queue)
+        queue = QueueState(*(torch.where(reset, a, b) for a, b in zip(empty, queue, strict=True)))
 
         def total(params):
-            logits = torch.tanh(x @ params[0]) @ params[1]
-            loss, new = P.recall_at_quantile_loss(
-                logits, y, queue, P.state_temp(state, sched), quantile=0.3
-            )
+            logits = torch.tanh(x @ params["a"]) @ params["b"]
+            tau = P.state_temp(state, sched)
+            loss, new = P.recall_at_quantile_loss(logits, y, queue, tau, quantile=0.3)
             return P.state_weight(state, sched) * loss, (loss, new)
 
-        return torch.func.grad(total, has_aux=True)(params)
+        grad, (loss, new) = torch.func.grad(total, has_aux=True)(params)
+        return grad, new, state, loss
 
     g = torch.Generator().manual_seed(0)
-    params = torch.randn(4, 8, generator=g), torch.randn(8, 3, generator=g)
-    queue = enqueue(
-        init_queue(10, 3), torch.randn(7, 3, generator=g), torch.randint(0, 3, (7,), generator=g)
-    )
-    x, y = torch.randn(7, 4, generator=g), torch.randint(0, 3, (7,), generator=g)
-    args = params, queue, P.init_schedule(sched), x, y
-    _, (loss, new) = compile_fresh(step)[0](*args)
-    _, (want, kept) = step(*args)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    params = {"a": draw(4, 8), "b": draw(8, 3)}
+    queue, state = init_queue(10, 3, dtype=torch.float64), P.init_schedule(sched)
+    batches = [(draw(7, 4), torch.randint(0, 3, (7,), generator=g)) for _ in range(2)]
+    _, queue, state, _ = step(params, queue, state, *batches[0], torch.tensor(0))
+    args = params, queue, state, *batches[1], torch.tensor(1)
+    _, new, _, loss = compile_fresh(step)[0](*args)
+    _, kept, _, want = step(*args)
     torch.testing.assert_close(loss, want)
     torch.testing.assert_close(new.logits, kept.logits)
 
