@@ -70,7 +70,11 @@ def check_integers(name: str, x: object) -> None:
 
 
 def check_same_list(name: str, x: Tensor, scores: Tensor, of: str = "scores") -> None:
-    """Raise `ValueError` unless x has scores' last axis and leading axes that broadcast with it."""
+    """Raise `ValueError` unless x has scores' device and last axis, and broadcasts with it."""
+    if x.device != scores.device:  # an op would read what is not there
+        raise ValueError(
+            f"{name} must be on the device of {of}: expected {scores.device}, got {x.device}"
+        )
     if x.shape == scores.shape:
         return
     if x.dim() == 0 or x.shape[-1] != scores.shape[-1]:
@@ -112,6 +116,13 @@ def check_lists(
     return common_shape(scores.shape, *(x.shape for x in given if x is not None))
 
 
+def check_scores(scores: Tensor, **masks: Tensor | None) -> None:
+    """Check scores [..., M], and bool masks beside them by name."""
+    check_floating("scores", scores)
+    _check_axis("scores", scores)
+    _check_beside("scores", scores, None, masks)
+
+
 def check_defined(
     marks: Tensor, valid_mask: Tensor | None, sample_weight: Tensor | None, *, graded: bool = False
 ) -> None:
@@ -146,6 +157,25 @@ def _check_beside(
     if sample_weight is not None:
         check_floating("sample_weight", sample_weight)
         check_same_list("sample_weight", sample_weight, lists, of)
+
+
+def traced_number(x: Any) -> Any:
+    """A number of numpy as a tensor in compiled code, which sees an array; others as they are."""
+    if not torch.compiler.is_compiling():
+        return x
+    if isinstance(x, Tensor | int | float | torch.SymInt | torch.SymFloat):
+        return x
+    return torch.as_tensor(x) if hasattr(x, "__array__") else x
+
+
+def as_tau(tau: float | Tensor, lists: torch.Size) -> float | Tensor:
+    """What `check_tau` lets pass, as the metrics take it."""
+    if not isinstance(tau, Tensor):
+        tau = traced_number(tau)
+        if isinstance(tau, Tensor):
+            tau = tau.double()
+    check_tau(tau, lists)
+    return tau
 
 
 def check_tau(tau: float | Tensor, lists: torch.Size) -> None:
@@ -230,6 +260,16 @@ def check_int(name: str, x: int, minimum: int | None = None) -> None:
         raise ValueError(f"{name} must fit in 64 bits, got {x}")
 
 
+def check_stored_dtype(dtype: torch.dtype | None) -> None:
+    """Raise `TypeError` unless numbers of this dtype can be stored and ranked, or None."""
+    if dtype is None:
+        return
+    if not isinstance(dtype, torch.dtype):
+        fail_type("dtype", "a floating-point torch.dtype", dtype)
+    if not dtype.is_floating_point or dtype.itemsize < 2:
+        raise TypeError(f"dtype must be a floating-point dtype of 16 bits at least, got {dtype}")
+
+
 def check_flag(name: str, x: object, *, optional: bool = False) -> None:
     """Raise `TypeError` unless x is True, False, an integer in their place or, optionally, None."""
     if not isinstance(x, Integral) and not (optional and x is None):
@@ -291,8 +331,11 @@ def check_choice(name: str, x: str, choices: tuple[str, ...]) -> None:
 
 
 def check_rtol(rtol: float | None) -> None:
-    """Raise `ValueError` unless rtol is None or in (0, 1)."""
-    if rtol is not None and not 0.0 < rtol < 1.0:
+    """Raise unless rtol is None or a number in (0, 1)."""
+    if rtol is None:
+        return
+    check_number("rtol", rtol)
+    if not 0.0 < rtol < 1.0:
         raise ValueError(f"rtol must be None or in (0, 1), got {rtol}")
 
 

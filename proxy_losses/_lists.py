@@ -287,6 +287,8 @@ def query_lists(
     """
     check_int("num_lists", num_lists, 1)
     check_int("list_length", list_length, 1)
+    if query_ids is None:  # elsewhere it is one list of all
+        fail_type("query_ids", "a tensor", query_ids)
     check_query_ids(query_ids, query_ids.numel() if isinstance(query_ids, Tensor) else 0)
     n = query_ids.shape[0]
     if valid_mask is not None:

@@ -15,9 +15,9 @@ from ._checks import (
     REDUCTIONS,
     TEMPERATURE_UNITS,
     as_list_shape,
+    as_tau,
     check_choice,
     check_int,
-    check_tau,
 )
 from ._lists import (
     Batch,
@@ -79,7 +79,7 @@ def over_classes(
 ) -> Found:
     """[C] each: the metric of every class; with query_ids its mean over the queries that count."""
     lists, ids = pool
-    check_tau(tau, lists.scores.shape[:-1])
+    tau = as_tau(tau, lists.scores.shape[:-1])
     name = group_name(options.group)
     if name and ids is not None:
         raise ValueError("query_ids need the whole pool on every process: distributed='gather'")

@@ -19,13 +19,26 @@ MOST_PULL = 0.5  # of positives on a threshold that holds a precision
 
 
 def size_known(size: int) -> bool:
-    """Whether Python may branch on it: not on a size that compiled code learns from a gather."""
+    """Whether Python may branch on it.
+
+    Not on a size that compiled code learns from a gather, nor on one that is open in an export.
+    """
     if not torch.compiler.is_compiling():
         return True
-    from torch.fx.experimental.symbolic_shapes import guard_or_false
+    from torch.fx.experimental.symbolic_shapes import guard_or_false, has_static_value
 
+    if torch.compiler.is_exporting():  # a guard would be a limit of the exported program
+        return bool(has_static_value(size))
     some = 1 << 20  # any bound that no size meets by its form alone
     return bool(guard_or_false(size < some) or guard_or_false(size >= some))
+
+
+def number(shape: torch.Size) -> int:
+    """How many entries; ``shape.numel()`` makes constants of sizes that a tracer leaves open."""
+    count = 1
+    for size in shape:
+        count = count * size
+    return count
 
 
 def plainly_eager() -> bool:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from ._checks import check_scores
 from ._effects import LIBRARY, register
 from ._numerics import (
     clean,
@@ -19,6 +20,7 @@ from ._numerics import (
     largest,
     largest_over_group,
     mean_of,
+    number,
     plainly_eager,
     poison,
     positive_weight,
@@ -272,7 +274,7 @@ def _sharded_at_precision(
 ) -> tuple[Tensor, Tensor]:
     """`at_precision` over the rows of all processes; the scores of positives alone are gathered."""
     shape, m = s.shape[:-1], s.shape[-1]
-    flat = shape.numel()
+    flat = number(shape)
     wanted = torch.full((), precision, dtype=torch.float64, device=s.device)
     hits = torch.ops.proxy_losses.sharded_positives_at(
         s.reshape(flat, m), pos.reshape(flat, m),
@@ -370,7 +372,7 @@ def sharded_quantiles(
     if valid_mask is not None:
         s, valid_mask = torch.broadcast_tensors(s, valid_mask)
     lists, m = s.shape[:-1], s.shape[-1]
-    flat = lists.numel()
+    flat = number(lists)
     valid = None if valid_mask is None else valid_mask.reshape(flat, m)
     if isinstance(levels, Tensor):
         wanted = levels.reshape(flat, -1)
@@ -561,10 +563,15 @@ def score_spread(scores: Tensor, valid_mask: Tensor | None = None) -> Tensor:
     Returns:
         [...] > 0 in the dtype of scores (float32 for half input).
 
+    Raises:
+        TypeError: wrong dtypes.
+        ValueError: shapes that do not fit.
+
     Example:
         >>> round(score_spread(torch.arange(101.0)).item(), 2)
         37.06
     """
+    check_scores(scores, valid_mask=valid_mask)
     return spread_over_group(scores, valid_mask, "")
 
 

@@ -8,7 +8,15 @@ from typing import NamedTuple, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from ._checks import check_batch, check_bool, check_int, check_row_extras, is_labels
+from ._checks import (
+    check_batch,
+    check_bool,
+    check_flag,
+    check_int,
+    check_row_extras,
+    check_stored_dtype,
+    is_labels,
+)
 from ._numerics import size_known
 from ._old_names import takes_old_names
 
@@ -63,8 +71,8 @@ def init_queue(
         `QueueState`.
 
     Raises:
-        TypeError, ValueError: capacity or num_classes is not a positive integer; multi_label with
-            one class.
+        TypeError, ValueError: capacity or num_classes is not a positive integer; a dtype that is
+            not floating; multi_label with one class.
 
     Example:
         >>> queue = enqueue(init_queue(4, 1), torch.ones(3, 1), torch.tensor([0, 1, -100]))
@@ -74,6 +82,8 @@ def init_queue(
     check_int("capacity", capacity, 1)
     check_int("num_classes", num_classes, 1)
     check_int("ignore_index", ignore_index)
+    check_flag("multi_label", multi_label)
+    check_stored_dtype(dtype)
     if multi_label and num_classes == 1:
         raise ValueError("multi_label needs num_classes > 1: one class is binary, with class ids")
     if multi_label:
@@ -102,11 +112,15 @@ def reset_queue(queue: QueueState) -> QueueState:
     Returns:
         A `QueueState` of the same shapes, dtypes and device.
 
+    Raises:
+        TypeError: queue is no `QueueState`.
+
     Example:
         >>> queue = enqueue(init_queue(4, 1), torch.ones(3, 1), torch.zeros(3, dtype=torch.int64))
         >>> reset_queue(queue).enqueued
         tensor(0)
     """
+    check_queue(queue)
     targets = torch.zeros_like(queue.targets)
     return queue._replace(
         logits=torch.zeros_like(queue.logits),
@@ -172,7 +186,7 @@ def enqueue(
         query_ids = torch.full_like(logits[:, 0], NO_QUERY, dtype=torch.int64)
     if where is None:
         where = torch.ones_like(queue.enqueued, dtype=torch.bool)
-    into = into_slots if known else into_all_slots
+    into = into_slots if plain_slots(n) else into_all_slots
     put, enqueued = into(queue.enqueued, n, queue.logits.shape[0], where)
     return queue._replace(
         logits=put(queue.logits, logits),
@@ -203,6 +217,15 @@ def counter_after(enqueued: T, n: int, capacity: int) -> T:
     return last - last % capacity
 
 
+def plain_slots(n: int) -> bool:
+    """Whether to write n rows by `into_slots`.
+
+    Not in compiled code: Inductor (2.13) writes a copy of the queue in place where a caller's
+    operation made it, as a reset by `torch.where` does, and the loss of the step then reads it.
+    """
+    return size_known(n) and not torch.compiler.is_compiling()
+
+
 Put: TypeAlias = Callable[[Tensor, Tensor | None], Tensor]  # a field and its new rows, None for 1
 
 
@@ -222,7 +245,7 @@ def into_slots(enqueued: Tensor, n: int, capacity: int, where: Tensor) -> tuple[
 
 
 def into_all_slots(enqueued: Tensor, n: int, capacity: int, where: Tensor) -> tuple[Put, Tensor]:
-    """`into_slots` without a branch on the number of rows, which compiled gathers do not know.
+    """`into_slots` by gathering, for any number of rows; see `plain_slots`.
 
     Every slot looks up its row, so all slots are written: `into_slots` is cheaper.
     """
@@ -304,12 +327,16 @@ def queue_rows(queue: QueueState) -> tuple[Tensor, Tensor, Tensor]:
         (logits [capacity, C], targets [capacity] or [capacity, C], valid_mask [capacity] bool);
         slots not yet filled and rows of ignore_index are not valid.
 
+    Raises:
+        TypeError: queue is no `QueueState`.
+
     Example:
         >>> queue = enqueue(init_queue(3, 1), torch.ones(2, 1), torch.tensor([0, 1]))
         >>> logits, targets, valid_mask = queue_rows(queue)
         >>> logits[valid_mask, 0], targets[valid_mask]
         (tensor([1., 1.]), tensor([0, 1]))
     """
+    check_queue(queue)
     slots = torch.arange(queue.logits.shape[0], device=queue.enqueued.device)
     valid = slots < queue.enqueued
     if not is_labels(queue.targets):

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from . import _numerics as num
 from ._checks import (
+    as_tau,
     check_bool,
     check_choice,
     check_int,
     check_row_ids,
-    check_tau,
+    check_stored_dtype,
     fail_type,
 )
 from ._lists import (
@@ -29,7 +30,7 @@ from ._lists import (
 )
 from ._metrics import METRICS, Metric
 from ._metrics._record import Found, Settings, check_settings, defaults_of, over_lists, reads_of
-from ._queue import into_all_slots, into_slots
+from ._queue import into_all_slots, into_slots, plain_slots
 from ._ranks import How, Lists
 from .distributed import all_reduce, all_reduce_with_grad
 
@@ -76,7 +77,7 @@ def init_memory(
         `MemoryState`.
 
     Raises:
-        TypeError, ValueError: a size that is not a positive integer.
+        TypeError, ValueError: a size that is not a positive integer, a dtype that is not floating.
 
     Example:
         >>> init_memory(4, 2).labels
@@ -84,6 +85,7 @@ def init_memory(
     """
     check_int("capacity", capacity, 1)
     check_int("width", width, 1)
+    check_stored_dtype(dtype)
     labels = torch.zeros(capacity, dtype=torch.int64, device=device)
     if num_labels is not None:
         check_int("num_labels", num_labels, 1)
@@ -159,7 +161,7 @@ def enqueue_embeddings(
 def put_rows(memory: MemoryState, rows: Rows, where: Tensor) -> MemoryState:
     """`enqueue_embeddings` of what was checked."""
     n = rows.embeddings.shape[0]
-    into = into_slots if num.size_known(n) else into_all_slots
+    into = into_slots if plain_slots(n) else into_all_slots
     put, enqueued = into(memory.enqueued, n, memory.embeddings.shape[0], where)
     return MemoryState(
         put(memory.embeddings, rows.embeddings),
@@ -282,7 +284,7 @@ def rank(
         lists = lists._replace(live=rows < call.refs.embeddings.shape[0])
     if "gains" in reads and relevance is not None and relevance.is_floating_point():
         lists = lists._replace(pos=relevance != 0, gains=relevance)  # what is none shows as NaN
-    check_tau(tau, lists.scores.shape[:-1])
+    tau = as_tau(tau, lists.scores.shape[:-1])
     return over_lists(metric, lists, tau, settings, How())
 
 

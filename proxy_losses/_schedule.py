@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ._checks import check_int, check_positive, check_temperature
+from ._checks import check_int, check_positive, check_temperature, fail_type, traced_number
 from ._numerics import beside
 
 Clock = Literal["step", "epoch"]
@@ -53,9 +53,13 @@ class ScheduleState(NamedTuple):
 
 def check_schedule(sched: Schedule) -> None:
     """Raise `ValueError` or `TypeError` for a static field out of range; tensors are not read."""
-    static = {name: x for name, x in sched._asdict().items() if not isinstance(x, Tensor)}
-    for name, x in static.items():
-        if name.endswith("steps"):
+    if not isinstance(sched, Schedule):
+        raise TypeError(f"sched must be a Schedule, got {type(sched).__name__}")
+    for name, x in sched._asdict().items():
+        if isinstance(x, Tensor):
+            if x.is_complex() or x.dtype == torch.bool:
+                fail_type(name, "a number or a tensor of real numbers", x)
+        elif name.endswith("steps"):
             check_int(name, x, 1 if name == "temp_decay_steps" else 0)
         elif name == "final_main_weight":
             check_positive(name, x)
@@ -65,8 +69,15 @@ def check_schedule(sched: Schedule) -> None:
             check_temperature(name, x)
 
 
+def check_state(state: ScheduleState) -> None:
+    """Raise `TypeError` unless it is a `ScheduleState`, and not a tuple that was loaded as one."""
+    if not isinstance(state, ScheduleState):
+        raise TypeError(f"state must be a ScheduleState, got {type(state).__name__}")
+
+
 def as_clock(step: int | Tensor, name: str = "step") -> Tensor:
     """The step as a 0-d int64 tensor (an int above 2^24 would round in float32)."""
+    step = traced_number(step)
     if isinstance(step, Tensor):
         if step.is_floating_point() or step.is_complex() or step.dtype == torch.bool:
             raise TypeError(f"{name} must be an int or an integer tensor, got {step.dtype}")
@@ -89,6 +100,7 @@ def _real(x: float | Tensor, like: Tensor) -> Tensor:
 
 def _together(state: ScheduleState, clock: Tensor) -> tuple[ScheduleState, Tensor]:
     """A state and a step on one device: that of the one which is not on the host."""
+    check_state(state)
     place = state.step if clock.is_cpu else clock
     *fields, clock = (beside(x, place, torch.int64) for x in (*state, clock))
     return ScheduleState(*fields), clock
@@ -317,6 +329,8 @@ def state_temp(state: ScheduleState, sched: Schedule) -> Tensor:
         >>> round(state_temp(later, sched).item(), 6)
         0.01
     """
+    check_state(state)
+    _checked(state.step, sched)
     switched = sched._replace(warmup_steps=state.switch_step)
     step = torch.where(state.switch_step < 0, state.switch_step, state.step)
     return temp_at(step, switched)
@@ -348,6 +362,7 @@ def state_weight(state: ScheduleState, sched: Schedule, *, clock: Clock = "step"
 
 def now(state: ScheduleState, clock: Clock) -> Tensor:
     """The step or epoch of the state."""
+    check_state(state)
     if clock not in ("step", "epoch"):
         raise ValueError(f"clock must be 'step' or 'epoch', got {clock!r}")
     return state.epoch if clock == "epoch" else state.step

@@ -108,6 +108,10 @@ def test_empty_lists(metric):
     assert value.tolist() == [0.0, 0.0]
     value.sum().backward()
     assert metric.fn(torch.zeros(0, 5), torch.zeros(0, 5, dtype=torch.bool), TAU).shape == (0,)
+    for shape in (2, 0, 5), (2, 3, 0):
+        mapped = torch.func.vmap(lambda s, p: metric.fn(s, p, TAU))
+        found = mapped(torch.zeros(shape), torch.zeros(shape, dtype=torch.bool))
+        assert torch.equal(found, torch.zeros(shape[:-1]))
 
 
 @every_metric
@@ -252,6 +256,7 @@ def test_tau_gets_a_gradient(metric):
         ({"pos_mask": torch.ones(5, dtype=torch.bool)}, ValueError, r"expected \[..., 4\], got"),
         ({"valid_mask": torch.ones(4)}, TypeError, "valid_mask must be a bool"),
         ({"valid_mask": torch.ones(3, dtype=torch.bool)}, ValueError, "valid_mask must have"),
+        ({"valid_mask": torch.ones(4, device="meta").bool()}, ValueError, "expected cpu, got meta"),
         ({"sample_weight": torch.ones(4).bool()}, TypeError, "sample_weight must be a floating"),
         ({"sample_weight": torch.ones(2)}, ValueError, "sample_weight must have the list length"),
         ({"tau": 0.0}, ValueError, "tau must be positive"),

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch.func import grad, jacrev, vmap
+
+import proxy_losses as P
 
 from .compiling import compile_fresh
 from .metrics import TAU, TIGHT, every_metric, lists
@@ -86,8 +89,43 @@ def test_export(metric):
 
     scores, pos = lists(16, 3, 20)
     tau = torch.tensor(TAU, dtype=torch.float64)
-    program = torch.export.export(Module(), (scores, pos, tau)).module()
-    torch.testing.assert_close(program(scores, pos, tau), metric.fn(scores, pos, tau), **TIGHT)
+    sizes = {0: torch.export.Dim("lists"), 1: torch.export.Dim("rows")}  # of any size
+    program = torch.export.export(
+        Module(), (scores, pos, tau), dynamic_shapes=(sizes, sizes, None)
+    ).module()
+    for some in (scores, pos), lists(17, 4, 9), lists(18, 2, 51):
+        torch.testing.assert_close(program(*some, tau), metric.fn(*some, tau), **TIGHT)
+
+
+@every_metric
+def test_batched_gradients_never_lie(metric):
+    """A right second derivative or an error: these do not see inside of a function of autograd."""
+    scores, pos = lists(19, 3, 7)
+    scores.requires_grad_()
+
+    def penalty(vectorize):
+        jac = torch.autograd.functional.jacobian(
+            lambda s: metric.fn(s, pos, TAU), scores, create_graph=True, vectorize=vectorize
+        )
+        return jac.square().sum()
+
+    try:
+        found = penalty(True)
+    except RuntimeError:
+        return
+    want = penalty(False)
+    torch.testing.assert_close(found, want, **TIGHT)
+    torch.testing.assert_close(*(torch.autograd.grad(x, scores)[0] for x in (found, want)), **TIGHT)
+
+
+@pytest.mark.parametrize("fn", [P.smooth_ap, P.partial_auc])
+@pytest.mark.parametrize("kind", [np.float32, np.int64])
+def test_a_number_of_numpy_is_a_temperature_in_compiled_code(fn, kind):
+    scores, pos = lists(20, 3, 7)
+    compiled, compiles = compile_fresh(lambda t: fn(scores, pos, t), "eager")
+    for tau in map(kind, (1, 2, 3)):
+        torch.testing.assert_close(compiled(tau), fn(scores, pos, tau), **TIGHT)
+    assert compiles() == 1
 
 
 @every_metric

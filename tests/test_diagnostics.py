@@ -139,6 +139,7 @@ def test_saturation_under_transforms(name):
     ("change", "error", "says"),
     [
         ({"scores": torch.ones(4, dtype=torch.int64)}, TypeError, "scores must be a floating"),
+        ({"scores": [1.0]}, TypeError, "scores must be a floating-point tensor, got list"),
         ({"pos_mask": torch.ones(4)}, TypeError, "pos_mask must be a bool tensor"),
         ({"valid_mask": torch.ones(3).bool()}, ValueError, "valid_mask must have"),
         ({"tau": 0.0}, ValueError, "tau must be positive"),

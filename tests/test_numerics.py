@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy_losses import _numerics as num
-from proxy_losses import _quantiles
+from proxy_losses import _quantiles, score_spread
 from proxy_losses._checks import INTERPOLATIONS
 
 from .compiling import compile_fresh
@@ -126,3 +126,18 @@ def test_transforms():
 def test_threshold_is_a_constant_of_the_gradient():
     scores = torch.randn(30, requires_grad=True)
     assert not _quantiles.quantiles(scores, [0.8], "linear").requires_grad
+
+
+@pytest.mark.parametrize(
+    ("args", "error", "says"),
+    [
+        (([1.0, 2.0],), TypeError, "scores must be a floating-point tensor, got list"),
+        ((torch.arange(4),), TypeError, "scores must be .* got a tensor of torch.int64"),
+        ((torch.tensor(1.0),), ValueError, "scores must have at least one axis"),
+        ((torch.ones(4), torch.ones(4)), TypeError, "valid_mask must be a bool tensor"),
+        ((torch.ones(4), torch.ones(3).bool()), ValueError, "valid_mask must have"),
+    ],
+)
+def test_bad_arguments_of_the_spread(args, error, says):
+    with pytest.raises(error, match=says):
+        score_spread(*args)

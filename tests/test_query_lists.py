@@ -111,6 +111,7 @@ def test_transforms():
         ({"query_ids": torch.zeros(4)}, TypeError, "query_ids must be integer query ids"),
         ({"query_ids": torch.zeros(4).bool()}, TypeError, "query_ids must be integer query ids"),
         ({"query_ids": [1, 2]}, TypeError, "query_ids must be a tensor, got list"),
+        ({"query_ids": None}, TypeError, "query_ids must be a tensor, got NoneType"),
         ({"query_ids": torch.zeros(2, 2, dtype=torch.int64)}, ValueError, "query_ids must match"),
         ({"query_ids": torch.tensor(3)}, ValueError, "query_ids must match"),
         ({"valid_mask": torch.ones(4)}, TypeError, "valid_mask must be a bool tensor"),

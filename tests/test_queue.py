@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy_losses import QueueState, enqueue, init_queue, queue_rows, reset_queue
+from proxy_losses import QueueState, enqueue, init_memory, init_queue, queue_rows, reset_queue
 from proxy_losses._queue import NO_QUERY
 
 IGNORE = -7
@@ -201,6 +201,21 @@ def test_rows_of_labels_have_no_padding():
 def test_init_raises(args, error, name):
     with pytest.raises(error, match=name):
         init_queue(*args)
+
+
+@pytest.mark.parametrize("make", [init_queue, init_memory])
+def test_what_is_stored_is_floating(make):
+    for dtype in torch.int64, torch.bool, torch.complex64, torch.float8_e5m2, "float32":
+        with pytest.raises(TypeError, match=r"dtype must be a floating-point .*got"):
+            make(2, 2, dtype=dtype)
+    with pytest.raises(TypeError, match="multi_label must be True or False, got str"):
+        init_queue(2, 2, multi_label="no")
+
+
+def test_a_tuple_is_no_queue():
+    for fn in reset_queue, queue_rows:
+        with pytest.raises(TypeError, match="queue must be a QueueState, got tuple"):
+            fn(tuple(init_queue(2, 2)))
 
 
 @pytest.mark.parametrize(

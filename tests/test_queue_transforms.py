@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
+import proxy_losses as P
 from proxy_losses import QueueState, _queue, enqueue, init_queue, queue_rows, reset_queue
 
 from .compiling import compile_fresh
@@ -98,10 +99,45 @@ def test_the_gradient_is_cut():
     assert queues.logits.shape == (5, 4, 2)
 
 
+@pytest.mark.slow
+def test_a_whole_step_reads_the_queue_before_it_is_written():
+    """Inductor once wrote the new rows in place, where the loss of the step still read the old."""
+    sched = P.Schedule(warmup_steps=2, blend_steps=2, temp_start=0.5, temp_end=0.1)
+
+    def step(params, queue, state, x, y, k):
+        reset, state = P.start_step(state, k, sched)
+        empty = reset_queue(queue)
+        queue = QueueState(*(torch.where(reset, a, b) for a, b in zip(empty, queue, strict=True)))
+
+        def total(params):
+            logits = torch.tanh(x @ params["a"]) @ params["b"]
+            tau = P.state_temp(state, sched)
+            loss, new = P.recall_at_quantile_loss(logits, y, queue, tau, quantile=0.3)
+            return P.state_weight(state, sched) * loss, (loss, new)
+
+        grad, (loss, new) = torch.func.grad(total, has_aux=True)(params)
+        return grad, new, state, loss
+
+    g = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=g, dtype=torch.float64)
+
+    params = {"a": draw(4, 8), "b": draw(8, 3)}
+    queue, state = init_queue(10, 3, dtype=torch.float64), P.init_schedule(sched)
+    batches = [(draw(7, 4), torch.randint(0, 3, (7,), generator=g)) for _ in range(2)]
+    _, queue, state, _ = step(params, queue, state, *batches[0], torch.tensor(0))
+    args = params, queue, state, *batches[1], torch.tensor(1)
+    _, new, _, loss = compile_fresh(step)[0](*args)
+    _, kept, _, want = step(*args)
+    torch.testing.assert_close(loss, want)
+    torch.testing.assert_close(new.logits, kept.logits)
+
+
 @pytest.mark.parametrize("labels", [False, True])
 @pytest.mark.parametrize("query_ids", [False, True])
 def test_the_form_without_branches_stores_the_same(labels, query_ids, monkeypatch):
-    """What compiled gathers use, whose number of rows nobody knows beforehand."""
+    """What compiled code uses, where the number of rows may be one that nobody knows."""
     one = two = init_queue(4, 2, ignore_index=-7, multi_label=labels)
     for step, n in enumerate([3, 0, 1, 4, 2, 9, 3, 5, 1]):
         torch.manual_seed(step)

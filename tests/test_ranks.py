@@ -203,7 +203,12 @@ def test_no_buffer_of_pairs():
         ({"weights": torch.ones(4)}, ValueError, r"weights \[..., G, M\]"),
         ({"weights": torch.ones(2, 5)}, ValueError, "share their last axis"),
         ({"at": torch.ones(3, dtype=torch.bool)}, ValueError, "share their last axis"),
+        ({"weights": [1.0]}, TypeError, "weights must be a real tensor, got list"),
+        ({"at": torch.tensor(True)}, ValueError, "share their last axis"),
+        ({"scores": torch.randn(2, 4), "at": torch.ones(3, 4).bool()}, ValueError, "leading axes"),
+        ({"scores": torch.randn(2, 4), "weights": torch.ones(3, 1, 4)}, ValueError, "leading axes"),
         ({"rtol": 0.0}, ValueError, "rtol must be None or in"),
+        ({"rtol": "0.1"}, TypeError, "rtol must be a number, got str"),
         ({"tau": -1.0}, ValueError, "tau must be positive"),
         ({"tau": torch.ones(2)}, ValueError, "one value per list"),
     ],
@@ -219,3 +224,32 @@ def test_bad_arguments(kwargs, error, says):
         P.sigmoid_sums(
             args["scores"], args["weights"], args["at"], args["tau"], rtol=args.get("rtol")
         )
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"scores": torch.tensor(1.0)}, ValueError, "scores must have at least one axis"),
+        ({"pos_mask": torch.ones(4)}, TypeError, "pos_mask must be a bool tensor"),
+        ({"pos_mask": torch.ones(3).bool()}, ValueError, r"pos_mask must .*\[..., 4\], got \[3\]"),
+        ({"valid_mask": torch.ones(4)}, TypeError, "valid_mask must be a bool tensor"),
+        ({"valid_mask": torch.ones(3).bool()}, ValueError, "valid_mask must have"),
+    ],
+)
+def test_bad_arguments_of_ranks(change, error, says):
+    args = {"scores": torch.randn(4), "pos_mask": torch.ones(4).bool(), "tau": 0.1} | change
+    with pytest.raises(error, match=says):
+        P.soft_ranks(**args)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_ranks_of_half_precision_are_those_of_full(dtype):
+    """In 16 bits a rank above 2048 is none, and one above 65504 infinite."""
+    rows = 70_000
+    scores = torch.zeros(rows, dtype=dtype, requires_grad=True)
+    ranks = P.soft_ranks(scores, torch.arange(rows) == 3, 1.0)
+    assert ranks.all.dtype == torch.float32
+    assert ranks.all[3].item() == pytest.approx(0.5 * (rows + 1), rel=1e-4)
+    ranks.all.sum().backward()
+    assert scores.grad.dtype == dtype
+    assert scores.grad[0].item() == 0.25

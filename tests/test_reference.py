@@ -26,9 +26,6 @@ _spec.loader.exec_module(reference)
 SECTIONS = ("Arguments", "Returns", "Raises", "Example")
 # What a function may lack, and why.
 LACKS = {
-    "score_spread": {"Raises"},  # nothing is checked
-    "queue_rows": {"Raises"},
-    "reset_queue": {"Raises"},
     "world_size": {"Arguments", "Returns", "Raises", "Example"},  # one line says it all
     "all_gather_with_grad": {"Example"},  # takes processes
     "all_gather_no_grad": {"Arguments", "Returns", "Raises", "Example"},  # names that function

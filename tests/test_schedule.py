@@ -3,6 +3,7 @@
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -290,6 +291,26 @@ def test_a_field_out_of_range_raises(field, value, error):
     for fn in (*(partial(f, 0) for f in VALUES), P.init_schedule):
         with pytest.raises(error, match=field):
             fn(s)
+
+
+def test_what_is_no_schedule_and_no_state_raises():
+    s, state = Schedule(), P.init_schedule(Schedule())
+    with_state = [partial(f, state) for f in (P.state_temp, P.state_weight)]
+    steps = [partial(f, state, 0) for f in (P.start_epoch, P.start_step)]
+    for fn in (*(partial(f, 0) for f in VALUES), P.init_schedule, *with_state, *steps):
+        with pytest.raises(TypeError, match="sched must be a Schedule, got dict"):
+            fn(s._asdict())
+    for fn in P.state_temp, P.state_weight, partial(P.start_step, step=0):
+        with pytest.raises(TypeError, match="state must be a ScheduleState, got tuple"):
+            fn(tuple(state), sched=s)
+    for field in s._fields:
+        with pytest.raises(TypeError, match=f"{field} must be a number or a tensor of real"):
+            P.temp_at(0, s._replace(**{field: torch.tensor(True)}))
+
+
+def test_a_step_of_numpy_in_compiled_code():
+    compiled, _ = compile_fresh(lambda step: temp_at(step, Schedule(warmup_steps=3)))
+    assert compiled(np.int64(5)) == temp_at(5, Schedule(warmup_steps=3))
 
 
 def test_an_unknown_clock_raises():

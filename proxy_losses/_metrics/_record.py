@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from .. import _numerics as num
-from .._checks import THRESHOLD_GRADS, check_choice, check_lists, check_rtol, check_tau
+from .._checks import THRESHOLD_GRADS, as_tau, check_choice, check_lists, check_rtol
 from .._ranks import How, Lists, default_rtol
 
 Settings = Mapping[str, Any]  # option name -> value
@@ -145,7 +145,7 @@ def of_arguments(
     """`over_lists` of what a caller of the metric's function gives: all of it is checked first."""
     check_settings(metric, settings)
     check_rtol(how.rtol)
-    check_tau(tau, check_lists(*lists[:4], gains=lists.gains)[:-1])
+    tau = as_tau(tau, check_lists(*lists[:4], gains=lists.gains)[:-1])
     return over_lists(metric, lists, tau, settings, how, stats=stats)
 
 

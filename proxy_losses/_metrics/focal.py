@@ -16,6 +16,7 @@ from .. import _numerics as num
 from .._checks import (
     check_floating,
     check_fraction,
+    check_int,
     check_integers,
     check_label_mask,
     check_number,
@@ -128,7 +129,7 @@ def softmax_focal(
         is NaN or +inf give NaN; a target whose class is excluded gives inf or NaN.
 
     Raises:
-        TypeError: wrong dtypes.
+        TypeError: wrong dtypes, an ignore_index or background_class that is no integer.
         ValueError: shapes that do not fit, alpha not [C], gamma, label_smoothing or reduction out
             of range.
 
@@ -143,6 +144,8 @@ def softmax_focal(
     check_class_targets(inputs, targets, sample_weight)
     _check_gamma(gamma)
     check_fraction("label_smoothing", label_smoothing)
+    check_int("ignore_index", ignore_index)
+    check_int("background_class", background_class)
     if alpha is not None:
         alpha = class_weights(alpha)
         if alpha.shape[0] != inputs.shape[1]:

@@ -15,12 +15,12 @@ from .._checks import (
     POS_NUMERATORS,
     SURROGATES,
     TAU_SCALES,
+    as_tau,
     check_band,
     check_floating,
     check_floor,
     check_lists,
     check_rtol,
-    check_tau,
 )
 from .._quantiles import order_statistics, quantiles, spread_floor
 from .._ranks import How, Lists, pairs_won, sigmoid_sums
@@ -215,7 +215,7 @@ def _checked(lists: Lists, tau: float | Tensor, settings: Settings, how: How) ->
     check_rtol(how.rtol)
     scores, pos, valid, weight, iid, live = lists[:6]
     shape = check_lists(scores, pos, valid, weight, iid_mask=iid, live_mask=live)
-    check_tau(tau, shape[:-1])
+    tau = as_tau(tau, shape[:-1])
     found: Found = num.full_precision(_evaluate)(lists, tau, settings, how, stats=False)
     return found
 

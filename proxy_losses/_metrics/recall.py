@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _numerics as num
-from .._checks import INTERPOLATIONS, check_defined, check_quantile
+from .._checks import INTERPOLATIONS, check_defined, check_floating, check_quantile
 from .._quantiles import quantiles
 from .._ranks import How, Lists
 from ._record import (
@@ -142,6 +142,7 @@ def recall_saturation(
         >>> recall_saturation(scores, pos, 0.05, quantile=0.5)  # the threshold is 1
         tensor(0.5000)
     """
+    check_floating("scores", scores)
     tau = tau.detach() if isinstance(tau, Tensor) else tau
     lists = Lists(scores.detach(), pos_mask, valid_mask)
     found = _checked(lists, tau, quantile, interpolation, group, stats=True)

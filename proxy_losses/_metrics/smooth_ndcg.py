@@ -204,7 +204,7 @@ def _ideal(gain: Tensor, k: int | None, name: str) -> Tensor:
     if name:
         lists, ordered = gain.shape[:-1], gain
         place: Tensor = torch.ops.proxy_losses.sharded_places(
-            gain.detach().reshape(lists.numel(), rows), name
+            gain.detach().reshape(num.number(lists), rows), name
         )
         after = place.reshape(gain.shape).to(gain.dtype) + 1.0
     else:
@@ -212,8 +212,8 @@ def _ideal(gain: Tensor, k: int | None, name: str) -> Tensor:
             ordered = gain.topk(min(k, rows), -1).values
         else:
             ordered = gain.sort(-1, descending=True).values
-        end = ordered.shape[-1] + 2.0
-        after = torch.arange(2.0, end, dtype=gain.dtype, device=gain.device)
+        # In integers: a size that a tracer leaves open has no float.
+        after = torch.arange(ordered.shape[-1], device=gain.device).to(gain.dtype) + 2.0
     discounted = ordered / after.log2()
     if k is not None:
         discounted = torch.where(after < k + 1.5, discounted, 0.0)

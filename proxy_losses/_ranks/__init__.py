@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from .._checks import check_bool, check_choice, check_floating, check_rtol, check_tau, common_shape
+from .._checks import (
+    as_tau,
+    check_bool,
+    check_choice,
+    check_floating,
+    check_lists,
+    check_real,
+    check_rtol,
+    check_same_list,
+    check_tau,
+    common_shape,
+)
+from .._numerics import lift, number
 from ..distributed import group_name
 from . import op, shard  # noqa: F401  shard registers its ops
 from .lists import METHODS, How, Lists, Pairs
@@ -57,19 +69,19 @@ def sigmoid_sums(
     targets the local ones; differentiable once. See proxy_losses/_ranks/README.md, "Shards".
 
     Args:
-        scores: [..., M] float32 or float64.
+        scores: [..., M] floating. Half precision is computed in, and returned as, float32.
         weights: [..., G, M] floating or bool.
         at: [..., M] bool.
         tau: temperature > 0: a number, a 0-d tensor or one value per list [...].
         rtol: accuracy asked for, in (0, 1), see proxy_losses/_ranks/README.md; None is 1e-6 for
-            float32 and 1e-12 for float64.
+            float32, 1e-12 for float64 and 1e-4 for half-precision scores.
         method: "auto", or "dense" (exact pairs) or "grid" (near-linear) to have that one.
         group: processes that share the lists, None for this one alone. All of them call alike, with
             equal leading axes and tau; M may differ, or be 0.
 
     Returns:
-        [..., G, M] in the dtype of scores. A list with a non-finite score, or a tensor tau that is
-        not > 0, is NaN at its targets.
+        [..., G, M] in the dtype of scores (float32 for half input). A list with a non-finite
+        score, or a tensor tau that is not > 0, is NaN at its targets.
 
     Raises:
         TypeError: wrong dtypes.
@@ -82,6 +94,7 @@ def sigmoid_sums(
         tensor([[0.6192, 1.3808]])
     """
     check_floating("scores", scores)
+    check_real("weights", weights)
     check_bool("at", at)
     check_rtol(rtol)
     check_choice("method", method, METHODS)
@@ -91,21 +104,24 @@ def sigmoid_sums(
             f"and {list(weights.shape)}"
         )
     m = scores.shape[-1]
-    if not (weights.shape[-1] == m == at.shape[-1]):
+    if not at.dim() or not (weights.shape[-1] == m == at.shape[-1]):
         raise ValueError(
             f"scores, weights and at must share their last axis, got {list(scores.shape)}, "
             f"{list(weights.shape)} and {list(at.shape)}"
         )
+    check_same_list("at", at, scores)
+    check_same_list("weights", weights[..., 0, :] if weights.shape[-2] else weights, scores)
     lists = common_shape(scores.shape[:-1], weights.shape[:-2], at.shape[:-1])
-    check_tau(tau, lists)
-    groups, n = weights.shape[-2], lists.numel()
+    tau = as_tau(tau, lists)
+    rtol = default_rtol(scores.dtype) if rtol is None else rtol
+    scores = lift(scores)
+    groups, n = weights.shape[-2], number(lists)
     pairs = Pairs(
         scores.expand(*lists, m).reshape(n, m),
         weights.expand(*lists, groups, m).reshape(n, groups, m),
         at.expand(*lists, m).reshape(n, 1, m),
         op.flat_tau(tau, scores, lists, group_name(group)),
     )
-    rtol = default_rtol(scores.dtype) if rtol is None else rtol
     out = op.sigmoid_sums(pairs, rtol, method, group_name(group))
     return out.reshape(*lists, groups, m)
 
@@ -120,7 +136,8 @@ def soft_ranks(
     positives (Brown et al., ECCV 2020).
 
     Args:
-        scores: [..., M] float32 or float64. Rows that are not valid must hold finite numbers.
+        scores: [..., M] floating. Half precision is computed in, and returned as, float32. Rows
+            that are not valid must hold finite numbers.
         pos_mask: [..., M] bool; positives that are not valid do not count.
         tau: temperature > 0: a number, a 0-d tensor or one value per list [...].
         valid_mask: [..., M] bool or None for all.
@@ -141,6 +158,7 @@ def soft_ranks(
         >>> ranks.all, ranks.pos
         (tensor([1., 0., 2.]), tensor([1., 0., 2.]))
     """
+    check_lists(scores, pos_mask, valid_mask)
     valid = torch.ones_like(pos_mask) if valid_mask is None else valid_mask
     pos = pos_mask & valid
     groups = torch.stack(torch.broadcast_tensors(valid, pos), dim=-2)
@@ -167,7 +185,7 @@ def rank_slopes(
     scores, pos, valid = torch.broadcast_tensors(scores, pos_mask & valid, valid)
     lists, m = scores.shape[:-1], scores.shape[-1]
     check_tau(tau, lists)
-    n = lists.numel()
+    n = number(lists)
     among = valid if mates else valid & ~pos
     slopes = op.sums_over(group_name(group))(
         scores.reshape(n, m), among.reshape(n, 1, m), pos.reshape(n, 1, m),
@@ -206,7 +224,7 @@ def rank_mean(
             return x
         if len(leading) == 1:
             return x.expand(shape)
-        return x.expand(shape).reshape(leading.numel(), shape[-1]) if leading else x[None]
+        return x.expand(shape).reshape(number(leading), shape[-1]) if leading else x[None]
 
     pool = Lists(*map(flat, (scores, pos if valid is None else pos & valid, valid, weight)))  # type: ignore[arg-type]
     rtol = default_rtol(scores.dtype) if how.rtol is None else how.rtol
@@ -248,7 +266,7 @@ def softplus_sums(
     scores, sources, at = torch.broadcast_tensors(scores, sources, at)
     leading, m = scores.shape[:-1], scores.shape[-1]
     check_tau(tau, leading)
-    n, name = leading.numel(), group_name(how.group)
+    n, name = number(leading), group_name(how.group)
     masks = sources.reshape(n, 1, m), at.reshape(n, 1, m)
     pairs = Pairs(scores.reshape(n, m), *masks, op.flat_tau(tau, scores, leading, name))
     rtol = default_rtol(scores.dtype) if how.rtol is None else how.rtol

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .._checks import warn_user
 from .._effects import LIBRARY
-from .._numerics import beside, clean, outside_autocast, plainly_eager, positive_weight
+from .._numerics import beside, clean, number, outside_autocast, plainly_eager, positive_weight
 from ..distributed import all_reduce, average_grad, in_graph
 from . import dense, grid
 from .census import look
@@ -204,7 +204,7 @@ def _fold(
     ]
     assert tensors[0] is not None
     lists = tensors[0].shape[:2]
-    return [None if t is None else t.reshape(-1, *t.shape[2:]) for t in tensors], lists
+    return [None if t is None else t.flatten(0, 1) for t in tensors], lists
 
 
 def _sums_vmap(
@@ -477,14 +477,19 @@ class _RankMean(torch.autograd.Function):
         need = ctx.needs_input_grad
         if grad is None:
             return (None,) * len(need)
-        again = torch.is_grad_enabled()
-        if not (again or need[3] or need[4] or ctx.how[-1]):  # the usual case
-            return grad.unsqueeze(1) * ctx.saved_tensors[-1], *(None,) * (len(need) - 1)
-        args = (grad, *ctx.saved_tensors, need[3], need[4], *ctx.how)
-        run: Any = _RankMeanBackward.apply if again else _RankMeanBackward.forward
-        g = run(*args)  # again: someone will differentiate again
-        return (g[0] if need[0] else None, None, None, g[1] if need[3] else None,
-                g[2] if need[4] else None, None, None, None, None, None)  # fmt: skip
+        again, group = torch.is_grad_enabled(), ctx.how[-1]
+        if group:  # every rank back-propagates its own copy
+            grad = all_reduce(grad, "sum", group)
+        saved = ctx.saved_tensors  # once, or checkpoints object
+        g = saved[-1:]
+        if again or need[3] or need[4]:
+            run: Any = _RankMeanBackward.apply if again else _RankMeanBackward.forward
+            g = run(*saved, need[3], need[4], *ctx.how)  # again: someone will differentiate again
+        # Products outside of the function, where `is_grads_batched` keeps their graph.
+        rows = grad.unsqueeze(1)
+        return (rows * g[0] if need[0] else None, None, None,
+                (rows * g[1]).to(g[1].dtype) if need[3] else None,
+                grad * g[2] if need[4] else None, None, None, None, None, None)  # fmt: skip
 
 
 class _EagerMean(torch.autograd.Function):
@@ -500,20 +505,17 @@ class _EagerMean(torch.autograd.Function):
 
 
 class _RankMeanBackward(torch.autograd.Function):
-    """The derivative from what the forward left behind; differentiable again in plain torch."""
+    """Derivatives of the mean from what the forward left behind; once more in plain torch."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        grad: Tensor, scores: Tensor, pos: Tensor, valid: Tensor | None, weight: Tensor | None,
-        tau: Tensor, mean: Tensor, defined: Tensor, g: Tensor, need_weight: bool, need_tau: bool,
-        phi: str, rtol: float, method: str, group: str,
+        scores: Tensor, pos: Tensor, valid: Tensor | None, weight: Tensor | None, tau: Tensor,
+        mean: Tensor, defined: Tensor, g: Tensor, need_weight: bool, need_tau: bool, phi: str,
+        rtol: float, method: str, group: str,
     ) -> Mean:  # fmt: skip
-        if group:  # every rank back-propagates its own copy
-            grad = all_reduce(grad, "sum", group)
-        g_scores = grad.unsqueeze(1) * g
-        g_weight, g_tau = scores.new_empty(0), tau.new_empty(0)
+        g_scores, g_weight, g_tau = g.clone(), scores.new_empty(0), tau.new_empty(0)
         if not (need_weight or need_tau):
             return g_scores, g_weight, g_tau
         scores = clean(scores, valid)
@@ -524,7 +526,7 @@ class _RankMeanBackward(torch.autograd.Function):
         value, b, a = PHIS[phi].at(ranks[:, 0], ranks[:, 1])
         own = pos.double() if weight is None else torch.where(pos, weight, 0.0).double()
         total = all_reduce(own.sum(-1, keepdim=True), "sum", group)
-        share = grad.double()[:, None] / torch.where(total > 0, total, 1.0)
+        share = 1.0 / torch.where(total > 0, total, 1.0)
         counted = pos & defined[:, None]
         if need_weight:
             assert weight is not None
@@ -538,26 +540,27 @@ class _RankMeanBackward(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*inputs[:6], inputs[7])
-        ctx.need, ctx.phi, ctx.group = (True, *inputs[9:11]), inputs[11], inputs[14]
+        ctx.save_for_backward(*inputs[:5], inputs[6])
+        ctx.need, ctx.phi, ctx.group = (True, *inputs[8:10]), inputs[10], inputs[13]
 
     @staticmethod
     def backward(ctx: Any, *v: Tensor) -> tuple[Tensor | None, ...]:
         _one_process_only(ctx.group)
-        grad, scores, pos, valid, weight, tau, defined = ctx.saved_tensors
+        scores, pos, valid, weight, tau, defined = ctx.saved_tensors
         even = weight is None
         weight = pos.to(scores.dtype) if even else weight
 
-        def first(c: Tensor, s: Tensor, w: Tensor, t: Tensor) -> tuple[Tensor, ...]:
-            pulled: tuple[Tensor, ...] = torch.func.vjp(
+        def first(s: Tensor, w: Tensor, t: Tensor) -> tuple[Tensor, ...]:
+            mean, pull, *_ = torch.func.vjp(
                 lambda s, w, t: _plain(Lists(s, pos, valid, w), t, ctx.phi, defined), s, w, t
-            )[1](c)
+            )
+            pulled: tuple[Tensor, ...] = pull(torch.ones_like(mean))
             return tuple(p for p, need in zip(pulled, ctx.need, strict=True) if need)
 
         cotangents = tuple(x for x, need in zip(v, ctx.need, strict=True) if need)
         with torch.autocast(scores.device.type, enabled=False):
-            c, s, w, t = torch.func.vjp(first, grad, scores, weight, tau)[1](cotangents)
-        return c, s, None, None, None if even else w, t, *(None,) * 9
+            s, w, t = torch.func.vjp(first, scores, weight, tau)[1](cotangents)
+        return s, None, None, None if even else w, t, *(None,) * 9
 
 
 def _plain(pool: Lists, tau: Tensor, phi: str, defined: Tensor) -> Tensor:
@@ -616,6 +619,6 @@ def mean_of(
 def flat_tau(tau: float | Tensor, scores: Tensor, lists: torch.Size, name: str) -> Tensor:
     """[L] float64 on the device of scores; ranks share its gradient."""
     if not isinstance(tau, Tensor):
-        return torch.full((lists.numel(),), tau, dtype=torch.float64, device=scores.device)
+        return torch.full((number(lists),), tau, dtype=torch.float64, device=scores.device)
     tau = average_grad(beside(tau, scores, torch.float64), name)
     return tau.expand(lists if lists else (1,)) if len(lists) < 2 else tau.expand(lists).reshape(-1)
