@@ -29,44 +29,6 @@ def test_transforms_agree(metric):
 
 
 @every_metric
-def test_batched_gradients_keep_their_graph(metric):
-    """Of autograd's own vmap, which loses the graph of a Function that does not know it."""
-    scores, pos = lists(18, 2, 10)
-    scores.requires_grad_()
-    tau = torch.tensor(TAU, dtype=torch.float64, requires_grad=True)
-    weight = torch.linspace(0.5, 1.5, 10, dtype=torch.float64, requires_grad=True)
-    given = scores, tau, weight
-    cotangents = torch.tensor([[1.0, 0.0], [0.5, -2.0]], dtype=torch.float64)
-
-    def grads(out, *, batched, last=False):
-        how = {"create_graph": not last, "retain_graph": True, "materialize_grads": True}
-        if batched:
-            return torch.autograd.grad(out, given, cotangents, is_grads_batched=True, **how)
-        rows = [torch.autograd.grad(out, given, c, **how) for c in cotangents]
-        return [torch.stack(x) for x in zip(*rows, strict=True)]
-
-    found = []
-    for batched in (False, True):
-        value = metric.fn(scores, pos, tau, sample_weight=weight)
-        first = grads(value, batched=batched)
-        # Products, so that the second derivative depends on all of the first.
-        second = grads(sum(x.square().reshape(2, -1).sum(1) for x in first), batched=batched)
-        third = grads(
-            sum(x.square().reshape(2, -1).sum(1) for x in second), batched=batched, last=True
-        )
-        found.append([*first, *second, *third])
-    for want, got in zip(*found, strict=True):
-        torch.testing.assert_close(got, want, **TIGHT)
-    assert all(x.abs().max() > 0 for x in found[1][::3])
-    value = vmap(lambda s, p: metric.fn(s, p, tau))(scores, pos)
-    mapped = torch.autograd.grad(value, scores, cotangents, is_grads_batched=True)
-    want = torch.autograd.grad(
-        metric.fn(scores, pos, tau), scores, cotangents, is_grads_batched=True
-    )
-    torch.testing.assert_close(mapped, want, **TIGHT)
-
-
-@every_metric
 @pytest.mark.parametrize("mode", ["value", "backward", "grad", "vmap(grad)", "jacrev"])
 def test_compiled_agrees(metric, mode):
     """Values, not absence of errors: compiled func.grad can silently drop a custom backward.

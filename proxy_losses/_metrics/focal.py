@@ -22,6 +22,7 @@ from .._checks import (
     check_positive,
     check_real,
 )
+from ..distributed import takes_batches
 
 SIGMOID_REDUCTIONS = ("none", "mean", "sum")
 SOFTMAX_REDUCTIONS = ("none", "mean", "mean_positive", "sum")
@@ -253,7 +254,7 @@ class _Sigmoid(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @num.takes_batches
+    @takes_batches
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, t, slope = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again
@@ -339,7 +340,7 @@ class _Softmax(torch.autograd.Function):
         return loss.squeeze(1)
 
     @staticmethod
-    @num.takes_batches
+    @takes_batches
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, index, valid, p, share = ctx.saved_tensors
         if torch.is_grad_enabled():

@@ -18,15 +18,8 @@ from torch import Tensor
 
 from .._checks import warn_user
 from .._effects import LIBRARY
-from .._numerics import (
-    beside,
-    clean,
-    outside_autocast,
-    plainly_eager,
-    positive_weight,
-    takes_batches,
-)
-from ..distributed import all_reduce, all_reduce_with_grad, average_grad, in_graph
+from .._numerics import beside, clean, outside_autocast, plainly_eager, positive_weight
+from ..distributed import all_reduce, all_reduce_with_grad, average_grad, in_graph, takes_batches
 from . import dense, grid
 from .census import look
 from .lists import Lists, Pairs
