@@ -203,9 +203,12 @@ def test_dtypes(metric, dtype):
 def test_non_finite_valid_score_is_nan(metric, bad, where):
     scores, pos = lists(9, 2, 30)
     scores[0, 0 if where == "positive" else 1] = bad
-    value = metric.fn(scores, pos, TAU)
+    value = metric.fn(scores.requires_grad_(), pos, TAU)
     assert value[0].isnan()
     assert value[1].isfinite()
+    (g,) = torch.autograd.grad(value.sum(), scores)
+    assert g[0].isnan().all()
+    assert g[1].isfinite().all()
     none = torch.zeros_like(pos)
     assert (metric.fn(scores, none, TAU) == 0).all()  # nothing to rank: still not NaN
 
