@@ -245,6 +245,23 @@ def test_tau_gets_a_gradient(metric):
 
 
 @every_metric
+@pytest.mark.parametrize(("scale", "tau"), [(0, -100), (66, -33), (-60, -60), (-100, -100)])
+def test_the_gradient_of_tau_does_not_overflow(metric, scale, tau):
+    """Powers of two; float32, whose squares of these overflow, against float64 near 1."""
+    scores, pos = lists(18, 2, 20, dtype=torch.float32)
+    scores[1, 10:] *= 2.0**20  # far apart in one list, and near
+    units, at = (scores.double(), tau) if metric.tau_of_spread else (scores.double(), tau - scale)
+    found = []
+    for s, t in ((units, at), (scores * 2.0**scale, tau)):
+        t = torch.tensor(2.0**t, dtype=torch.float64, requires_grad=True)
+        value = metric.fn(s, pos, t)
+        value.sum().backward()
+        found.append((value.detach().double(), t.grad * t.detach()))
+    # In units of the value per e-fold of tau: float32 arithmetic on a few dozen terms.
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+
+
+@every_metric
 @pytest.mark.parametrize(
     ("kwargs", "error", "says"),
     [

@@ -541,6 +541,18 @@ def test_lists_that_a_kernel_finds_unsound(metric: Any, bad: float, launched: li
     assert torch.equal(found[0].isnan(), found[1].isnan())
 
 
+@pytest.mark.parametrize("metric", [m for m in METRICS if m.name == "partial_auc_implicit"])
+@dtypes
+def test_a_temperature_that_underflows(
+    metric: Any, dtype: torch.dtype, launched: list[str]
+) -> None:
+    tiny = torch.finfo(dtype).tiny
+    scores, first, given = judged(metric, 2, 12, seed=3)
+    value = [metric.fn((x * scores).to(dtype), first, tiny, **given) for x in (1.0, 2.0**-60)]
+    assert launched
+    assert torch.equal(*value)
+
+
 @pytest.mark.parametrize("precision", [0.2, 0.5, 0.9, 1.0])
 @pytest.mark.usefixtures("launched")
 def test_places_of_a_precision_are_those_of_torch(precision: float) -> None:

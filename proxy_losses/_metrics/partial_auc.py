@@ -280,6 +280,7 @@ def _evaluate(
     degenerate = usable & (scale <= spread_floor(upper, lower, scores.dtype))
     counts = usable ^ degenerate
     temperature = num.lift_tau(tau, scores, name) * torch.where(counts, scale, 1.0)
+    temperature = temperature.clamp(min=torch.finfo(scores.dtype).tiny)  # of two small numbers
     if trapezoid:
         knots = found[..., : len(levels)]
         if moves:

@@ -154,7 +154,7 @@ def _first_rank(
     given = weight if even else weight > 0
     ranked = torch.where(given, scores, -math.inf)
     top = all_reduce(num.largest(ranked, -math.inf), "max", name)
-    away = (scores - (torch.where(some, top, 0.0) + broken)) / tau
+    away = num.in_widths(scores - (torch.where(some, top, 0.0) + broken), tau)
     mass = torch.where(given, away, -math.inf).exp()
     if even:
         hit = all_reduce_with_grad(mass.sum(-1, keepdim=True, dtype=torch.float64), name)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .._checks import warn_user
 from .._effects import LIBRARY
-from .._numerics import beside, clean, outside_autocast, plainly_eager, positive_weight
+from .._numerics import beside, clean, in_widths, outside_autocast, plainly_eager, positive_weight
 from ..distributed import all_reduce, all_reduce_with_grad, average_grad, in_graph, takes_batches
 from . import dense, grid
 from .census import look
@@ -373,7 +373,7 @@ def _plain_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What `_SigmoidSumsBackward` computes, in differentiable torch with all [M, M] pairs."""
     unit = tau.to(scores.dtype)
-    z = (scores[:, None, :] - scores[:, :, None]) / unit[:, None, None]
+    z = in_widths(scores[:, None, :] - scores[:, :, None], unit[:, None, None])
     k = torch.sigmoid(z)
     d = k * torch.sigmoid(-z)
     pull, slope = grad @ d, weights @ d.mT
@@ -560,9 +560,8 @@ def _plain(pool: Lists, tau: Tensor, phi: str, defined: Tensor) -> Tensor:
     scores, pos, valid, weight, *_ = pool
     assert weight is not None
     scores = clean(scores, valid)
-    k = torch.sigmoid(
-        (scores[:, None, :] - scores[:, :, None]) / tau.to(scores.dtype)[:, None, None]
-    )
+    unit = tau.to(scores.dtype)[:, None, None]
+    k = torch.sigmoid(in_widths(scores[:, None, :] - scores[:, :, None], unit))
     rank = (k if valid is None else torch.where(valid[:, None], k, 0.0)).sum(-1) + 0.5
     rank_pos = torch.where(pos[:, None], k, 0.0).sum(-1) + 0.5
     weight = torch.where(pos, weight, 0.0).to(scores.dtype)
