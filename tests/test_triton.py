@@ -546,7 +546,7 @@ def test_lists_that_a_kernel_finds_unsound(metric: Any, bad: float, launched: li
 def test_a_temperature_that_underflows(
     metric: Any, dtype: torch.dtype, launched: list[str]
 ) -> None:
-    tiny = torch.finfo(dtype).tiny
+    tiny = torch.tensor(torch.finfo(dtype).tiny, dtype=torch.float64)
     scores, first, given = judged(metric, 2, 12, seed=3)
     value = [metric.fn((x * scores).to(dtype), first, tiny, **given) for x in (1.0, 2.0**-60)]
     assert launched
