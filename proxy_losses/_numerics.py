@@ -212,7 +212,10 @@ def in_widths(away: Tensor, width: float | Tensor) -> Tensor:
     if not isinstance(width, Tensor) or (plainly_eager() and not _is_derived(width)):
         return away / width
     fixed = width.detach()
-    return (away / fixed).clamp(-FLAT, FLAT) * (fixed / width)
+    far = away / fixed
+    # Not a clamp, which gives a NaN the gradient 0.
+    far = torch.where(far.abs() > FLAT, far.detach().clamp(-FLAT, FLAT), far)
+    return far * (fixed / width)
 
 
 def step_means(

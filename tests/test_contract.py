@@ -206,9 +206,14 @@ def test_non_finite_valid_score_is_nan(metric, bad, where):
     value = metric.fn(scores.requires_grad_(), pos, TAU)
     assert value[0].isnan()
     assert value[1].isfinite()
-    (g,) = torch.autograd.grad(value.sum(), scores)
-    assert g[0].isnan().all()
-    assert g[1].isfinite().all()
+    tau = torch.full((2,), TAU, dtype=torch.float64, requires_grad=True)
+    values = value, metric.fn(scores, pos, tau)
+    for g in (
+        *torch.autograd.grad(values[0].sum(), scores),
+        *torch.autograd.grad(values[1].sum(), (scores, tau)),
+    ):
+        assert g[0].isnan().all()
+        assert g[1].isfinite().all()
     none = torch.zeros_like(pos)
     assert (metric.fn(scores, none, TAU) == 0).all()  # nothing to rank: still not NaN
 
