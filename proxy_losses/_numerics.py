@@ -215,7 +215,7 @@ def in_widths(away: Tensor, width: float | Tensor) -> Tensor:
     far = away / fixed
     # Not a clamp, which gives a NaN the gradient 0.
     far = torch.where(far.abs() > FLAT, far.detach().clamp(-FLAT, FLAT), far)
-    return far * (fixed / width)
+    return far * (fixed.clamp(max=torch.finfo(far.dtype).max) / width)  # 0 of an infinite one
 
 
 def step_means(

@@ -151,7 +151,7 @@ def _first_rank(
     That is, how far a negative is above it, and the share of s+ that a positive has.
     """
     even = weight.dtype == torch.bool
-    given = weight if even else weight > 0
+    given = weight if even else weight != 0  # a NaN shows
     ranked = torch.where(given, scores, -math.inf)
     top = all_reduce(num.largest(ranked, -math.inf), "max", name)
     away = num.in_widths(scores - (torch.where(some, top, 0.0) + broken), tau)
