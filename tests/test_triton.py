@@ -541,6 +541,21 @@ def test_lists_that_a_kernel_finds_unsound(metric: Any, bad: float, launched: li
     assert torch.equal(found[0].isnan(), found[1].isnan())
 
 
+@own_kernel
+def test_batched_gradients_of_a_kernel_keep_their_graph(metric: Any, launched: list[str]) -> None:
+    scores, first, given = judged(metric, 2, 12, seed=4)
+    found = []
+    for device in ("kernels", "torch"):
+        s = scores.clone().requires_grad_()
+        with computed_by(device):
+            value, each = metric.fn(s, first, TAU, **given), torch.eye(2, dtype=torch.float64)
+            (g,) = torch.autograd.grad(value, s, each, is_grads_batched=True, create_graph=True)
+            found.append((g, torch.autograd.grad(g.square().sum(), s)[0]))
+    assert launched
+    for got, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-12)
+
+
 @pytest.mark.parametrize("metric", [m for m in METRICS if m.name == "partial_auc_implicit"])
 @dtypes
 def test_a_temperature_that_underflows(
