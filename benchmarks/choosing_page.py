@@ -38,16 +38,16 @@ def _at_the_top(label: str, loss: str, weight: float, **fields: Any) -> Row:
 RECALL = {"loss": "recall", "main": 0.5}
 TABLES: dict[str, tuple[str, list[Row]]] = {
     "usual": (
-        "average precision over cross-entropy",
-        [Row("the usual arm", "tau", shown="ap_gain")],
+        "gain in average precision",
+        [Row("the usual settings", "tau", shown="ap_gain")],
     ),
     "temperature": (
         "temperature in spreads",
         [
             *(Row(f"{tau:g}", "tau", {"tau": tau}) for tau in (0.03, 0.1, 0.5, 1.0, 2.0, 4.0)),
-            Row("0.25, following the pool", "tau", {"unit": "spread"}),
-            Row("1, following the pool", "tau", {"unit": "spread", "tau": 1.0}),
-            Row("falling by a factor of 20", "tau over time", {"unit": "decay"}),
+            Row("0.25, measured anew each step", "tau", {"unit": "spread"}),
+            Row("1, measured anew each step", "tau", {"unit": "spread", "tau": 1.0}),
+            Row("falling from 1.1 to 0.06", "tau over time", {"unit": "decay"}),
         ],
     ),
     "queue": (
@@ -68,7 +68,7 @@ TABLES: dict[str, tuple[str, list[Row]]] = {
             Row("10 % warmup", "warmup", {"warmup": 0.1}),
             Row("no warmup", "warmup", {"warmup": 0.0}),
             Row(
-                "no warmup, the temperature following the pool",
+                "no warmup, the spread measured anew each step",
                 "warmup",
                 {"warmup": 0.0, "unit": "spread"},
             ),

@@ -24,7 +24,7 @@ from .screening import page as screening_page
 PAGE = report.ROOT / "proxy_losses" / "guide" / "does_it_help.md"
 PICTURE = report.ROOT / report.RESULTS / "does_it_help.png"
 LEAST_ANGLE = 30  # degrees, from which on a made top is contested
-SCORECARDS = "../integrations/README.md#scorecards-with-scikit-learn"
+SCORECARDS = "../../benchmarks/linear_ranker.md"
 # Command, the file that it writes, and where that is read.
 RUNS = {
     "choosing": ("benchmarks.choosing", "choosing.md"),
@@ -67,7 +67,9 @@ class Gain(NamedTuple):
 
     def __str__(self) -> str:
         interval = f"{self.mean:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
-        return f"{self.label} {interval}, {self.up} up, {self.down} down"
+        label = self.label and f"{self.label}: "
+        text = f"{label}{interval}, {self.up}/{self.down}"
+        return text.replace(" ", "\N{NO-BREAK SPACE}")  # a line of a narrow column
 
 
 class Row(NamedTuple):
@@ -121,7 +123,7 @@ def ranker(field: str) -> Callable[[Written], list[Gain]]:
     def gains(written: Written) -> list[Gain]:
         found = []
         groups = written["compared"][field]
-        for group, label in (("judged on", "tables kept apart"), ("all", "all tables")):
+        for group, label in (("judged on", "tables not tuned on"), ("all", "all tables")):
             if group not in groups:
                 continue
             one = groups[group]["ranker - logistic"]["ap"]
@@ -210,12 +212,12 @@ AP = "average precision"
 CONTINUED = "cross-entropy continued"
 ROWS = [
     Row(
-        "A linear model on a contested top: top and bulk want directions 30 to 90 degrees apart "
-        "(made tables)", CONTINUED, AP, "real_data_map", contested("linear"),
-        "Smooth-AP from the tuned logistic regression on: `LinearRanker`",
+        "A linear model on a contested top, 30 to 90 degrees apart (made-up tables)", CONTINUED, AP,
+        "real_data_map", contested("linear"),
+        "`LinearRanker`, which starts Smooth-AP from the tuned logistic regression",
     ),
     Row(
-        "Seven made tables, top and bulk 0 to 90 degrees apart", "tuned logistic regression", AP,
+        "Seven made-up tables, top and bulk 0 to 90 degrees apart", "tuned logistic regression", AP,
         "linear_ranker_made", ranker("all features"), "`LinearRanker`",
     ),
     Row(
@@ -224,32 +226,33 @@ ROWS = [
         "`LinearEmbedder`; or [whiten, then Smooth-AP](retrieval.md)",
     ),
     Row(
-        "The same, with so many labels wrong", "MultiSimilarity", "mean " + AP, "retrieval",
-        retrieval("MultiSimilarity", (0, 10, 20, 40)), "the same: Smooth-AP loses least to noise",
+        "The same, with a share of the labels wrong", "MultiSimilarity", "mean " + AP, "retrieval",
+        retrieval("MultiSimilarity", (0, 10, 20, 40)),
+        "the same: wrong labels cost Smooth-AP least",
     ),
     Row(
         "Virtual screening by fingerprints, new scaffolds", CONTINUED, "enrichment at 1 %",
         "screening", screen("ef1", "half Smooth-AP, half BCE"),
-        "a tuned logistic regression; from there half Smooth-AP, beside the control",
+        "a tuned logistic regression; then try half Smooth-AP from there, beside the control",
     ),
     Row(
-        "The same, averaged over what is better on held-out molecules",
+        "The same screen, with `LinearRanker`",
         "tuned logistic regression", "enrichment at 1 %", "linear_ranker_screen",
-        ranker_in_screen, '`LinearRanker(metric="enrichment", quantile=0.01)`, beside `max_iter=0`',
+        ranker_in_screen, '`metric="enrichment"` and `quantile=0.01`, beside `max_iter=0`',
     ),
     Row(
-        "Recall or partial AUC alone (weight 1)", "its threshold held constant",
+        "Recall or partial AUC at weight 1 (made-up rows)", "a threshold held constant",
         "recall of the top 0.5 %", "choosing", thresholds,
         '`threshold_grad="implicit"`: it makes these losses as good as Smooth-AP, not better',
     ),
     Row(
         "A linear model on 5 features, five tables", CONTINUED, AP, "real_data_map",
-        in_map("linear, 5"), "`LinearRanker`, and its `max_iter=0` beside it as the control",
+        in_map("linear, 5"), "`LinearRanker`, with `max_iter=0` beside it as the control",
     ),
     Row(
         "`LinearRanker` on all features of the five tables",
         "tuned logistic regression", AP, "linear_ranker_tables", ranker("all features"),
-        "the same",
+        "`LinearRanker`, and that control",
     ),
     Row(
         "Scorecards on 5 features, 29 public tables", "tuned logistic regression", AP,
@@ -260,8 +263,9 @@ ROWS = [
         "linear_ranker", ranker("all features"), "the tuned logistic regression",
     ),
     Row(
-        "A linear model on five tables, so many labels wrong", CONTINUED, AP, "real_data_noise",
-        wrong_labels, "nothing on this account: the gain does not grow with wrong labels",
+        "A linear model on five tables, with a share of the labels wrong", CONTINUED, AP,
+        "real_data_noise", wrong_labels,
+        "nothing: wrong labels are no reason for a ranking loss here",
     ),
     Row(
         "A network on five tables", CONTINUED, AP, "real_data",
@@ -269,7 +273,7 @@ ROWS = [
         "boosting or a larger model first, then Smooth-AP from its best checkpoint",
     ),
     Row(
-        "A network of 16 units on a contested top (made tables)", CONTINUED, AP, "real_data_map",
+        "A network of 16 units on a contested top (made-up tables)", CONTINUED, AP, "real_data_map",
         contested("16 hidden"), "nothing: cross-entropy finds such a top by itself",
     ),
     Row(
@@ -280,11 +284,11 @@ ROWS = [
 
 
 def map_table(runs: dict[str, Written]) -> str:
-    rows = [["where", "over", "points of", "gain [95 % interval]", "do"]]
+    rows = [["where", "compared with", "gain [95 % interval], up/down", "what to do"]]
     for row in ROWS:
-        found = "; ".join(str(one).strip() for one in row.gains(runs[row.run]))
-        cell = f"{found} ([run]({RUNS[row.run][1]}))"
-        rows.append([row.where, row.over, row.unit, cell, row.do])
+        found = "<br>".join(str(one) for one in row.gains(runs[row.run]))
+        cell = f"{row.unit}<br>{found}<br>([run]({RUNS[row.run][1]}))"
+        rows.append([row.where, row.over, cell, row.do])
     return markdown(rows)
 
 
@@ -360,7 +364,7 @@ def draw(runs: dict[str, Written], path: Path) -> None:
     ax.set_yticks(range(len(lines)), labels)
     ax.set_xlim(least, most)
     ax.invert_yaxis()
-    tidy(ax, "points; blue: the 95 % interval is above 0", "")
+    tidy(ax, "points; blue: above 0", "")
     figure.savefig(path)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from . import report
 
-PAGE = report.ROOT / "proxy_losses/integrations/README.md"
+PAGE = report.ROOT / "benchmarks/linear_ranker.md"
 FILES = {  # mark of the page -> file of the run
     "tables": "linear_ranker", "screen": "linear_ranker_screen", "made": "linear_ranker_made",
     "folder": "linear_ranker_tables",

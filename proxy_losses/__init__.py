@@ -5,12 +5,13 @@ explicit immutable state, and thin modules over it (`SmoothAPLoss`, `LossWarmupW
 Metrics are values in [0, 1], larger is better (`smooth_auroc` has one without a floor); losses are
 1 - value.
 
-In shapes, M counts the rows of a list, N those of a batch, C classes; "..." are any leading axes.
-Examples take ``import torch`` and ``from proxy_losses import *`` for granted.
+A list is a set of rows that are ranked against each other. In shapes M is the number of rows in a
+list, N that of rows in a batch, and C that of classes; "..." are any leading axes. The examples
+assume ``import torch`` and ``from proxy_losses import *``.
 
 Further modules: `proxy_losses.nn` (what the losses share), `proxy_losses.distributed`, the
 callbacks of `proxy_losses.integrations.lightning` and `proxy_losses.integrations.huggingface`, and
-the scorecards of `proxy_losses.integrations.sklearn`.
+the estimators of `proxy_losses.integrations.sklearn`.
 """
 
 from typing import Any

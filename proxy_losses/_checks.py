@@ -170,6 +170,14 @@ def as_number(name: str, x: Any) -> Any:
     return x.item()
 
 
+def as_whole(name: str, x: Any) -> Any:
+    """`as_number`, and a float that is whole, as products and files have it, as the integer."""
+    x = as_number(name, x)
+    if isinstance(x, Real) and not isinstance(x, Integral) and float(x).is_integer():
+        return int(float(x))
+    return x
+
+
 def check_number(name: str, x: object) -> None:
     """Raise `TypeError` unless x is a real number and no bool, or one that a compiler traces."""
     if type(x) is float:  # the usual, at once

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -332,10 +331,8 @@ def all_of(rank: int, world: int, group: Any) -> dict:
     return out
 
 
-def worker(rank: int, processes: int, folder: str) -> None:
+def worker(rank: int) -> dict:
     """One process of all groups of at least its rank."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=processes)
     out: dict[Any, Any] = {}
     for world in CUTS:
         group = dist.new_group(list(range(world)))
@@ -343,11 +340,4 @@ def worker(rank: int, processes: int, folder: str) -> None:
             out[world] = all_of(rank, world, group)
         else:
             out["outside"] = message(lambda group=group: smooth_ap(make_pool(5), "auto", group))
-    torch.save(out, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-def run(processes: int, folder: Any, target: Callable[..., None] = worker) -> list[dict]:
-    """What each process found."""
-    mp.spawn(target, args=(processes, str(folder)), nprocs=processes)
-    return [torch.load(f"{folder}/{k}.pt", weights_only=True) for k in range(processes)]
+    return out

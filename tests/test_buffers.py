@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from pathlib import Path
-
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import proxy_losses as P
+
+from . import processes
 
 STEPS = 3
 
@@ -43,21 +40,13 @@ def trained(rank: int, how: str, broadcast: bool) -> tuple[str, torch.Tensor]:
     return told, model.module.loss._queue.state.logits
 
 
-def worker(rank: int, folder: str, cases: list[tuple[str, bool]]) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.save([trained(rank, *case) for case in cases], f"{folder}/{rank}.pt")
-    dist.barrier()
-    os._exit(0)  # the teardown of a DDP model whose forward has raised may wait for ever
+def worker(rank: int, *cases: tuple[str, bool]) -> list[tuple[str, torch.Tensor]]:
+    return [trained(rank, *case) for case in cases]
 
 
 def run(*cases: tuple[str, bool]):
     """Of each case what both processes found."""
-    with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(worker, (folder, list(cases)), nprocs=2)
-        return zip(
-            *(torch.load(Path(folder, f"{r}.pt"), weights_only=True) for r in range(2)), strict=True
-        )
+    return zip(*processes.run(2, worker, *cases), strict=True)
 
 
 def test_a_sharded_queue_that_was_overwritten_raises_on_every_process():

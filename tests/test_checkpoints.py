@@ -253,7 +253,7 @@ def test_what_a_schedule_lacks_stays_as_it_is():
 def test_a_bad_step_changes_nothing(mode):
     wrapper = wrapped(used(smooth), **mode)
     before = contents(wrapper)
-    for bad in (1.5, "3", None, True, 2**70, torch.tensor([1, 2]), torch.tensor(1.0)):
+    for bad in (1.5, "3", None, True, 2**70, torch.tensor([1, 2]), torch.tensor(1.5)):
         for hook in (wrapper.on_train_batch_start, wrapper.on_train_epoch_start):
             name = "epoch" if "epoch" in hook.__name__ else "step"
             with pytest.raises((TypeError, ValueError), match=f"{name} must"):

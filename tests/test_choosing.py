@@ -191,7 +191,7 @@ def test_the_tables_of_the_guide_are_those_of_the_run():
     usual = run["worlds"]["contested top, linear"]["questions"]["weight"][0]
     mean, (low, high) = usual["ap_gain"]["mean"], usual["ap_gain"]["interval"]
     gain = f"{100 * mean:+.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-    assert f"| the usual arm | {gain} | " in page
+    assert f"| the usual settings | {gain} | " in page
     for name, (_, rows) in choosing_page.TABLES.items():
         assert choosing_page.table(name, run).count("\n") > len(rows) / 2  # the run has these arms
     with pytest.raises(ValueError, match="the marks of 'queue' once, got 0"):

@@ -16,8 +16,8 @@ pytest.importorskip("pyarrow")
 
 from sklearn.metrics import average_precision_score  # noqa: E402
 
-from proxy_losses.demo import _common, _ranking, _retrieval, _tables  # noqa: E402
-from proxy_losses.demo.__main__ import main  # noqa: E402
+from proxy_losses.demo import _ranking, _retrieval, _tables, _verdict  # noqa: E402
+from proxy_losses.demo.__main__ import EPOCHS_VARIABLE, RANKING, main, parse  # noqa: E402
 
 SHORT = ["--total-epochs", "4", "--warmup-epochs", "2", "--blend-epochs", "1", "--hidden", "0"]
 
@@ -25,7 +25,7 @@ SHORT = ["--total-epochs", "4", "--warmup-epochs", "2", "--blend-epochs", "1", "
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv(_common.EPOCHS_VARIABLE, raising=False)
+    monkeypatch.delenv(EPOCHS_VARIABLE, raising=False)
 
 
 def blobs(rows=400, positives=60):
@@ -35,7 +35,7 @@ def blobs(rows=400, positives=60):
 
 
 def arguments(*argv):
-    return _common.Parser("demo", "", "", _ranking.FLAGS).parse_args(argv)
+    return parse(argparse.ArgumentParser(), RANKING, [*argv])
 
 
 def assert_png(path):
@@ -45,33 +45,41 @@ def assert_png(path):
 
 def test_without_flags_two_tables_and_two_models(monkeypatch, capsys):
     monkeypatch.setattr(_tables, "MADE_ROWS", (700, 500, 500))
-    monkeypatch.setenv(_common.EPOCHS_VARIABLE, "4")
-    outcomes = _ranking.run(["--seeds", "2", "--pos-rate", "0.05", "--out", "new/a.png"])
+    monkeypatch.setenv(EPOCHS_VARIABLE, "10")
+    found = []
+    monkeypatch.setattr(_ranking, "draw", lambda outcomes, *_: found.append(outcomes))
+    assert main(["--seeds", "2", "--pos-rate", "0.05", "--out", "new/a.png"]) == 0
     out = capsys.readouterr().out
-    assert_png("new/a.png")
-    assert f"{_common.EPOCHS_VARIABLE} shortened the run: do not conclude from it." in out
-    assert out.startswith("contested top: train 700 rows (")
-    trace = re.findall(r"^ +(\d)/4 +(\w+) +(\S+) +(\S+) +(\S+) +(\S+) +(\S+)$", out, re.M)
-    assert [line[:3] for line in trace] == [
-        ("1", "warmup", "0.00"), ("2", "blend", "0.50"), ("3", "ranking", "1.00"),
-        ("4", "ranking", "1.00"),
-    ]  # fmt: skip
-    assert trace[0][3:5] == trace[0][5:]  # same weights, same batches: the warmup is the same
-    assert trace[3][3:5] != trace[3][5:]
-    names = [(rows, h) for rows in ("contested top", "smooth odds") for h in (0, 16)]
-    assert [(found.case.rows, found.case.hidden) for found in outcomes] == names
-    for found in outcomes:
-        np.testing.assert_allclose(found.apart, found.test[:, 1] - found.test[:, 0])
-        assert found.gain == _common.gain_of(found.apart, 0.0)
+    assert f"{EPOCHS_VARIABLE} shortened the run: do not conclude from it." in out
+    assert out.startswith("train: 700 rows, ")
+    trace = re.findall(r"^ +(\d+)/10 +(\w+) +(\S+) +(\S+) +(\S+) +(\S+) +(\S+)$", out, re.M)
+    assert [line[1] for line in trace] == ["warmup"] * 4 + ["blend"] + ["ranking"] * 5
+    assert [float(line[2]) for line in trace] == [0.0] * 4 + [0.5] + [1.0] * 5
+    assert trace[3][3:5] == trace[3][5:]  # same weights, same batches: the warmup is the same
+    assert trace[5][3:5] != trace[5][5:]
+    (outcomes,) = found
+    models = ("linear model", "MLP of 16 units")
+    names = [f"{rows}, {model}" for rows in ("contested top", "smooth odds") for model in models]
+    assert [*outcomes] == names
+    for name, (_, test, gain) in outcomes.items():
+        assert gain == _verdict.gain_of((test[:, 1] - test[:, 0]).tolist(), 0.0)
+        up = (test[:, 1] > test[:, 0]).sum()
         row = re.search(
-            rf"^{found.case.rows} +{found.case.model} +(\S+) +(\S+) +"
-            rf"({re.escape(str(found.gain))}) +\d/2 +{found.gain.verdict}$", out, re.M,
-        )  # fmt: skip
-        assert row is not None
-        assert [float(row[1]), float(row[2])] == pytest.approx(found.test.mean(0), abs=0.006)
-    validation, test = _ranking.train_pair(outcomes[1].case, 0, arguments(), show=False)
-    np.testing.assert_array_equal(validation, outcomes[1].validation[0])
-    np.testing.assert_array_equal(test, outcomes[1].test[0])
+            rf"^{name} +(\S+) +(\S+) +{re.escape(str(gain))} +{up}/2 +{gain.verdict}$", out, re.M
+        )
+        assert [float(row[1]), float(row[2])] == pytest.approx(test.mean(0), abs=0.006)
+    validation, test, _ = outcomes["contested top, MLP of 16 units"]
+    runs = np.concatenate([of_seeds for of_seeds, *_ in outcomes.values()])
+    unused = sum(int(trace.argmax() < 4) for trace in runs[:, 1])
+    rising = sum(int(trace[-1] == max(trace)) for trace in runs.reshape(16, 10))
+    assert f"in its warmup: {unused} of 8.\n" in out
+    assert f"so that more may change them: {rising} of 16.\n" in out
+    args = arguments("--pos-rate", "0.05")
+    split = _tables.splits_of(args)[0]["contested top"]
+    _ranking.settle(args, split(0)[0].y)
+    again = _ranking.train_both(split(0), 16, 0, args, show=False)
+    np.testing.assert_array_equal(again[0], validation[0])
+    np.testing.assert_array_equal(again[1], test[0])
 
 
 def test_a_csv_and_one_seed(capsys):
@@ -79,23 +87,23 @@ def test_a_csv_and_one_seed(capsys):
     frame = pd.DataFrame(features, columns=["a", "b", "c"])
     frame["colour"] = np.where(features[:, 0] > 0, "red", "blue")
     frame["fraud"] = np.where(labels == 1, "yes", "no")
-    frame.to_csv("mine.csv")
+    frame.reset_index().to_csv("mine.csv")  # the index twice
     argv = [*SHORT, "--data", "mine.csv", "--target", "fraud", "--seeds", "1"]
     assert main(argv) == 0
     out = capsys.readouterr().out
-    assert "mine.csv: train 240 rows (36 positive)" in out
-    assert "5 features" in out
-    assert "column 'Unnamed: 0' is left out: it numbers the rows" in out
+    assert "train: 240 rows, 36 of the rarest class" in out
+    assert re.search(r"^mine.csv, linear model .* \d/1 +one seed says nothing$", out, re.M)
+    for name in ("Unnamed: 0", "index"):
+        assert f"column '{name}' is left out: it numbers the rows" in out
     assert "positive: fraud = yes" in out
-    assert "One seed says nothing" in out
     assert_png("demo.png")
     frame.to_parquet("mine.parquet")
     for name in ("mine.csv", "mine.parquet"):
-        table, classes = _tables.load_table(name, "fraud", multiclass=False)
-        np.testing.assert_allclose(table.x[:, :3], features)
-        np.testing.assert_array_equal(table.x[:, 4], features[:, 0] > 0)
-        np.testing.assert_array_equal(table.y, labels)
-        assert classes == ["no", "yes"]
+        frame, label = _tables.read(name, "fraud")
+        x = _tables.features(frame)
+        np.testing.assert_allclose(x[:, :3], features)
+        np.testing.assert_array_equal(x[:, 4], features[:, 0] > 0)
+        np.testing.assert_array_equal(_tables.class_numbers(label, multiclass=False), labels)
 
 
 @pytest.mark.parametrize(
@@ -120,9 +128,11 @@ def test_a_first_column_that_numbers_the_rows_is_no_feature(first, left_out, cap
 
 
 def test_multiclass_is_judged_class_by_class(capsys):
-    (found,) = _ranking.run([*SHORT, "--multiclass", "--seeds", "1"])
-    assert "of CE alone" in capsys.readouterr().out
-    *_, test = found.case.split(0)
+    assert main([*SHORT, "--multiclass", "--seeds", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "of CE alone" in out
+    assert "digits, linear model" in out
+    test = _tables.splits_of(arguments("--multiclass"))[0]["digits"](0)[2]
     model = _ranking.build_model(64, 0, 10, seed=0)
     scores = model(torch.from_numpy(test.x)).detach().numpy()
     each = [average_precision_score(test.y == k, scores[:, k]) for k in range(10)]
@@ -130,20 +140,23 @@ def test_multiclass_is_judged_class_by_class(capsys):
     assert value == pytest.approx(100 * np.mean(each))
 
 
-def test_npz_and_the_other_tables():
+def test_npz_and_the_other_tables(capsys):
     features, labels = blobs()
     np.savez("mine.npz", X=features.astype(np.float32), y=labels.astype(np.uint8)[:, None])
-    table, _ = _tables.load_table("mine.npz", None, multiclass=False)
-    np.testing.assert_array_equal(table.y, labels)
-    digits, names = _tables.load_table("digits", None, multiclass=False)
-    assert names == ["the rest", "8"]
-    digits = _tables.thin(digits, 0.02, seed=0)
-    assert (digits.y == 0).sum() == 1797 - 174
-    assert digits.y.mean() == pytest.approx(0.02, abs=5e-4)
-    (case,) = _ranking.cases_of(arguments("--data", "synthetic", "--hidden", "3"))
-    split = case.split(1)
+    frame, label = _tables.read("mine.npz", None)
+    np.testing.assert_allclose(frame, features, rtol=1e-6)
+    np.testing.assert_array_equal(label, labels)
+    tables, overlap = _tables.splits_of(arguments("--data", "digits", "--pos-rate", "0.02"))
+    assert capsys.readouterr().out == "positive: target = 8\n"
+    rows = [len(part.y) for part in tables["digits"](0)]
+    assert sum(rows) == 1797 - 174 + 33  # all of the rest, and 2 % of eights
+    assert overlap == pytest.approx(rows[2] / rows[0], rel=0.01)
+    assert sum(part.y.sum() for part in tables["digits"](0)) == 33
+    tables, overlap = _tables.splits_of(arguments("--data", "synthetic"))
+    split = tables["synthetic"](1)
     assert [len(part.y) for part in split] == [12_000, 4000, 4000]
     assert split[0].y.mean() == pytest.approx(0.005, abs=5e-4)
+    assert overlap == 0
     assert np.unique(_tables.synthetic(0, 0.005, 4).y).tolist() == [0, 1, 2, 3]
 
 
@@ -162,7 +175,7 @@ def test_split_is_stratified_standardised_and_keeps_copies_together():
     features, labels = blobs(rows=500, positives=50)
     features[300:320] = features[300]  # copies of one negative
     features[10], features[11] = features[12], -0.0 * features[12] + features[12]
-    split = _tables.split_table(_tables.Rows(features, labels), ["0", "1"], seed=0)
+    split = _tables.split(_tables.Rows(features, labels), seed=0)
     positives = [int(part.y.sum()) for part in split]
     assert sum(positives) == 50
     np.testing.assert_allclose(positives, [30, 10, 10], atol=3)  # two more rows of a copied one
@@ -174,70 +187,68 @@ def test_split_is_stratified_standardised_and_keeps_copies_together():
 
 
 @pytest.mark.parametrize(
-    ("target", "labels", "names"),
+    ("target", "labels", "positive"),
     [
-        ([0, 1, 1, 1], [0, 1, 1, 1], ["0", "1"]),
-        ([0.0, 1.0, 1.0], [0, 1, 1], ["0.0", "1.0"]),
-        ([False, True, True], [0, 1, 1], ["False", "True"]),
-        ([3, 7, 7], [1, 0, 0], ["7", "3"]),
-        (["b", "a", "b"], [0, 1, 0], ["b", "a"]),
+        ([0, 1, 1, 1], [0, 1, 1, 1], "1"),
+        ([0.0, 1.0, 1.0], [0, 1, 1], "1.0"),
+        ([False, True, True], [0, 1, 1], "True"),
+        ([3, 7, 7], [1, 0, 0], "3"),
+        (["b", "a", "b"], [0, 1, 0], "a"),
     ],
 )
-def test_of_two_classes_the_rarer_is_positive_unless_they_are_0_and_1(target, labels, names):
-    got, got_names = _tables.label_codes(pd.Series(target), multiclass=False)
-    assert got.tolist() == labels
-    assert got_names == names
+def test_of_two_classes_the_rarer_is_positive_unless_they_are_0_and_1(
+    target, labels, positive, capsys
+):
+    label = pd.Series(target, name="y")
+    assert _tables.class_numbers(label, multiclass=False).tolist() == labels
+    assert capsys.readouterr().out == f"positive: y = {positive}\n"
 
 
-def test_gains_and_notes():
+def test_gains():
     # Of two differences, 2 and 4: t of one degree of freedom, 12.706, times sd = sqrt(2)
-    found = _common.gain_of(np.array([2.0, 4.0]), 1 / 3)
+    found = _verdict.gain_of([2.0, 4.0], 1 / 3)
     assert found.mean == 3
     assert found.half == pytest.approx(12.706 * (2 * (1 / 2 + 1 / 3)) ** 0.5, rel=1e-4)
     assert found.verdict == "tie"
-    assert str(_common.Gain(3.0, 1.0, "win")) == "+3.00 [+2.00, +4.00]"
-    one = _common.gain_of(np.array([2.0]), 1 / 3)
-    assert (str(one), one.verdict) == ("+2.00", "one seed")
-    for shift, word in ((100.0, "win"), (-100.0, "loss")):
-        gain = _common.gain_of(np.array([2.0, 4.0]) + shift, 0.0)
-        assert gain.verdict == word
-        validation = np.array([[[1.0, 2.0], [2.0, 2.0]]] * 2)  # [seeds, arms, epochs]
-        outcome = _ranking.Outcome(None, validation, np.ones((2, 2)), np.ones(2), gain)
-        text = _ranking.notes([outcome], warmup=1)
-        # Its best epoch, the first of equals, is in the warmup.
-        assert "In 2 of 2 runs the best validation epoch of Smooth-AP lies in its warmup" in text
-        assert "In 4 of 4 trainings the last epoch was the best" in text
-        assert "cannot tell the two apart" not in text
-        assert "shortened the run" not in text
-        assert "cannot tell" in _ranking.notes([outcome._replace(gain=found)], warmup=1)
-        assert "Raise --seeds" in _ranking.notes([outcome._replace(gain=one)], warmup=1)
+    assert str(_verdict.Gain(3.0, 1.0, "win")) == "+3.00 [+2.00, +4.00]"
+    one = _verdict.gain_of([2.0], 1 / 3)
+    assert (str(one), one.verdict) == ("+2.00", "one seed says nothing")
+    assert _verdict.gain_of([102.0, 104.0], 0.0).verdict == "win"
+    assert _verdict.gain_of([-102.0, -104.0], 0.0).verdict == "loss"
+    assert _verdict.gain_of([0.0, 0.0], 0.0).verdict == "tie"
 
 
 @pytest.mark.parametrize(
-    ("cap", "expected"),
-    [("1", (0, 0, 1)), ("2", (1, 0, 2)), ("3", (1, 1, 3)), ("10", (3, 1, 10)), ("", (12, 4, 40))],
+    ("cap", "expected"), [("1", [0, 0, 1]), ("4", [1, 0, 4]), ("10", [3, 1, 10]), ("", [12, 4, 40])]
 )
 def test_the_environment_shortens_a_run(cap, expected, monkeypatch):
-    monkeypatch.setenv(_common.EPOCHS_VARIABLE, cap)
-    args = argparse.Namespace(total_epochs=40, warmup_epochs=12, blend_epochs=4)
-    assert _ranking.plan_epochs(args, steps=9) == expected
+    monkeypatch.setenv(EPOCHS_VARIABLE, cap)
+    args = arguments("--total-epochs", "40", "--warmup-epochs", "12", "--blend-epochs", "4")
+    _ranking.settle(args, np.array([0, 1]))
+    assert [args.warmup_epochs, args.blend_epochs, args.total_epochs] == expected
 
 
-def test_a_default_number_of_epochs():
-    args = arguments()
-    assert [_ranking.plan_epochs(args, steps)[2] for steps in (5, 40, 50, 500)] == [40, 25, 20, 20]
+def test_defaults_that_depend_on_the_rows():
+    for rows, epochs in ((5 * 256, 40), (39 * 256 + 1, 25), (50 * 256, 20), (500 * 256, 20)):
+        for positives, queue in ((0.010, 2048), (0.013, 0)):  # 2.6 and 3.3 in a batch
+            args = arguments()
+            _ranking.settle(args, (np.arange(rows) < positives * rows).astype(int))
+            assert (args.total_epochs, args.queue_size) == (epochs, queue)
 
 
 def test_retrieval(monkeypatch, capsys):
     monkeypatch.setattr(_retrieval, "MADE", (20, 8, 24))
-    monkeypatch.setenv(_common.EPOCHS_VARIABLE, "1")
-    values = _retrieval.run(["--seeds", "2", "--noise", "0.4"])
+    monkeypatch.setenv(EPOCHS_VARIABLE, "1")
+    found, run = [], _retrieval.run
+    monkeypatch.setattr(_retrieval, "run", lambda args: found.append(run(args)))
+    assert main(["retrieval", "--seeds", "2", "--noise", "0.4"]) == 0
+    (values,) = found
     assert values.shape == (2, 2, 5, 2)
     np.testing.assert_array_equal(values[:, 0, 0], values[:, 1, 0])  # raw ones know no labels
     out = capsys.readouterr().out
     cells = "".join(rf" +{cell:.2f}" for cell in values.mean(0)[:, 3].reshape(-1))
     assert re.search(rf"^RetrievalLoss{cells}$", out, re.M)
-    gain = _common.gain_of(values[:, 1, 3, 1] - values[:, 1, 2, 1], 0.0)
+    gain = _verdict.gain_of((values[:, 1, 3, 1] - values[:, 1, 2, 1]).tolist(), 0.0)
     assert f"RetrievalLoss - contrastive loss: mAP {gain}: {gain.verdict}" in out
     assert_png("demo-retrieval.png")
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn.functional import one_hot
 from torch.nn.parallel import DistributedDataParallel
 
 import proxy_losses as P
 
+from . import processes
 from . import test_retrieval_processes as retrieval
 
 # Rows of each rank: even, uneven, and with an empty rank.
@@ -97,14 +97,19 @@ def train(name: str, shard, rank: int | None, *, weighted: bool, gather=None) ->
     return {"losses": losses, "grads": grads, "queue": queue}
 
 
-def worker(rank: int, world: int, folder) -> None:
-    torch.set_num_threads(1)
-    x, targets, *_ = whole(5)
+def before_the_group() -> tuple[P.SmoothAPLoss, P.SmoothAPLoss]:
+    """A module that was made, and one that was called."""
     made, called = (P.SmoothAPLoss(3, queue_size=64) for _ in range(2))
+    x, targets, *_ = whole(5)
     called(new_model()(x[:3]), targets[:3])
-    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=world)
-    made(new_model()(x), targets), called(new_model()(x), targets)
-    out = {"rows": [int(loss_fn._queue.state.enqueued) for loss_fn in (made, called)]}
+    return made, called
+
+
+def worker(rank: int, modules: tuple[P.SmoothAPLoss, P.SmoothAPLoss], world: int) -> dict:
+    x, targets, *_ = whole(5)
+    for loss_fn in modules:
+        loss_fn(new_model()(x), targets)
+    out = {"rows": [int(loss_fn._queue.state.enqueued) for loss_fn in modules]}
     for shard in SHARDS[world]:
         out["gather", shard] = gather_all(shard, rank)
         for name in (*LOSSES, *POINTWISE):
@@ -115,16 +120,13 @@ def worker(rank: int, world: int, folder) -> None:
         out["each", shard] = [retrieval.each(shard, rank, gather) for gather in (None, False)]
     shard = SHARDS[world][0]
     out["local"] = train("ap", shard, rank, weighted=False, gather=False)
-    torch.save(out, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return out
 
 
 @pytest.fixture(scope="module", params=SHARDS, ids=lambda world: f"{world}_processes")
-def ranks(request, tmp_path_factory) -> list[dict]:
+def ranks(request) -> list[dict]:
     """What each process of a group found."""
-    folder = tmp_path_factory.mktemp("group")
-    mp.spawn(worker, args=(request.param, folder), nprocs=request.param)
-    return [torch.load(folder / f"{k}.pt", weights_only=True) for k in range(request.param)]
+    return processes.run(request.param, worker, request.param, before=before_the_group)
 
 
 def test_rows_arrive_in_rank_order_in_their_dtype(ranks):

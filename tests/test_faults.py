@@ -20,7 +20,7 @@ from torch import Tensor
 
 import proxy_losses as P
 
-from . import exact
+from . import exact, processes
 from .exact import array
 
 pytestmark = pytest.mark.slow
@@ -414,9 +414,7 @@ def test_weights_of_other_rows_do_not_matter(name, dtype, rows, bad):
 WHERE = ("a negative", "half of the negatives", "a positive", "nowhere")
 
 
-def _one_of_two(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/two", world_size=2, rank=rank)
+def _one_of_two(rank: int) -> dict:
     found = {}
     for case, (rows, where) in enumerate(itertools.product((4, 40, 3_000), WHERE)):
         for bad in BAD:
@@ -436,15 +434,12 @@ def _one_of_two(rank: int, folder: str) -> None:
                 except Exception as error:  # a result, too
                     value = repr(error)
                 found[rows, where, bad, name] = value, fn(scores, pos, 0.1)
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return found
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory) -> list[dict]:
-    folder = tmp_path_factory.mktemp("nan")
-    torch.multiprocessing.spawn(_one_of_two, args=(str(folder),), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+def two_processes() -> list[dict]:
+    return processes.run(2, _one_of_two)
 
 
 @every_metric

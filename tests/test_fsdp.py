@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
-
 import pytest
 import torch
-import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
 
 import proxy_losses as P
+
+from . import processes
 
 CUTS = [(0, 7), (7, 20)]  # rows of each process
 
@@ -37,20 +34,12 @@ def off(how: str, mine: slice) -> float:
     return max(each) / max(float(q.grad.abs().max()) for q in alone.parameters())
 
 
-def worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
-    found = {how: off(how, slice(*CUTS[rank])) for how in ("gather", "shard")}
-    Path(folder, f"{rank}.json").write_text(json.dumps(found))
-    dist.barrier()  # the other may still ask for its share
-    # Past the destructors of the interpreter's end: meshes of the model keep threads of the group.
-    os._exit(0)
+def worker(rank: int) -> dict[str, float]:
+    return {how: off(how, slice(*CUTS[rank])) for how in ("gather", "shard")}
 
 
 @pytest.mark.slow
-def test_the_gradient_is_that_of_one_process(tmp_path):
-    torch.multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
-    for rank in range(2):
-        found = json.loads(Path(tmp_path, f"{rank}.json").read_text())
+def test_the_gradient_is_that_of_one_process():
+    for found in processes.run(2, worker):
         # Float64 sums of 20 rows, sharded ranks within rtol 1e-12.
         assert all(value < 1e-11 for value in found.values()), found

@@ -1,10 +1,7 @@
 """The Hugging Face loss and callback with two processes of a real Trainer."""
 
-import socket
-
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 import proxy_losses as P
 
@@ -13,6 +10,7 @@ pytest.importorskip("accelerate", reason="needs proxy-losses[huggingface]")
 
 from proxy_losses.integrations.huggingface import LossScheduleCallback
 
+from . import processes
 from .test_huggingface import bce, data, new_model, new_trainer
 
 pytestmark = [
@@ -23,19 +21,19 @@ pytestmark = [
 STEPS, STOP, BATCH = 8, 5, 12
 
 
-def train(folder, how, processes, rank, stop=None):
-    size = 24 // processes if how == "shard" else 24  # the queues of all hold 24 rows
+def train(folder, how, world, stop=None):
+    size = 24 // world if how == "shard" else 24  # the queues of all hold 24 rows
     loss_fn = P.LossWarmupWrapper(
         bce, P.SmoothAPLoss(1, queue_size=size, temperature=0.3, distributed=how),
         temp_start=0.5, temp_end=0.05, temp_decay_steps=6, warmup_steps=2, blend_steps=3,
     )  # fmt: skip
-    checkpoint = None if stop is None else f"{folder}/{how}{processes}/checkpoint-{stop}"
+    checkpoint = None if stop is None else f"{folder}/{how}{world}/checkpoint-{stop}"
     trainer = new_trainer(
-        loss_fn, f"{folder}/{how}{processes}" + ("" if stop is None else "again"),
+        loss_fn, f"{folder}/{how}{world}" + ("" if stop is None else "again"),
         schedule=LossScheduleCallback(loss_fn, resume_from=checkpoint), model=new_model(1).double(),
-        rows=data(BATCH * STEPS), per_device_train_batch_size=BATCH // processes,
+        rows=data(BATCH * STEPS), per_device_train_batch_size=BATCH // world,
         max_steps=STEPS, save_strategy="steps", save_steps=STOP,
-        ddp_backend="gloo" if processes > 1 else None,
+        ddp_backend="gloo" if world > 1 else None,
         train_sampling_strategy="sequential",
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=checkpoint)
@@ -43,16 +41,9 @@ def train(folder, how, processes, rank, stop=None):
     return {**out, "queue": loss_fn.main_loss._queue.state_dict()}
 
 
-def worker(rank, folder, port):
-    env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**env, "MASTER_ADDR": "127.0.0.1"}.items():
-            patch.setenv(name, str(value))
-        torch.set_num_threads(1)
-        out = {how: train(folder, how, 2, rank) for how in ("gather", "shard")}
-        out["resumed"] = train(folder, "shard", 2, rank, stop=STOP)
-        torch.save(out, folder / f"{rank}.pt")
-        torch.distributed.destroy_process_group()
+def worker(rank, folder):
+    out = {how: train(folder, how, 2) for how in ("gather", "shard")}
+    return {**out, "resumed": train(folder, "shard", 2, stop=STOP)}
 
 
 def equal(one, two):
@@ -60,12 +51,8 @@ def equal(one, two):
 
 
 def test_two_processes_train_as_one_and_resume_bit_for_bit(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(worker, (tmp_path, port), nprocs=2)
-    ranks = [torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in range(2)]
-    alone = train(tmp_path, "gather", 1, 0)
+    ranks = processes.run(2, worker, tmp_path)
+    alone = train(tmp_path, "gather", 1)
     for how in ("gather", "shard"):
         assert equal(ranks[0][how]["model"], ranks[1][how]["model"])
         for name, x in alone["model"].items():

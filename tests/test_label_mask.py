@@ -7,12 +7,11 @@ import math
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.func import grad_and_value, vmap
 
 import proxy_losses as P
 
+from . import processes
 from .compiling import compile_fresh
 from .makers import FUNCTIONS, PAD, every_loss, smooth, some_losses, warned
 from .test_step import LOSSES, TIGHT, rows_by_hand
@@ -523,9 +522,7 @@ def shared_rows(n: int):
     return rows
 
 
-def worker(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=world)
+def worker(rank: int) -> dict:
     out = {}
     for shard in SHARDS:
         mine = slice(sum(shard[:rank]), sum(shard[: rank + 1]))
@@ -543,15 +540,12 @@ def worker(rank: int, world: int, folder: str) -> None:
             module(torch.ones(2, 3), bad)
         except ValueError as error:
             out["refused", bad.dim()] = str(error), int(module._queue.state.enqueued)
-    torch.save(out, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return out
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("masks")
-    mp.spawn(worker, args=(3, str(folder)), nprocs=3)
-    return [torch.load(folder / f"{k}.pt", weights_only=True) for k in range(3)]
+def ranks():
+    return processes.run(3, worker)
 
 
 @pytest.mark.parametrize("name", EXTRA)

@@ -1,5 +1,6 @@
 """The ranking losses as modules: arguments, warnings, degenerate input, queue, precision."""
 
+import copy
 import inspect
 import math
 
@@ -297,6 +298,16 @@ def test_a_capped_pool_is_drawn_the_same_everywhere_and_keeps_rare_rows(make):
     assert [roomy(*batch(k)) for k in range(4)] == [free(*batch(k)) for k in range(4)]
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
+def test_flags_may_be_integers(dtype):
+    module, twin = pauc(), pauc()
+    logits, targets = torch.randn(12, 1), torch.arange(12) % 3 == 0
+    flags = torch.arange(12) % 2 == 0
+    for _ in range(2):  # live, and stored
+        assert torch.equal(module(logits, targets, flags.to(dtype)), twin(logits, targets, flags))
+    assert not torch.equal(twin(logits, targets), pauc()(logits, targets))
+
+
 def test_other_buffers_may_stand_in_for_those_of_the_queue():
     rows = torch.tensor([[0.5], [0.2], [0.1], [0.4]]), torch.tensor([0, 1, 0, 1])
     weighed, plain = (P.SmoothAPLoss(1, queue_size=8, temperature=0.1) for _ in range(2))
@@ -310,3 +321,15 @@ def test_other_buffers_may_stand_in_for_those_of_the_queue():
     plain.load_state_dict(weighed.state_dict(), assign=True)
     assert plain(*rows) == weighed(*rows)
     assert plain._queue.state.sample_weight is not kept.sample_weight
+
+
+@every_loss
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*:DeprecationWarning")
+def test_a_traced_module_goes_on_as_the_module(make):
+    module = make()
+    module(*batch(0))
+    traced = torch.jit.trace(copy.deepcopy(module), batch(1), check_trace=False)
+    traced.load_state_dict(module.state_dict())
+    for k in (2, 3):
+        assert torch.equal(traced(*batch(k)), module(*batch(k)))
+    assert all(map(torch.equal, traced.buffers(), module.buffers()))

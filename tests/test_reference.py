@@ -180,7 +180,7 @@ def test_the_site_needs_no_network(site):
     for path in site.rglob("*.html"):
         assert not re.search(r"<(script|link|img)\b[^>]*https?://", path.read_text()), path.name
     found = (site / "search.js").read_text()
-    assert "a rank is not a mean over shards" in found.lower()
+    assert "because a rank depends on all rows" in found.lower()
     assert "smooth_ap_saturation" in found
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from . import shards
+from .processes import run
 from .shards import ASKED, CUTS, INTERPOLATIONS, KINDS, LOCAL, make_pool, value_and_grads
 
 # Both sides are within RTOL = 1e-12 of the exact sums, gradients within 3 RTOL of their natural
@@ -12,9 +13,9 @@ CLOSE = 1e-10
 
 
 @pytest.fixture(scope="module")
-def processes(tmp_path_factory) -> list[dict]:
+def processes() -> list[dict]:
     """What each process found in the groups it is in."""
-    return shards.run(max(CUTS), tmp_path_factory.mktemp("group"))
+    return run(max(CUTS), shards.worker)
 
 
 @pytest.fixture(params=CUTS, ids=lambda world: f"{world}_processes")

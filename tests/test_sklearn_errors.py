@@ -38,6 +38,18 @@ def test_bad_parameters(options, message):
         fitted(X, y, **options)
 
 
+def test_common_positives_of_text_are_said():
+    X, y = same_for_both(100)
+    y = np.arange(100) % 10 == 0
+    model = LinearRanker(max_iter=0, cv=1)
+    says = "'ok', which 90.0% of the rows are of.*y == 'fraud'"
+    with pytest.warns(UserWarning, match=says) as found:
+        model.fit(X, np.where(y, "fraud", "ok"))
+    assert found[0].filename == __file__
+    model.fit(X, np.where(y, "ok", "fine"))  # rare
+    model.fit(X, ~y)  # not text
+
+
 def test_bad_data():
     X, y = same_for_both(100)
     model = LinearRanker()
@@ -45,6 +57,8 @@ def test_bad_data():
         model.fit(X, np.arange(100) % 3)
     with pytest.raises(ValueError, match="Unknown label type: continuous"):
         model.fit(X, X[:, 0])
+    with pytest.raises(ValueError, match=r"X to be numbers, but .*'FR': .* pandas.get_dummies"):
+        model.fit(np.full((100, 1), "FR", dtype=object), y)
     with pytest.raises(ValueError, match="two classes, got one class"):
         model.fit(X, np.zeros(100))
     with pytest.raises(ValueError, match="among those of sample_weight above 0, got one class"):

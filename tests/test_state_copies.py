@@ -8,6 +8,8 @@ import pickle
 
 import pytest
 import torch
+from torch import nn
+from torch.func import functional_call, grad_and_value, stack_module_state, vmap
 from torch.optim.swa_utils import (
     AveragedModel,
     get_ema_avg_fn,
@@ -17,7 +19,7 @@ from torch.optim.swa_utils import (
 
 import proxy_losses as P
 
-from .states import KINDS, Net, assert_alike, going_on, says, step, trained
+from .states import KINDS, Net, assert_alike, going_on, rows, says, step, trained
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 either = pytest.mark.parametrize("wrapped", [True, False], ids=["wrapper", "loss"])
@@ -174,3 +176,37 @@ def test_a_foreign_loss_in_an_average_has_the_temperature_of_the_schedule():
     x, y = torch.ones(2, 3), torch.zeros(2, dtype=torch.int64)
     assert torch.equal(copied(x, y), net.loss(x, y))
     assert copied.current_temperature == net.loss.current_temperature < 0.05
+
+
+@either
+def test_stacked_copies_train_as_each_by_itself(wrapped):
+    nets = [trained("ids", wrapped) for _ in range(3)]
+    for k, net in enumerate(nets):
+        nn.init.normal_(net.head.weight, generator=torch.Generator().manual_seed(k))
+        step(net, 4)
+    x, targets, _ = rows("ids", 7)
+    params, buffers = stack_module_state(nets)
+    base = copy.deepcopy(nets[0])
+
+    def loss(params, buffers):
+        return functional_call(base, (params, buffers), (x, targets))
+
+    grads, losses = vmap(grad_and_value(loss))(params, buffers)
+    for k, net in enumerate(nets):
+        own = net(x, targets)
+        own.backward()
+        torch.testing.assert_close(losses[k], own)
+        torch.testing.assert_close(grads["head.weight"][k], net.head.weight.grad)
+        assert all(torch.equal(buffers[name][k], mine) for name, mine in net.named_buffers())
+
+
+def test_a_stacked_copy_that_is_an_average_is_nan():
+    nets = [trained("ids", wrapped=False).eval() for _ in range(2)]
+    x, targets, _ = rows("ids", 7)
+    params, buffers = stack_module_state(nets)
+    buffers["loss._queue._q_enqueued"][1] -= 3
+
+    def loss(params, buffers):
+        return functional_call(nets[0], (params, buffers), (x, targets))
+
+    assert vmap(loss)(params, buffers).isnan().tolist() == [False, True]

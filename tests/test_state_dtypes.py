@@ -28,6 +28,17 @@ CASTS = {
 }
 
 
+class Scaled(P.SmoothAPLoss):
+    """A loss of one's own that has parameters."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.scale = nn.Linear(3, 3)
+
+    def forward(self, logits, targets, **more):
+        return super().forward(self.scale(logits), targets, **more)
+
+
 @every_kind
 @either
 @pytest.mark.parametrize("cast", CASTS)
@@ -37,6 +48,20 @@ def test_a_cast_is_for_the_model(kind, wrapped, cast):
     CASTS[cast](net.loss)
     assert [b.dtype for b in net.buffers()] == dtypes
     assert_alike(net, whole)
+
+
+@pytest.mark.parametrize("cast", ["half", "bfloat16", "double"])
+def test_what_is_no_state_is_cast(cast):
+    warmup, main = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0])), Scaled(3)
+    wrapper = P.LossWarmupWrapper(warmup, main, warmup_steps=2, blend_steps=2)
+    getattr(wrapper, cast)()
+    dtype = getattr(torch.zeros(1), cast)().dtype
+    assert main.scale.weight.dtype == warmup.weight.dtype == dtype
+    assert main._tau.dtype == torch.float64
+    logits, targets = torch.zeros(6, 3, dtype=dtype), torch.arange(6) % 3
+    for k in range(5):
+        wrapper.on_train_batch_start(k)
+        assert wrapper(logits, targets).isfinite()
 
 
 @every_kind

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import tempfile
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -19,6 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import fully_shard
 from torch.utils.data import DataLoader
 
+from . import processes
 from .quiet import LIGHTNING
 from .states import KINDS, Net, assert_alike, going_on, rows, says, step, trained
 
@@ -221,9 +220,8 @@ def test_accelerate_builds_on_meta_and_loads(buffers, tmp_path):
 # -- FSDP2
 
 
-def run(rank: int, world: int, folder: str, kind: str) -> None:
+def fsdp2(kind: str) -> tuple:
     """Two processes gather: each has the rows of both, and so has the model that is not sharded."""
-    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=world)
     with torch.device("meta"):
         sharded, resumed = Net(kind), Net(kind)
     torch.manual_seed(0)
@@ -240,26 +238,23 @@ def run(rank: int, world: int, folder: str, kind: str) -> None:
     saved = get_model_state_dict(sharded, options=options)
     set_model_state_dict(resumed, saved, options=options)
     goes_on = [going_on(net) for net in (resumed, sharded, alone)]
-    torch.save((says(alone), says(sharded), goes_on), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return says(alone), says(sharded), goes_on
 
 
-def worker(*args) -> None:
-    torch.set_num_threads(1)
+def worker(rank: int, kinds: list[str]) -> dict[str, tuple]:
     warnings.simplefilter("error", UserWarning)
-    run(*args)
+    return {kind: fsdp2(kind) for kind in kinds}
 
 
-@pytest.mark.parametrize("world", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.slow)])
+def ranks(request) -> list[dict[str, tuple]]:
+    return processes.run(request.param, worker, list(KINDS))
+
+
 @every_kind
-def test_fsdp2_of_a_model_with_its_loss(kind, world):
-    with tempfile.TemporaryDirectory() as folder:
-        if world == 1:
-            run(0, 1, folder, kind)
-        else:
-            torch.multiprocessing.spawn(worker, (world, folder, kind), nprocs=world)
-        found = [torch.load(Path(folder, f"{r}.pt"), weights_only=True) for r in range(world)]
-    for said, sharded, (resumed, going, alone) in found:
+def test_fsdp2_of_a_model_with_its_loss(kind, ranks):
+    for found in ranks:
+        said, sharded, (resumed, going, alone) = found[kind]
         assert said == sharded
         assert resumed == going == alone
         assert len(set(going)) == len(going)

@@ -262,3 +262,14 @@ def test_labels_replace_ids_and_ids_do_not_come_after_labels():
     with pytest.raises(ValueError, match="this queue stores multi-label targets"):
         step(net, 0)
     assert labels.main._queue.state.targets.dtype == torch.bool
+
+
+def test_what_a_class_of_ones_own_adds_is_not_passed_over():
+    class Own(P.SmoothAPLoss):
+        def __init__(self):
+            super().__init__(1, queue_size=4)
+            self.register_buffer("mean", torch.zeros(2))
+
+    with pytest.raises(RuntimeError, match=r'Missing key.*"mean"'):
+        Own().load_state_dict(P.SmoothAPLoss(1, queue_size=4).state_dict())
+    Own().load_state_dict(Own().state_dict())

@@ -6,12 +6,12 @@ import copy
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import proxy_losses as P
 
+from . import processes
 from .compiling import compile_fresh
 from .makers import batch, every_loss, smooth, some_losses, warned
 from .test_label_mask import EXTRA
@@ -180,9 +180,7 @@ def test_a_compiled_loss_in_the_wrapper_hears_of_it(which):
     assert inner._queue.state.enqueued == 9
 
 
-def worker(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=world)
+def worker(rank: int) -> dict:
     out = {}
     rows = slice(0, 4) if rank == 0 else slice(4, 9)
     for name, extra in EXTRA.items():
@@ -196,14 +194,12 @@ def worker(rank: int, world: int, folder: str) -> None:
                     losses.append(loss.item())
                     counts.append(int(module._queue.state.enqueued))
             out[name, how] = losses, counts
-    torch.save(out, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return out
 
 
-def test_of_several_processes(tmp_path):
-    mp.spawn(worker, args=(2, str(tmp_path)), nprocs=2)
-    for rank, own in ((0, 4), (1, 5)):
-        for (_, how), (losses, counts) in torch.load(tmp_path / f"{rank}.pt").items():
+def test_of_several_processes():
+    for own, found in zip((4, 5), processes.run(2, worker), strict=True):
+        for (_, how), (losses, counts) in found.items():
             rows = 9 if how == "gather" else own
             assert counts == [0, rows, rows, 2 * rows, 2 * rows, 3 * rows]
             for k in (0, 2, 4):
@@ -216,3 +212,25 @@ def test_a_validation_left_in_training_mode_stores_nothing():
     with torch.no_grad():
         assert warned(lambda: module(*batch(1, 9), store=False)) == []
     assert module._queue.state.enqueued == 9
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("kind", ["queue", "cap", "memory"])
+@pytest.mark.filterwarnings("ignore:.*(gradients are disabled|max_pool_size)")
+def test_a_forward_that_a_backward_computes_anew_is_refused(kind, reentrant):
+    module = {
+        "queue": lambda: smooth(queue_size=20),
+        "cap": lambda: smooth(queue_size=0, max_pool_size=4),
+        "memory": lambda: P.RetrievalLoss(memory_size=20, embedding_dim=1),
+    }[kind]()
+    loss = checkpoint(module, *batch(0, 9), use_reentrant=reentrant)
+    before = copy.deepcopy(module.state_dict())
+    with pytest.raises(RuntimeError, match=r"inside a backward.*call the loss outside"):
+        loss.backward()
+    assert all(map(torch.equal, module.state_dict().values(), before.values()))
+    for steady in (lambda *of: module(*of, store=False), copy.deepcopy(module).eval()):
+        (a, targets), (b, _) = batch(1, 9), batch(1, 9)
+        checkpoint(steady, a, targets, use_reentrant=reentrant).backward()
+        module(b, targets, store=False).backward()
+        if kind != "cap":  # which eval mode ranks too
+            assert torch.equal(a.grad, b.grad)

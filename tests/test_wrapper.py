@@ -4,6 +4,7 @@ import copy
 import pickle
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -79,6 +80,26 @@ def test_arguments_are_readable(unit):
     }  # fmt: skip
     wrapper = P.LossWarmupWrapper(**given)
     assert {name: getattr(wrapper, name) for name in given} == given
+
+
+@pytest.mark.parametrize("unit", ["epochs", "steps"])
+@pytest.mark.parametrize("number", [float, np.float32, torch.tensor])
+def test_whole_numbers_of_any_kind_count(unit, number):
+    mode = {f"warmup_{unit}": 2, f"blend_{unit}": 3, "temp_decay_steps": 4}
+    plain = wrap(Main(), **mode)
+    other = wrap(Main(), **{name: number(n) for name, n in mode.items()})
+    for k in range(12):
+        for wrapper, step in (plain, k), (other, number(k)):
+            wrapper.on_train_epoch_start(step)
+            wrapper.on_train_batch_start(step)
+        assert other.main_weight == plain.main_weight
+        assert other.current_temperature == plain.current_temperature
+    assert all(map(torch.equal, plain.state_dict().values(), other.state_dict().values()))
+    with pytest.raises(TypeError, match="global_step must be an integer"):
+        other.on_train_batch_start(number(12.5))
+    for name in mode:
+        with pytest.raises(TypeError, match=f"{name} must be an integer"):
+            wrap(Main(), **{**mode, name: number(2.5)})
 
 
 def test_warnings():

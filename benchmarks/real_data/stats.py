@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
+from proxy_losses.demo._verdict import OVERLAP, resampled
+
 LEVEL = 0.05
-OVERLAP = 0.2 / 0.6  # test rows over training rows of a split
 
 Written = dict[str, Any]
 
@@ -33,24 +34,6 @@ class Overall(NamedTuple):
     up: int  # tables above the control, by their mean
     down: int
     p: float  # Wilcoxon signed-rank over the tables
-
-
-def resampled(differences: Sequence[float], overlap: float = OVERLAP) -> tuple[float, float, float]:
-    """(mean, half of its 95 % interval, p) of paired differences over random splits.
-
-    The corrected resampled t-test: splits of one table overlap, so that its variance of the mean
-    is larger than that of independent runs by the share of test to training rows (Nadeau and
-    Bengio, "Inference for the generalization error", Machine Learning 2003). With overlap 0 it is
-    the plain paired t-test.
-    """
-    n = len(differences)
-    mean = sum(differences) / n
-    variance = sum((d - mean) ** 2 for d in differences) / (n - 1)
-    error = math.sqrt((1 / n + overlap) * variance)
-    if error == 0:
-        return mean, 0.0, 1.0 if mean == 0 else 0.0
-    p = 2 * float(stats.t.sf(abs(mean) / error, n - 1))
-    return mean, float(stats.t.ppf(1 - LEVEL / 2, n - 1)) * error, p
 
 
 def holm(p: Sequence[float]) -> list[bool]:

@@ -193,7 +193,7 @@ def rank_mean(
     positives = counts[0]
     if len(positives) == 1:
         row = _row(pool, 0)
-        index = torch.nonzero_static(row.pos, size=positives[0]).squeeze(1)
+        index = torch.nonzero_static(row.pos, size=positives[0]).view(-1)
         value, pull = _one_list(row, index, counts[1][0], tau[0], phi, grad=grad)
         return value.view(1), None if pull is None else pull.view(1, -1)
     scores, pos, valid, weight, *_ = pool
@@ -250,7 +250,7 @@ def _one_list(
     others = None  # negatives, where leaving the other rows out pays
     if valid is not None or 4 * count > m:
         negative = ~pos if valid is None else valid ^ pos  # positives are valid
-        others = torch.nonzero_static(negative, size=everyone - count).squeeze(1)
+        others = torch.nonzero_static(negative, size=everyone - count).view(-1)
         x = scores.index_select(0, others)
     else:
         x = scores.index_fill(0, index, -torch.inf)
@@ -258,11 +258,12 @@ def _one_list(
     x = torch.cat([own, x]) if mates else x
     kinds = ("value", "slope")[: 1 + grad]
     step = max(1, min(_ROWS, _TILE // max(x.numel(), 1)))
-    parts: Sequence[Tensor | float] = [1.0 / count] * -(-count // step)
+    blocks = _stretches(own.unsqueeze(1), step)
+    parts: Sequence[Tensor | None] = [None] * len(blocks)
     if share is not None:
         parts = _stretches(share, step)
     values, pulls = [], []
-    for block, part in zip(_stretches(own.unsqueeze(1), step), parts, strict=True):
+    for block, part in zip(blocks, parts, strict=True):
         tile = kernels(torch.sub(x, block).mul_(unit), kinds)
         above = _row_sums(tile[0][:, mates:] if mates else tile[0])
         hits: Tensor | float = 0.0
@@ -273,11 +274,12 @@ def _one_list(
         values.append(value)
         if not grad:
             continue
-        b = b * part
+        if part is not None:
+            a, b = a * part, b * part
         far = tile[1][:, mates:] if mates else tile[1]
         gone, near = _row_sums(far).mul_(b), None
         if mates:
-            e, slope = a * part + b, tile[1][:, :mates].double()
+            e, slope = a + b, tile[1][:, :mates].double()
             gone.add_(slope.sum(1).mul_(e))
             near = _weighted(e, slope)
         pulls.append((near, gone, _weighted(b, far)))
@@ -293,6 +295,8 @@ def _one_list(
             second += far
         gone = torch.cat([part for _, part, _ in pulls])
     first = gone.neg_() if first is None else first.sub_(gone)
+    if share is None:
+        unit /= count
     first = first.mul_(unit).to(scores.dtype)
     second = second.mul_(unit).to(scores.dtype)
     if others is None:
@@ -309,7 +313,7 @@ def _stretches(x: Tensor, step: int) -> Sequence[Tensor]:
 def _weighted(weight: Tensor | float, rows: Tensor) -> Tensor:
     """[S]: sum of rows [R, S] by weights [R], or all by one number."""
     if isinstance(weight, Tensor):
-        return weight.to(rows.dtype) @ rows
+        return torch.mv(rows.T, weight.to(rows.dtype))
     return rows.sum(0).mul_(weight)
 
 

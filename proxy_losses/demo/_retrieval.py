@@ -1,16 +1,31 @@
-"""Embeddings tuned for the retrieval of classes that no label was given for."""
+"""Do your embeddings find rows of the same class, also of classes that nobody labelled?
+
+This fits linear maps of embeddings on the rows of some classes, and asks every row of other classes
+for its like: R@1 is how often the nearest row is of its class, mAP the mean average precision of
+the rows ranked by cosine similarity. Compared are the raw embeddings; LinearEmbedder's whitening
+within classes, a closed form; LinearEmbedder, which goes on from there with Smooth-AP; and the same
+start and steps in a plain loop with RetrievalLoss, and with a contrastive loss (SupCon). All of it
+is done with the given labels, and with a share of them drawn at random.
+
+Without flags the embeddings are made on the spot. With --data FILE they are yours: an .npz with x
+[rows, width], from any frozen encoder, and y [rows], the class of each. What to expect: whitening
+gains over the raw embeddings, and tuning over whitening. With clean labels the two losses are
+mostly alike; with wrong ones RetrievalLoss loses less on the made embeddings.
+"""
 
 from __future__ import annotations
 
+import argparse
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.figure import Figure
 from sklearn.model_selection import train_test_split
 from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import normalize
@@ -22,54 +37,15 @@ from tqdm import tqdm
 from proxy_losses import RetrievalLoss
 from proxy_losses.integrations.sklearn import LinearEmbedder
 
-from ._common import (
-    EPOCHS_VARIABLE,
-    GREY,
-    OURS,
-    THEIRS,
-    DemoError,
-    Flag,
-    Parser,
-    gain_of,
-    number,
-    picture,
-    shortened,
-)
 from ._tables import Array, Rows, read
+from ._verdict import gain_of
 
-DESCRIPTION = """\
-Do your embeddings find rows of the same class, also of classes that nobody labelled? This fits
-linear maps of embeddings on the rows of some classes, and asks every row of other classes for its
-like: R@1 is how often the nearest row is of its class, mAP the mean average precision of the rows
-ranked by cosine similarity. Compared are the raw embeddings; LinearEmbedder's whitening within
-classes, a closed form; LinearEmbedder, which goes on from there with Smooth-AP; and the same start
-and steps in a plain loop with RetrievalLoss, and with a contrastive loss (SupCon). All of it is
-done once with the given labels, and once with a share of them drawn at random, as in labels by
-hand or by heuristics.
-
-Without flags the embeddings are made on the spot. With --data FILE they are yours: an .npz with x
-[rows, width], from any frozen encoder, and y [rows], the class of each.
-"""
-EPILOG = f"""\
-What to expect: whitening gains over the raw embeddings, and tuning over whitening, much on the made
-embeddings, a few points on those of real encoders. With clean labels the two losses are mostly
-alike; with wrong ones RetrievalLoss loses less on the made embeddings, and on others it may. The
-demo prints what it measured. {EPOCHS_VARIABLE} = N shortens any run to N epochs.
-"""
 CLASSES, ROWS = 16, 8  # of a batch
 STEPS = 20  # of an epoch: from one validation to the next
 TEMPERATURES = (0.1, 0.2)  # that either loss is tuned with, to keep the better
 MADE = 60, 24, 64  # classes, rows of each, width
-ARMS = ("raw", "whitened", "contrastive loss", "RetrievalLoss", "LinearEmbedder")
-FLAGS: list[Flag] = [
-    ("--data", "FILE", str, None, "an .npz with x and y (default: made embeddings)"),
-    ("--noise", "N", number(float, 0, 1), 0.2, "share of the labels that are drawn at random"),
-    ("--seeds", "N", number(int, 1, 1000), 5, "how often the classes are split anew"),
-    ("--seed", "N", number(int, 0, 2**31), 0, "the first of these seeds"),
-    ("--total-epochs", "N", number(int, 1), 15, f"epochs of tuning, of {STEPS} steps each"),
-    ("--out", "PNG", Path, Path("demo-retrieval.png"), "where to draw the picture"),
-]
-PAIRS = ("LinearEmbedder", "raw"), ("LinearEmbedder", "whitened"), ARMS[3:1:-1]  # to compare
+ARMS = ["raw", "whitened", "contrastive loss", "RetrievalLoss", "LinearEmbedder"]
+PAIRS = [(4, 0), (4, 1), (3, 2)]  # of these, to compare
 
 
 def made(seed: int) -> Rows:
@@ -85,12 +61,10 @@ def made(seed: int) -> Rows:
 
 
 def load(data: str) -> Rows:
-    """The embeddings of a file."""
-    frame = read(data, ".npz")
-    try:
-        x, y = check_X_y(frame.drop(columns="y"), frame["y"], dtype=np.float32)
-    except ValueError as error:
-        raise DemoError(f"{data}: {error}") from error
+    """The embeddings of a file, with classes numbered from 0."""
+    if not data.lower().endswith(".npz"):
+        raise ValueError(f"{data} is not a file that ends in .npz, with embeddings x and classes y")
+    x, y = check_X_y(*read(data, "y"), dtype=np.float32)
     return Rows(x, np.unique(y, return_inverse=True)[1])
 
 
@@ -98,12 +72,12 @@ def split_classes(rows: Rows, seed: int) -> list[Rows]:
     """Rows to learn from, to select by, and to be judged on; no class is in two of them."""
     usable = np.flatnonzero(np.bincount(rows.y) > 1)
     if len(usable) < 10:
-        raise DemoError(
+        raise ValueError(
             f"there are {len(usable)} classes of two rows or more: at least 10 are needed, to "
             "learn from some and to be judged on others"
         )
-    held = max(2, round(0.15 * len(usable)))
     learnt, others = train_test_split(usable, train_size=0.4, random_state=seed)
+    held = max(2, round(0.15 * len(usable)))
     classes = [learnt, *train_test_split(others, train_size=held, random_state=seed)]
     parts = [np.isin(rows.y, part) for part in classes]
     return [Rows(rows.x[part], rows.y[part]) for part in parts]
@@ -125,12 +99,7 @@ def contrastive(embeddings: Tensor, labels: Tensor, temperature: float) -> Tenso
 
 
 def tune(
-    start: LinearEmbedder,
-    losses: Sequence[Callable[[Tensor, Tensor], Tensor]],
-    train: Rows,
-    held: Rows,
-    epochs: int,
-    seed: int,
+    start: LinearEmbedder, losses: Sequence[Any], train: Rows, held: Rows, steps: int, seed: int
 ) -> LinearEmbedder:
     """The best map, by mAP on the held-out classes, on the way of Adam from the whitened one."""
     x, y = torch.from_numpy(normalize(train.x) - start.mean_), torch.from_numpy(train.y)
@@ -140,17 +109,18 @@ def tune(
         weight = torch.from_numpy(start.components_.copy()).requires_grad_()
         optimizer = torch.optim.Adam([weight], lr=start.learning_rate / x.shape[1] ** 0.5)
         rng = np.random.default_rng(seed)
-        for step in range(1, epochs * STEPS + 1):
+        for step in range(1, steps + 1):
             drawn = rng.permutation(len(members))[:CLASSES]
             rows = np.concatenate([rng.permutation(members[k])[:ROWS] for k in drawn])
+            loss = loss_fn(x[rows] @ weight.T, y[rows])
             optimizer.zero_grad()
-            loss_fn(x[rows] @ weight.T, y[rows]).backward()
+            loss.backward()
             optimizer.step()
             if step % STEPS == 0:
                 now = copy.copy(start)
                 now.components_ = weight.detach().numpy().copy()
-                if (value := now.score(*held)) > reached:
-                    best, reached = now, value
+                if (score := now.score(*held)) > reached:
+                    best, reached = now, score
     return best
 
 
@@ -177,69 +147,42 @@ def compare(parts: Sequence[Rows], noise: float, epochs: int, seed: int) -> Arra
     models = [
         embedder(max_iter=0, shrinkages=()),
         whitened,
-        tune(whitened, theirs, train, held, epochs, seed),
-        tune(whitened, ours, train, held, epochs, seed),
+        tune(whitened, theirs, train, held, epochs * STEPS, seed),
+        tune(whitened, ours, train, held, epochs * STEPS, seed),
         embedder(max_iter=epochs * STEPS, n_iter_no_change=None),
     ]
     return np.array([judge(model, parts[2]) for model in models])
 
 
-def run(argv: Sequence[str]) -> Array:
-    """Parse, load, tune, print, draw."""
-    args = Parser("proxy-losses-demo retrieval", DESCRIPTION, EPILOG, FLAGS).parse_args(argv)
+def run(args: argparse.Namespace) -> Array:
+    """Tune, print, draw; returns [seeds, labels as given or noisy, arms, R@1 or mAP]."""
     rows = load(args.data) if args.data else None
-    epochs = min(args.total_epochs, shortened() or args.total_epochs)
+    epochs = min(args.total_epochs, args.most_epochs)
     first = split_classes(rows or made(args.seed), args.seed)
     sizes = [f"{len(np.unique(part.y))} classes ({len(part.y):,} rows)" for part in first]
-    noisy = f"{100 * args.noise:g} % of labels random"
-    print(
-        f"{args.data or 'made embeddings'}, width {first[0].x.shape[1]}: learnt from {sizes[0]}, "
-        f"selected by {sizes[1]}, judged on {sizes[2]}\n"
-        f"batches of {CLASSES} classes by {ROWS} rows, {epochs * STEPS} steps; the classes split "
-        f"anew for each of {args.seeds} seeds, once with these labels and once with {noisy}\n",
-        flush=True,
-    )
-    with picture(args.out) as axes:
-        found = []
-        seeds = range(args.seed, args.seed + args.seeds)
-        for seed in tqdm(seeds, "seeds", disable=None, leave=False):
-            parts = split_classes(rows or made(seed), seed)
-            found += [compare(parts, noise, epochs, seed) for noise in (0.0, args.noise)]
-        values = np.stack(found).reshape(args.seeds, 2, len(ARMS), 2)
-        overlap = len(first[2].y) / len(first[0].y) if rows else 0.0
-        print(report(values, ["labels as given", noisy], overlap))
-        draw(axes, values, noisy)
-    return values
-
-
-def report(values: Array, labels: Sequence[str], overlap: float) -> str:
-    """The table of [splits, clean or noisy, arms, R@1 or mAP], and what follows from it."""
-    cells = values.mean(0).transpose(1, 0, 2).reshape(len(ARMS), 4)
+    print("Learnt from {}, selected by {}, judged on {}".format(*sizes))
+    labels = ["labels as given", f"{100 * args.noise:g} % of labels random"]
+    found = []
+    seeds = range(args.seed, args.seed + args.seeds)
+    for seed in tqdm(seeds, "seeds", disable=None, leave=False):
+        parts = split_classes(rows or made(seed), seed)
+        found.append([compare(parts, noise, epochs, seed) for noise in (0.0, args.noise)])
+    values: Array = np.array(found)
     columns = pd.MultiIndex.from_product([labels, ["R@1", "mAP"]])
-    table = pd.DataFrame(cells, pd.Index(ARMS), columns)
-    lines = ["On unseen classes, x 100", table.to_string(float_format="%.2f"), ""]
-    for at, name in enumerate(labels):
-        for ours, theirs in PAIRS:
-            apart = values[:, at, ARMS.index(ours), 1] - values[:, at, ARMS.index(theirs), 1]
-            gain = gain_of(apart, overlap)
-            lines.append(f"{name}: {ours} - {theirs}: mAP {gain}: {gain.verdict}")
-    if len(values) > 1:
-        lines.append("(95 % intervals over the seeds. A tie: these cannot tell the two apart.)")
-    if shortened():
-        lines.append(f"{EPOCHS_VARIABLE} shortened the run: do not conclude from it.")
-    return "\n".join(lines)
-
-
-def draw(axes: Any, values: Array, noisy: str) -> None:
-    """A line for each arm, from labels as given to noisy ones."""
-    at, colours = np.arange(len(ARMS)), [GREY, GREY, THEIRS, OURS, OURS]
-    for ax, metric, name in zip(axes, (1, 0), ("mAP", "R@1"), strict=True):
-        given, wrong = values.mean(0)[:, :, metric]
-        ax.hlines(at, wrong, given, colours, lw=2, alpha=0.6, zorder=1)
-        ax.scatter(given, at, 80, colours, label="labels as given")
-        ax.scatter(wrong, at, 80, "white", edgecolors=colours, label=noisy)
-        ax.set_yticks(at, ARMS)
-        ax.set_ylim(len(ARMS) - 0.5, -0.5)
-        ax.set_xlabel(f"{name} x 100 on unseen classes, mean over seeds ({len(values)})")
-        ax.grid(axis="x", color="#dddddd")
-    axes[0].legend(loc="lower left")
+    table = pd.DataFrame(np.hstack([*values.mean(0)]), ARMS, columns)
+    print(f"\nOn unseen classes, x 100\n{table.to_string(float_format='%.2f')}\n")
+    overlap = len(first[2].y) / len(first[0].y) if rows else 0.0
+    for at, (ours, theirs) in product((0, 1), PAIRS):
+        apart = values[:, at, ours, 1] - values[:, at, theirs, 1]
+        gain = gain_of(apart.tolist(), overlap)
+        print(f"{labels[at]}: {ARMS[ours]} - {ARMS[theirs]}: mAP {gain}: {gain.verdict}")
+    print("(95 % intervals over the seeds. A tie: these cannot tell the two apart.)")
+    figure = Figure(figsize=(11, 4.4), dpi=130, layout="constrained")
+    for ax, metric in zip(figure.subplots(1, 2), ("mAP", "R@1"), strict=True):
+        ax.plot(table.xs(metric, axis=1, level=1), ARMS, "o", ms=9, label=labels)
+        ax.invert_yaxis()
+        ax.set_xlabel(f"{metric} x 100 on unseen classes, mean over seeds ({args.seeds})")
+        ax.grid(axis="x", alpha=0.5)
+    ax.legend(loc="lower left")
+    figure.savefig(args.out, format="png")
+    return values

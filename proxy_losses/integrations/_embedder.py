@@ -46,9 +46,8 @@ _DTYPES = (np.float32, np.float64)
 class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     r"""Linear map of embeddings after which rows of a class find each other, also of new classes.
 
-    For embeddings of a frozen encoder, of which some rows have labels, and where those that will
-    be asked for may be of other classes. Rows are divided by their norms: what counts is cosine
-    similarity. `fit`
+    For embeddings of a frozen encoder, if some rows have labels and later searches may be among
+    other classes. Rows are divided by their norms, since cosine similarity is what counts. `fit`
 
     1. holds out `validation_fraction` of the classes, whole;
     2. centres and whitens within classes: with the mean squared deviation :math:`S` of the rows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from itertools import product
@@ -48,6 +49,7 @@ __all__ = ["LinearEmbedder", "LinearRanker", "ScorecardRow"]
 Array = npt.NDArray[Any]
 
 FOLDS = 5
+COMMON = 0.8  # share of a named class above which it is hardly meant to be the positive
 FEW, MANY = 100, 3000  # positives: below folds are drawn twice, from there one part tells enough
 TRAINED = 0.2  # share of the rows of the refit in what is chosen by
 
@@ -225,8 +227,8 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
 
         Args:
             X: [rows, features] finite numbers, an array, data frame or sparse matrix.
-            y: [rows], two classes, of which the one that sorts second is the positive: pass
-                ``y == "bad"`` to be sure.
+            y: [rows], two classes. The one that sorts second is the positive, which of "fraud" and
+                "ok" is "ok": pass ``y == "fraud"``.
             sample_weight: [rows] >= 0, how many rows each stands for, negatives too.
             X_val: [rows, features] to validate on, of any kind too, such as later months, or other
                 people; None holds out rows of X. A Pipeline transforms it if its
@@ -241,7 +243,8 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
             ValueError: bad parameters or data, not exactly two classes.
 
         Warns:
-            UserWarning: a class has too few distinct rows to hold some out.
+            UserWarning: a class has too few distinct rows to hold some out; or labels are text and
+                over 80 % of the rows are positives.
         """
         Cs, mixes, multiples = (
             card.checked(name, getattr(self, name), share=name == "mix")
@@ -339,9 +342,17 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
         self, X: Any, y: Any, weight: Any, X_val: Any, y_val: Any, weight_val: Any
     ) -> tuple[Parts, float]:
         """What is fitted on and judged by, and the share of the former in the judgement."""
-        X, y = validate_data(
-            self, X, y, dtype=np.float64, ensure_min_samples=2, accept_sparse="csr"
-        )
+        try:
+            X, y = validate_data(
+                self, X, y, dtype=np.float64, ensure_min_samples=2, accept_sparse="csr"
+            )
+        except ValueError as error:
+            if "could not convert string" not in str(error):
+                raise
+            raise ValueError(
+                f"expected X to be numbers, but {error}: leave columns of names out, and turn "
+                "categories into numbers, as pandas.get_dummies(X, dtype=float) does"
+            ) from error
         kind = type_of_target(y, input_name="y", raise_unknown=True)
         if kind not in ("binary", "multiclass"):
             raise ValueError(f"Unknown label type: {kind}. Expected two classes.")
@@ -349,6 +360,16 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
         if len(self.classes_) > 2:
             raise ValueError(
                 f"Only binary classification is supported. The type of the target is {kind}."
+            )
+        rare, common = self.classes_[[0, -1]].tolist()
+        share = (y == common).mean()
+        if isinstance(common, str) and COMMON < share < 1:
+            warnings.warn(
+                f"the positive class is the one that sorts second, {common!r}, which "
+                f"{share:.1%} of the rows are of; to rank {rare!r} first pass "
+                f"y == {rare!r}",
+                UserWarning,
+                stacklevel=4,
             )
         given = as_table(X)
         rows = weighted_rows(given, y == self.classes_[-1], weight, "sample_weight")

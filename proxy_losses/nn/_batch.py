@@ -29,6 +29,13 @@ def as_floating(sample_weight: Any) -> Any:
     return sample_weight
 
 
+def as_flags(mask: Any) -> Any:
+    """Integers to bool; anything else unchanged, for the checks to name."""
+    if isinstance(mask, Tensor) and not (mask.is_floating_point() or mask.is_complex()):
+        return mask.bool()
+    return mask
+
+
 def readable(x: Tensor) -> bool:
     """Whether Python may branch on the values of x.
 
@@ -226,6 +233,16 @@ class ScheduledLoss(BatchLoss):
         if self._tau.is_meta and not inputs.is_meta:
             raise RuntimeError(UNFILLED.format(name=type(self).__name__))
         super()._begin(inputs)
+
+    def _refuse_recompute(self) -> None:
+        """Raise if a backward calls this forward, which stores, a second time."""
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+            raise RuntimeError(
+                f"{type(self).__name__} is called inside a backward, as torch.utils.checkpoint "
+                "does to compute a forward anew: the queue has changed since, and the batch would "
+                "be stored twice. Checkpoint the layers alone and call the loss outside, or pass "
+                "store=False"
+            )
 
     def _warn_no_grad(self, rows: int) -> None:
         """Say once that rows are stored which look like those of a validation."""

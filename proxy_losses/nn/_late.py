@@ -131,8 +131,11 @@ def carrier(x: Tensor) -> Callable[[Sequence[Tensor]], Answer] | None:
 
 
 def silent(x: Tensor) -> bool:
-    """Whether no value may be asked about or heard: while compiling or capturing a CUDA graph."""
-    if torch.compiler.is_compiling():
+    """Whether no value may be asked about or heard.
+
+    While compiling, being traced or capturing a CUDA graph.
+    """
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
         return True
     return x.is_cuda and torch.cuda.is_current_stream_capturing()
 

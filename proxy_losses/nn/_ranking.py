@@ -41,7 +41,7 @@ from .._numerics import lift
 from .._old_names import takes_old_names
 from ..distributed import default_group, group_name
 from . import _late
-from ._batch import ScheduledLoss, as_floating, check_class_ids, judge_class_ids, readable
+from ._batch import ScheduledLoss, as_flags, as_floating, check_class_ids, judge_class_ids, readable
 from ._published import PublishedNames
 from ._queue import (
     ONES,
@@ -154,9 +154,9 @@ class RankingLoss(PublishedNames, ScheduledLoss):
             logits: [N, C] floating.
             targets: [N] or [N, 1] class ids; with C > 1 also [N, C] labels, bool or 0/1 floats. Of
                 `NDCGLoss` relevance grades, [N] or [N, 1] with C = 1, else [N, C].
-            iid_mask: [N] bool or None for all, stored with the rows; the rows that may set the
-                band of `PAUCAtBudgetLoss`, not read by the other losses. A bool here means
-                return_per_class, as it did in proxy-losses 0.1.1.
+            iid_mask: [N] bool, or integers 0 and 1, or None for all, stored with the rows; the rows
+                that may set the band of `PAUCAtBudgetLoss`, not read by the other losses. A Python
+                bool here means return_per_class, as it did in proxy-losses 0.1.1.
             return_per_class: also return the losses of the classes and which of them count.
             return_diagnostics: also return a dict of [C] tensors, see the class; they leave the
                 loss as it is.
@@ -178,6 +178,8 @@ class RankingLoss(PublishedNames, ScheduledLoss):
             TypeError, ValueError: wrong dtypes, shapes or values, such as float labels other than
                 0 and 1; nothing is stored then. Values are looked at in eager code; off the CPU a
                 fault is raised at a later forward, see `set_debug`.
+            RuntimeError: a backward calls this again, as torch.utils.checkpoint does, and rows
+                would be stored twice (compiled code does not ask).
 
         Warns:
             UserWarning: once each, when a batch with a finite loss is not stored because a logit of
@@ -195,7 +197,7 @@ class RankingLoss(PublishedNames, ScheduledLoss):
         check_flag("store", store)
         if self.num_classes == 1 and isinstance(label_mask, Tensor) and label_mask.dim() == 1:
             label_mask = label_mask[:, None]
-        extras = as_floating(sample_weight), iid_mask, query_ids, label_mask, gains
+        extras = as_floating(sample_weight), as_flags(iid_mask), query_ids, label_mask, gains
         check_row_extras(logits.shape, *extras)
         if gains is not None and label_mask is not None:  # what is unknown may be anything
             extras = *extras[:4], torch.where(label_mask, gains, 1.0)
@@ -203,6 +205,8 @@ class RankingLoss(PublishedNames, ScheduledLoss):
         targets, floats = self._true_targets(targets, given, label_mask)
         local = Batch(logits, targets, *extras, floats)
         stores = store and (self.training or self.update_queue_in_eval)
+        if stores and (self._queue is not None or self.max_pool_size is not None):
+            self._refuse_recompute()
         group, batch = self._all_rows(local)
         if batch.sample_weight is not None:
             batch = batch._replace(sample_weight=batch.sample_weight.detach())
@@ -431,7 +435,9 @@ class RankingLoss(PublishedNames, ScheduledLoss):
                 ask["least logit"], ask["largest logit"] = rows.aminmax()
                 if counted is not None:
                     ask["some row"] = counted.any()
-        if queue is not None and now:  # what was learnt once need not be read again
+        # What was learnt once need not be read again. A forward that a checkpoint computes anew
+        # must know as much as it did at first.
+        if queue is not None and now and (stores or not torch.is_grad_enabled()):
             for field in ONES:
                 if (
                     field in queue.rows
@@ -539,16 +545,12 @@ class RankingLoss(PublishedNames, ScheduledLoss):
         refuse(self, self.problems_with(state_dict, prefix))
         if self.max_pool_size is None:
             state_dict.pop(prefix + "_draws", None)
-        for name, now in self._buffers.items():  # what is on the meta device has no value yet
-            if now is not None and not now.is_meta:
-                state_dict.setdefault(prefix + name, now)
-            elif name == "_tau":
-                start = torch.full((), self._first_temperature, dtype=torch.float64, device="cpu")
-                state_dict.setdefault(prefix + name, start)
-            else:
-                state_dict.setdefault(
-                    prefix + name, torch.zeros((), dtype=torch.int64, device="cpu")
-                )
+        tau = torch.full((), self._first_temperature, dtype=torch.float64, device="cpu")
+        none_drawn = torch.zeros((), dtype=torch.int64, device="cpu")
+        for name, start in ("_tau", tau), ("_draws", none_drawn):
+            now = self._buffers.get(name)
+            if now is not None:  # on the meta device it has no value yet
+                state_dict.setdefault(prefix + name, start if now.is_meta else now)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 

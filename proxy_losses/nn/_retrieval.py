@@ -219,6 +219,8 @@ class RetrievalLoss(ScheduledLoss):
             TypeError, ValueError: wrong dtypes, shapes or values; nothing is stored then. A
                 negative or non-finite relevance is found at once on the CPU, elsewhere at a later
                 forward, see `set_debug`.
+            RuntimeError: a backward calls this again, as torch.utils.checkpoint does, and rows
+                would be stored twice (compiled code does not ask).
 
         Warns:
             UserWarning: once each, when rows are stored in training mode while gradients are
@@ -241,6 +243,9 @@ class RetrievalLoss(ScheduledLoss):
         self._begin(embeddings)
         queue = self._queue
         memory = None if queue is None else queue.state
+        stores = memory is not None and store and (self.training or self.update_memory_in_eval)
+        if stores:
+            self._refuse_recompute()
         if memory is not None:
             r.check_call_fits(memory, call)
         if call.relevance is not None:
@@ -255,7 +260,7 @@ class RetrievalLoss(ScheduledLoss):
         if queue is not None and (sound := queue.doubts()) is not None:
             found = found._replace(value=guard(found.value, sound, AVERAGED))
         loss = r.reduce_queries(found, self.reduction, name)
-        if memory is not None and store and (self.training or self.update_memory_in_eval):
+        if memory is not None and stores:
             self._store(memory, call.refs, found)
         return loss
 

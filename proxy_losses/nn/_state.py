@@ -55,15 +55,22 @@ class StateModule(nn.Module):
             return None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        own = {id(b) for b in self._own_buffers()}
+
         def apply(t: Tensor) -> Tensor:
             moved = fn(t)
+            if id(t) not in own:  # a parameter, of a class derived from this one
+                return moved
             wider = moved.is_floating_point() and t.is_floating_point()
             wider = wider and moved.element_size() > t.element_size()
             return moved if moved.dtype == t.dtype or wider else t.to(moved.device)
 
+        if recurse:  # a part that is no state, such as a warmup loss with class weights, is cast
+            for module in self.children():
+                module._apply(fn)
         before = self._numbers()
         with torch.inference_mode(False):
-            super()._apply(apply, recurse)  # type: ignore[no-untyped-call]
+            super()._apply(apply, recurse=False)  # type: ignore[no-untyped-call]
         after = self._numbers()
         if after is not None and after != before:  # `to_empty`, of which only this tells
             self.fill()
@@ -113,9 +120,9 @@ def guard(x: Tensor, sound: Tensor, message: str) -> Tensor:
     """Pass x on if sound; for compiled code and off the CPU, where Python must not wait.
 
     If not, the CPU raises RuntimeError, and other devices return NaN: an error there would leave
-    the device unusable.
+    the device unusable. So do transforms of torch.func, which know no assertion.
     """
-    if sound.is_cpu:
+    if sound.is_cpu and not torch._C._are_functorch_transforms_active():
         torch._assert_async(sound, message)
         return x
     return torch.where(sound.to(x.device), x, torch.nan)

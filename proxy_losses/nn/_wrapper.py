@@ -16,6 +16,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from .. import _schedule
 from .._checks import (
     as_number,
+    as_whole,
     check_flag,
     check_int,
     check_temperature,
@@ -98,20 +99,24 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
 
     Call `on_train_epoch_start(epoch)` and `on_train_batch_start(global_step)` from the training
     loop; step mode (warmup_steps given) needs the second alone. At the first batch of the main
-    phase the queue of main_loss is emptied once and the temperature clock starts.
+    phase the queue of main_loss is emptied once and the temperature clock starts. Numbers of epochs
+    and steps may be whole floats, as of a product or a file.
 
     Args:
         warmup_loss: any callable (logits, targets) -> loss; of a tuple the first element counts.
         main_loss: any callable (logits, targets) -> loss; a writable `temperature` is scheduled,
             a `reset_queue()` is called at the switch.
         warmup_epochs: epochs of warmup_loss alone, >= 0.
-        temp_start: temperature at the switch, > 0.
+        temp_start: temperature at the switch, > 0, in units of the main loss. Its default and that
+            of temp_end are the published ones; with ``temperature_unit="spread"`` in the main loss
+            0.25 for both is advised (see the guide).
         temp_end: temperature after temp_decay_steps, > 0.
         temp_decay_steps: steps from the switch to temp_end, >= 1; see `temp_at`.
         blend_epochs: epochs of the linear ramp from warmup_loss to main_loss, >= 0.
         warmup_steps: warmup in steps instead of epochs.
         blend_steps: blend in steps; requires warmup_steps.
-        final_main_weight: weight of main_loss after the blend, in (0, 1].
+        final_main_weight: weight of main_loss after the blend, in (0, 1]; the rest is warmup_loss.
+            0.75 is advised.
         reset_queue_each_epoch: also empty the queue at each epoch start of the main phase.
         gather_distributed: None leaves main_loss.gather_distributed; True and False overwrite it.
         strict: raise in training if a hook that this schedule needs was never called.
@@ -148,6 +153,14 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
                 raise TypeError(f"{name} must be callable, got {type(loss).__name__}")
         check_flag("reset_queue_each_epoch", reset_queue_each_epoch)
         check_flag("gather_distributed", gather_distributed, optional=True)
+        warmup_epochs, blend_epochs, warmup_steps, blend_steps, temp_decay_steps = (
+            as_whole(name, x)
+            for name, x in (
+                ("warmup_epochs", warmup_epochs), ("blend_epochs", blend_epochs),
+                ("warmup_steps", warmup_steps), ("blend_steps", blend_steps),
+                ("temp_decay_steps", temp_decay_steps),
+            )
+        )  # fmt: skip
         _check_clocks(warmup_epochs, blend_epochs, warmup_steps, blend_steps)
         self._clock: Clock = "epoch" if warmup_steps is None else "step"
         phases = warmup_epochs, blend_epochs
@@ -346,7 +359,7 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
 
     def on_train_epoch_start(self, epoch: int) -> None:
         """Call at the start of each epoch, before its first batch."""
-        epoch = as_number("epoch", epoch)
+        epoch = as_whole("epoch", epoch)
         check_int("epoch", epoch)
         main = self._move(_schedule.start_epoch, epoch, EPOCH_HOOK)
         if self.reset_queue_each_epoch and main:
@@ -354,7 +367,7 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
 
     def on_train_batch_start(self, global_step: int) -> None:
         """Call before each training step with the number of steps taken so far."""
-        global_step = as_number("global_step", global_step)
+        global_step = as_whole("global_step", global_step)
         check_int("global_step", global_step)
         if self._move(_schedule.start_step, global_step, BATCH_HOOK):
             self._reset_queue()
