@@ -16,6 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T", float, Tensor, "float | Tensor")
 
 MOST_PULL = 0.5  # of positives on a threshold that holds a precision
+FLAT = 1000.0  # where a sigmoid is 0 or 1, and its slope 0, to the last digit
 
 
 def size_known(size: int) -> bool:
@@ -216,6 +217,20 @@ def mean_of(values: Tensor, weight: Tensor, name: str = "") -> Tensor:
 # -- soft steps
 
 
+def in_widths(away: Tensor, width: float | Tensor) -> Tensor:
+    """``away / width`` for a sigmoid: where that is flat the gradient of the width is 0.
+
+    That of the division is 0 times ``away / width ** 2`` there, which may overflow.
+    """
+    if not isinstance(width, Tensor) or (plainly_eager() and not _is_derived(width)):
+        return away / width
+    fixed = width.detach()
+    far = away / fixed
+    # Not a clamp, which gives a NaN the gradient 0.
+    far = torch.where(far.abs() > FLAT, far.detach().clamp(-FLAT, FLAT), far)
+    return far * (fixed.clamp(max=torch.finfo(far.dtype).max) / width)  # 0 of an infinite one
+
+
 def step_means(
     scores: Tensor, knots: Tensor, width: float | Tensor, weight: Tensor, some: Tensor,
     name: str = "",
@@ -241,10 +256,10 @@ def step_means(
     if isinstance(width, Tensor):
         width = torch.where(some, width.to(scores.dtype), 1.0)
     if knots.shape[-1] == 1:
-        return mean_of(torch.sigmoid((scores - knots) / width), weight, name)
+        return mean_of(torch.sigmoid(in_widths(scores - knots, width)), weight, name)
     if isinstance(width, Tensor):
         width = width[..., None]
-    above = torch.sigmoid((scores[..., None, :] - knots[..., None]) / width)
+    above = torch.sigmoid(in_widths(scores[..., None, :] - knots[..., None], width))
     return trapezoid(mean_of(above, weight[..., None, :], name))
 
 

@@ -5,9 +5,10 @@ Every collective is an opaque op that takes its group by name, so compiled funct
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,8 @@ from ._effects import LIBRARY, register
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup as ProcessGroup
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 __all__ = ["all_gather_no_grad", "all_gather_with_grad", "world_size"]
 
@@ -161,6 +164,41 @@ def in_graph(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     return torch.compiler.allow_in_graph(apply)  # type: ignore[no-any-return]
 
 
+def takes_batches(backward: F) -> F:
+    """Make the backward of a Function right for ``torch.autograd.grad(is_grads_batched=True)``.
+
+    Torch runs it under its first vmap, which sits above autograd: the graph of what a Function
+    returns there is lost without a word, and ops have no batching rule. That of torch.func has
+    both. `jacobian` and `hessian` of torch.autograd.functional come here with ``vectorize=True``.
+    """
+
+    @functools.wraps(backward)
+    def run(ctx: Any, *grads: Tensor | None) -> Any:
+        batched = [x is not None and _is_legacy_batched(x) for x in grads]
+        if not any(batched):
+            return backward(ctx, *grads)
+        flat: list[Any] = [
+            torch._remove_batch_dim(x, 1, 1, 0) if b else x  # type: ignore[arg-type]
+            for x, b in zip(grads, batched, strict=True)
+        ]
+        dims = tuple(0 if b else None for b in batched)
+        given: list[bool] = []
+
+        def each(*grads: Tensor | None) -> tuple[Tensor, ...]:
+            found = backward(ctx, *grads)
+            given[:] = [x is not None for x in found]
+            return tuple(x for x in found if x is not None)
+
+        found = iter(torch.func.vmap(each, in_dims=dims)(*flat))
+        return tuple(torch._add_batch_dim(next(found), 0, 1) if x else None for x in given)
+
+    return run  # type: ignore[return-value]
+
+
+def _is_legacy_batched(x: Tensor) -> bool:
+    return torch._C._functorch.is_legacy_batchedtensor(x)
+
+
 class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(name: str, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -173,6 +211,17 @@ class _AllGather(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
+    def vmap(info: Any, dims: tuple[Any, ...], name: str, *tensors: Tensor) -> Any:
+        moved = (
+            x if d is None else x.movedim(d, -1) for x, d in zip(tensors, dims[1:], strict=True)
+        )
+        out = _AllGather.apply(name, *moved)  # type: ignore[no-untyped-call]
+        there = tuple(None if d is None else 0 for d in dims[1:])
+        pairs = zip(out, there, strict=True)
+        return tuple(x if d is None else x.movedim(-1, 0) for x, d in pairs), there
+
+    @staticmethod
+    @takes_batches
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         # The adjoint of a gather: every rank's loss depends on these rows.
         def back(grad: Tensor | None, need: bool) -> Tensor | None:
@@ -194,6 +243,12 @@ class _OwnRows(torch.autograd.Function):
         ctx.name = inputs[2]
 
     @staticmethod
+    def vmap(info: Any, dims: tuple[Any, ...], x: Tensor, *args: Any) -> tuple[Tensor, int]:
+        own: Tensor = _OwnRows.apply(x.movedim(dims[0], -1), *args)  # type: ignore[no-untyped-call]
+        return own.movedim(-1, 0), 0
+
+    @staticmethod
+    @takes_batches
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         return _AllGather.apply(ctx.name, grad)[0], None, None  # type: ignore[no-untyped-call]
 
@@ -210,6 +265,11 @@ class _Reduce(torch.autograd.Function):
         _, ctx.name, _, ctx.back = inputs
 
     @staticmethod
+    def vmap(info: Any, dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        return _Reduce.apply(*args), dims[0]  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    @takes_batches
     def backward(ctx: Any, grad: Tensor) -> Any:
         # Sum and mean are their own adjoints.
         args = grad, ctx.name, ctx.back, ctx.back

@@ -207,9 +207,17 @@ def test_dtypes(metric, dtype):
 def test_non_finite_valid_score_is_nan(metric, bad, where):
     scores, pos = lists(9, 2, 30)
     scores[0, 0 if where == "positive" else 1] = bad
-    value = metric.fn(scores, pos, TAU)
+    value = metric.fn(scores.requires_grad_(), pos, TAU)
     assert value[0].isnan()
     assert value[1].isfinite()
+    tau = torch.full((2,), TAU, dtype=torch.float64, requires_grad=True)
+    values = value, metric.fn(scores, pos, tau)
+    for g in (
+        *torch.autograd.grad(values[0].sum(), scores),
+        *torch.autograd.grad(values[1].sum(), (scores, tau)),
+    ):
+        assert g[0].isnan().all()
+        assert g[1].isfinite().all()
     none = torch.zeros_like(pos)
     assert (metric.fn(scores, none, TAU) == 0).all()  # nothing to rank: still not NaN
 
@@ -243,6 +251,23 @@ def test_tau_gets_a_gradient(metric):
     up, down = (metric.fn(scores, pos, TAU + d).sum() for d in (step, -step))
     # Central difference: error step^2 f''' + eps / step, far below 1e-6 here.
     assert tau.grad.item() == pytest.approx(((up - down) / (2 * step)).item(), rel=1e-6)
+
+
+@every_metric
+@pytest.mark.parametrize(("scale", "tau"), [(0, -100), (66, -33), (-60, -60), (-100, -100)])
+def test_the_gradient_of_tau_does_not_overflow(metric, scale, tau):
+    """Powers of two; float32, whose squares of these overflow, against float64 near 1."""
+    scores, pos = lists(18, 2, 20, dtype=torch.float32)
+    scores[1, 10:] *= 2.0**20  # far apart in one list, and near
+    units, at = (scores.double(), tau) if metric.tau_of_spread else (scores.double(), tau - scale)
+    found = []
+    for s, t in ((units, at), (scores * 2.0**scale, tau)):
+        t = torch.tensor(2.0**t, dtype=torch.float64, requires_grad=True)
+        value = metric.fn(s, pos, t)
+        value.sum().backward()
+        found.append((value.detach().double(), t.grad * t.detach()))
+    # In units of the value per e-fold of tau: float32 arithmetic on a few dozen terms.
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
 
 
 @every_metric

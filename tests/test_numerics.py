@@ -141,3 +141,25 @@ def test_threshold_is_a_constant_of_the_gradient():
 def test_bad_arguments_of_the_spread(args, error, says):
     with pytest.raises(error, match=says):
         score_spread(*args)
+
+
+def test_a_width_with_a_gradient_divides_alike():
+    """To the bit where a sigmoid is not flat; then its gradient is 0, for what is no number NaN."""
+    away = torch.tensor([0.0, 1e-20, -3e-20, 7.0, -1e30])
+    for width in (1e-20, 1e-3, 1.0, torch.inf, torch.nan):
+        fixed = torch.tensor([width])
+        moving = fixed.clone().requires_grad_()
+        steps = torch.sigmoid(num.in_widths(away, moving))
+        assert torch.equal(steps.isnan(), (away / fixed).isnan())
+        assert torch.equal(steps.nan_to_num(), torch.sigmoid(away / fixed).nan_to_num())
+        exact = torch.tensor([width], dtype=torch.float64, requires_grad=True)
+        wanted = torch.sigmoid(away.double() / exact)
+        for x, y in ((steps, moving), (wanted, exact)):
+            x.sum().backward()
+            y.grad *= y.detach().nan_to_num(posinf=0.0)
+        # 1 less a float32 sigmoid is off by 2^-24, times at most 7.
+        tol = {"rtol": 1e-6, "atol": 1e-6, "equal_nan": True}
+        torch.testing.assert_close(moving.grad.double(), exact.grad, **tol)
+    none, one = (torch.tensor([x], requires_grad=True) for x in (torch.nan, 1.0))
+    grads = torch.autograd.grad(num.in_widths(none, one).sigmoid(), (none, one))
+    assert all(g.isnan() for g in grads)

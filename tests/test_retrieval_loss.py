@@ -500,17 +500,20 @@ def test_dtypes(dtype):
         assert loss_fn.memory.embeddings.dtype == torch.float32
 
 
-def test_transforms_agree():
+@every_metric
+def test_transforms_agree(name):
     states = [P.enqueue_embeddings(P.init_memory(4, WIDTH), *rows(k, 3)) for k in range(2)]
     stacked = P.MemoryState(*map(torch.stack, zip(*states, strict=True)))
     xs, ys = map(torch.stack, zip(*(rows(5 + k, 6) for k in range(2)), strict=True))
     ids = torch.arange(6)
 
     def one(x, y, memory):
-        return retrieval_loss(x, y, memory, TAU, metric="mrr", row_ids=ids)
+        chosen = {"metric": name, **settings(name)}
+        return retrieval_loss(x, y, memory, TAU, row_ids=ids, **chosen)
 
     losses, after = torch.vmap(one)(xs, ys, stacked)
     slopes = torch.vmap(torch.func.grad(lambda *a: one(*a)[0]))(xs, ys, stacked)
+    assert slopes.abs().amax((1, 2)).min() > 1e-3
     for k, state in enumerate(states):
         x = xs[k].clone().requires_grad_()
         loss, memory = one(x, ys[k], state)

@@ -73,8 +73,10 @@ def test_bad_data():
             model.fit(X, y, X_val=kind(large), y_val=y)
     with pytest.raises(ValueError, match="X_val needs y_val"):
         model.fit(X, y, X_val=X)
-    with pytest.raises(ValueError, match="need X_val"):
+    with pytest.raises(ValueError, match="y_val needs X_val"):
         model.fit(X, y, y_val=y)
+    with pytest.raises(ValueError, match="sample_weight_val needs X_val"):
+        model.fit(X, y, sample_weight_val=y)
     with pytest.raises(ValueError, match="y_val of the classes 0 and 1, got 2 too"):
         model.fit(X, y, X_val=X, y_val=y + 1)
     with pytest.raises(ValueError, match="among those of sample_weight_val above 0"):

@@ -155,3 +155,15 @@ def test_is_the_mean_over_queries():
     targets, ids = torch.tensor([0, 1, 0, 0, 0, 1]), torch.arange(6) // 3
     loss, _ = P.smooth_mrr_loss(logits, targets, None, 1e-3, query_ids=ids)
     assert loss.item() == pytest.approx(1 - (1 / 2 + 1 / 3) / 2)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("tau_moves", [False, True])
+def test_a_weight_that_is_no_number_shows(bad, tau_moves):
+    scores, pos = lists(4, 12)
+    tau = torch.tensor(0.3, dtype=torch.float64, requires_grad=tau_moves)
+    weight = torch.ones(12, dtype=torch.float64)
+    weight[0] = bad
+    value = P.smooth_mrr(scores.requires_grad_(), pos, tau, sample_weight=weight)
+    assert value.isnan()
+    assert torch.autograd.grad(value, scores)[0].isnan().all()

@@ -124,6 +124,31 @@ def test_runs_among_tensors_without_values(make, labels):
             assert module(x, y).shape == ()
 
 
+@pytest.mark.parametrize("clock", ["epochs", "steps"])
+def test_hooks_run_among_tensors_without_values(clock):
+    """They count numbers of Python, and say what they say elsewhere."""
+
+    def run():
+        main = P.SmoothAPLoss(3, queue_size=8)
+        loss = P.LossWarmupWrapper(
+            torch.nn.CrossEntropyLoss(), main, reset_queue_each_epoch=True,
+            **{f"warmup_{clock}": 1, f"blend_{clock}": 1},
+        )  # fmt: skip
+        for k in range(4):
+            loss.on_train_epoch_start(k)
+            loss.on_train_batch_start(k)
+            loss(torch.randn(6, 3, requires_grad=True), torch.randint(0, 3, (6,))).backward()
+            yield loss.in_warmup, loss.in_blend, loss.main_weight
+        loss.reset()
+        yield loss.in_warmup, loss.in_blend, loss.main_weight
+        assert loss.current_temperature > 0
+
+    wanted = list(run())
+    with FakeTensorMode():
+        assert list(run()) == wanted
+    assert wanted == [(True, False, 0.0), (False, True, 0.5), *2 * [(False, False, 1.0)], wanted[0]]
+
+
 @every_kind
 @either
 @pytest.mark.parametrize("what", ["built", "copied", "moved", "loaded", "assigned", "ran", "reset"])

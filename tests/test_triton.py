@@ -517,12 +517,13 @@ def computed_by(device: str) -> Iterator[None]:
 
 @pytest.mark.filterwarnings("ignore:invalid value")
 @own_kernel
-def test_lists_that_a_kernel_finds_unsound(metric: Any, launched: list[str]) -> None:
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf])
+def test_lists_that_a_kernel_finds_unsound(metric: Any, bad: float, launched: list[str]) -> None:
     """NaN as on the CPU: a score or a weight that is not finite, a tau that is none."""
     scores, first, given = judged(metric, 7, 12, seed=2)
     scores, valid, weight = scores.float(), given["valid_mask"], given["sample_weight"]
     tau = torch.full((7,), TAU, dtype=torch.float64)
-    scores[0, 0], scores[1, 1], weight[2], tau[3] = torch.nan, torch.inf, torch.nan, -1.0
+    scores[0, 0], scores[1, 1], weight[2], tau[3] = torch.nan, bad, torch.nan, -1.0
     first[4], valid[5], weight[6] = 0, False, 0.0
     scores[4:, 4] = torch.nan
     found = []
@@ -535,10 +536,36 @@ def test_lists_that_a_kernel_finds_unsound(metric: Any, launched: list[str]) -> 
         assert value[:4].isnan().all()
         assert not value[4:].any()
         assert not g[4:].any()
-        if device == "kernels":
-            assert g[:4][valid[:4]].isnan().all()
+        assert g[:4][valid[:4]].isnan().all()
     assert launched
     assert torch.equal(found[0].isnan(), found[1].isnan())
+
+
+@own_kernel
+def test_batched_gradients_of_a_kernel_keep_their_graph(metric: Any, launched: list[str]) -> None:
+    scores, first, given = judged(metric, 2, 12, seed=4)
+    found = []
+    for device in ("kernels", "torch"):
+        s = scores.clone().requires_grad_()
+        with computed_by(device):
+            value, each = metric.fn(s, first, TAU, **given), torch.eye(2, dtype=torch.float64)
+            (g,) = torch.autograd.grad(value, s, each, is_grads_batched=True, create_graph=True)
+            found.append((g, torch.autograd.grad(g.square().sum(), s)[0]))
+    assert launched
+    for got, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("metric", [m for m in METRICS if m.name == "partial_auc_implicit"])
+@dtypes
+def test_a_temperature_that_underflows(
+    metric: Any, dtype: torch.dtype, launched: list[str]
+) -> None:
+    tiny = torch.tensor(torch.finfo(dtype).tiny, dtype=torch.float64)
+    scores, first, given = judged(metric, 2, 12, seed=3)
+    value = [metric.fn((x * scores).to(dtype), first, tiny, **given) for x in (1.0, 2.0**-60)]
+    assert launched
+    assert torch.equal(*value)
 
 
 @pytest.mark.parametrize("precision", [0.2, 0.5, 0.9, 1.0])

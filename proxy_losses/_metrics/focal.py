@@ -23,6 +23,7 @@ from .._checks import (
     check_positive,
     check_real,
 )
+from ..distributed import takes_batches
 
 SIGMOID_REDUCTIONS = ("none", "mean", "sum")
 SOFTMAX_REDUCTIONS = ("none", "mean", "mean_positive", "sum")
@@ -256,6 +257,7 @@ class _Sigmoid(torch.autograd.Function):
         return loss
 
     @staticmethod
+    @takes_batches
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, t, slope = ctx.saved_tensors
         if torch.is_grad_enabled():  # to be differentiated again
@@ -335,18 +337,19 @@ class _Softmax(torch.autograd.Function):
         share = None
         if ctx.needs_input_grad[0]:
             share = torch.addcmul(q, 1.0 - q, ce, value=2.0).mul_(q)
-            p.scatter_(1, index, q.neg_())
+            # A NaN in a row that does not count ends here; one that does has a share that is NaN.
+            p.scatter_(1, index, q.neg_()).nan_to_num_(nan=0.0)
         ctx.save_for_backward(x, index, valid, p, share)
         return loss.squeeze(1)
 
     @staticmethod
+    @takes_batches
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, index, valid, p, share = ctx.saved_tensors
         if torch.is_grad_enabled():
             plain = functools.partial(_kept_softmax, index=index, valid=valid)
             return _again(plain, x, grad), None, None
-        # A NaN in a row that does not count ends here; one that does has a share that is NaN.
-        return p.nan_to_num(nan=0.0).mul_(share * grad.unsqueeze(1)), None, None
+        return p * (share * grad.unsqueeze(1)), None, None
 
 
 def _softplus(x: Tensor) -> Tensor:

@@ -280,6 +280,7 @@ def _evaluate(
     degenerate = usable & (scale <= spread_floor(upper, lower, scores.dtype))
     counts = usable ^ degenerate
     temperature = num.lift_tau(tau, scores, name) * torch.where(counts, scale, 1.0)
+    temperature = temperature.clamp(min=torch.finfo(scores.dtype).tiny)  # of two small numbers
     if trapezoid:
         knots = found[..., : len(levels)]
         if moves:
@@ -294,7 +295,7 @@ def _evaluate(
         size = all_reduce(band.sum(-1, keepdim=True), "sum", name)
         pairs = Lists(cleaned, pos, pos | band, None if given is None else weight)
         won, some = pairs_won(pairs, temperature[..., 0], how)
-        poison = broken[..., 0]
+        poison = (cleaned * broken).sum(-1)  # of the gradient, too: there may be no band
         mean = won / size[..., 0].clamp(min=1)
         counts = counts & (some | poison.isnan())[..., None]
         mean = torch.where(counts[..., 0], mean + poison, 0.0)

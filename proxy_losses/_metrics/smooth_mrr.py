@@ -127,33 +127,34 @@ def _evaluate(
     width = num.in_all_lists(num.lift_tau(tau, scores, name), some)
     if isinstance(width, Tensor):  # a single number promotes once it has a list's shape
         width = width.to(scores.dtype)
-    rank = _first_rank(cleaned, negative, weight, some, width, name)[0]
-    value = torch.where(some, rank.reciprocal().to(scores.dtype) + broken, 0.0)[..., 0]
+    rank = _first_rank(cleaned, broken, negative, weight, some, width, name)[0]
+    value = torch.where(some, rank.reciprocal().to(scores.dtype), 0.0)[..., 0]
     found = Found(value, some[..., 0], {})
     if not stats:
         return found
     plain = pos.to(scores.dtype)
-    rank, above, _ = _first_rank(cleaned.detach(), negative, plain, some, width, name)
+    rank, above, _ = _first_rank(cleaned.detach(), broken, negative, plain, some, width, name)
     above = above.detach()
     slope = all_reduce((above * (1.0 - above)).sum(-1, keepdim=True), "sum", name)
     report = num.rank_stats(slope.expand(above.shape), pos.expand(above.shape), width, some, name)
-    first = rank.detach().to(scores.dtype) + broken
+    first = rank.detach().to(scores.dtype)
     report["first_rank"] = torch.where(some, first, math.nan)[..., 0]
     return found._replace(stats=report)
 
 
 def _first_rank(
-    scores: Tensor, negative: Tensor, weight: Tensor, some: Tensor, tau: float | Tensor, name: str
-) -> tuple[Tensor, Tensor, Tensor]:
+    scores: Tensor, broken: Tensor, negative: Tensor, weight: Tensor, some: Tensor,
+    tau: float | Tensor, name: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The expected rank [..., 1] of the first positive, and how far rows [..., M] are in it.
 
     That is, how far a negative is above it, and the share of s+ that a positive has.
     """
     even = weight.dtype == torch.bool
-    given = weight if even else weight > 0
+    given = weight if even else weight != 0  # a NaN shows
     ranked = torch.where(given, scores, -math.inf)
     top = all_reduce(num.largest(ranked, -math.inf), "max", name)
-    away = (scores - torch.where(some, top, 0.0)) / tau
+    away = num.in_widths(scores - (torch.where(some, top, 0.0) + broken), tau)
     mass = torch.where(given, away, -math.inf).exp()
     if even:
         hit = all_reduce_with_grad(mass.sum(-1, keepdim=True, dtype=torch.float64), name)

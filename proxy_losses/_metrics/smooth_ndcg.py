@@ -191,7 +191,7 @@ def _first(lists: Lists, tau: float | Tensor, k: int, some: Tensor, name: str) -
     theta, cut = between_places(scores, [k], valid, name)
     cut = cut & some
     theta = num.with_implicit_grad(theta, cleaned, valid, width, cut, name) + broken
-    away = (cleaned - torch.where(cut, theta, 0.0)) / width
+    away = num.in_widths(cleaned - torch.where(cut, theta, 0.0), width)
     return torch.where(cut, torch.sigmoid(away), 1.0)
 
 

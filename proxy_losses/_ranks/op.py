@@ -18,8 +18,16 @@ from torch import Tensor
 
 from .._checks import warn_user
 from .._effects import LIBRARY
-from .._numerics import beside, clean, number, outside_autocast, plainly_eager, positive_weight
-from ..distributed import all_reduce, average_grad, in_graph
+from .._numerics import (
+    beside,
+    clean,
+    in_widths,
+    number,
+    outside_autocast,
+    plainly_eager,
+    positive_weight,
+)
+from ..distributed import all_reduce, all_reduce_with_grad, average_grad, in_graph, takes_batches
 from . import dense, grid
 from .census import look
 from .lists import Lists, Pairs
@@ -207,21 +215,19 @@ def _fold(
     return [None if t is None else t.flatten(0, 1) for t in tensors], lists
 
 
-def _sums_vmap(
-    info: Any, dims: tuple[int | None, ...], *args: Any
-) -> tuple[list[Tensor], list[int | None]]:
-    flat, lists = _fold(info.batch_size, dims, args, 4)
-    sums = torch.ops.proxy_losses.pair_sums(*flat, *args[4:])
-    return [s.unflatten(0, lists) for s in sums], [0] * len(sums)
+def _folded(call: Callable[..., Any], count: int) -> Callable[..., Any]:
+    """The vmap rule of a call of lists, whose first `count` arguments have them on their axis 0."""
 
+    def rule(info: Any, dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        flat, lists = _fold(info.batch_size, dims, args, count)
+        out = call(*flat, *args[count:])
+        # What was not asked for is [0].
+        split = [
+            x.expand(info.batch_size, 0) if x.shape == (0,) else x.unflatten(0, lists) for x in out
+        ]
+        return type(out)(split), type(out)([0] * len(out))
 
-def _mean_vmap(
-    info: Any, dims: tuple[int | None, ...], *args: Any
-) -> tuple[Mean, tuple[int, int, int]]:
-    flat, lists = _fold(info.batch_size, dims, args, 5)
-    mean, counts, g = torch.ops.proxy_losses.rank_mean(*flat, *args[5:])
-    g = g.unflatten(0, lists) if args[5] else g.expand(info.batch_size, 0)
-    return (mean.unflatten(0, lists), counts.unflatten(0, lists), g), (0, 0, 0)
+    return rule
 
 
 @functools.cache
@@ -268,8 +274,9 @@ for _name, _op in ("pair_sums", pair_sums), ("rank_mean", rank_mean):
     LIBRARY.impl(_name, on_gpu(_name, _op), "CUDA")
 torch.library.register_fake("proxy_losses::pair_sums", _sums_like, lib=LIBRARY)
 torch.library.register_fake("proxy_losses::rank_mean", _mean_like, lib=LIBRARY)
-torch.library.register_vmap("proxy_losses::pair_sums", _sums_vmap, lib=LIBRARY)
-torch.library.register_vmap("proxy_losses::rank_mean", _mean_vmap, lib=LIBRARY)
+for _name, _count in ("pair_sums", 4), ("rank_mean", 5):
+    _call = getattr(torch.ops.proxy_losses, _name)
+    torch.library.register_vmap(f"proxy_losses::{_name}", _folded(_call, _count), lib=LIBRARY)
 
 
 def sums_over(group: str) -> Callable[..., list[Tensor]]:
@@ -290,8 +297,6 @@ def _one_process_only(group: str) -> None:
 class _SigmoidSums(torch.autograd.Function):
     """(scores, weights, at, tau) -> (sums, slopes); slopes are kept for the backward."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(
         scores: Tensor, weights: Tensor, at: Tensor, tau: Tensor, slope: bool, rtol: float,
@@ -309,6 +314,7 @@ class _SigmoidSums(torch.autograd.Function):
         ctx.save_for_backward(scores, weights, at, tau, output[1])
 
     @staticmethod
+    @takes_batches
     def backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 8
@@ -325,8 +331,6 @@ class _SigmoidSums(torch.autograd.Function):
 
 class _SigmoidSumsBackward(torch.autograd.Function):
     """The derivative of the sums: the same sums with sources and targets exchanged."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -355,6 +359,7 @@ class _SigmoidSumsBackward(torch.autograd.Function):
         ctx.save_for_backward(grad, scores, weights, at, tau)
 
     @staticmethod
+    @takes_batches
     def backward(ctx: Any, *v: Tensor) -> tuple[Tensor | None, ...]:
         _one_process_only(ctx.group)
         grad, scores, weights, at, tau = ctx.saved_tensors
@@ -376,7 +381,7 @@ def _plain_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What `_SigmoidSumsBackward` computes, in differentiable torch with all [M, M] pairs."""
     unit = tau.to(scores.dtype)
-    z = (scores[:, None, :] - scores[:, :, None]) / unit[:, None, None]
+    z = in_widths(scores[:, None, :] - scores[:, :, None], unit[:, None, None])
     k = torch.sigmoid(z)
     d = k * torch.sigmoid(-z)
     pull, slope = grad @ d, weights @ d.mT
@@ -396,8 +401,6 @@ class _SoftplusSums(torch.autograd.Function):
     that every pair errs by z times what its sigmoid does, and far pairs by nothing. What cancels
     between them is rounding, hence float64.
     """
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -422,6 +425,7 @@ class _SoftplusSums(torch.autograd.Function):
         ctx.save_for_backward(*tensors, *output[1:])
 
     @staticmethod
+    @takes_batches
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 7
@@ -449,8 +453,6 @@ class _SoftplusSums(torch.autograd.Function):
 class _RankMean(torch.autograd.Function):
     """(scores, weight, tau) -> the mean [L]; the gradient of scores is computed on the way."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(
         scores: Tensor, pos: Tensor, valid: Tensor | None, weight: Tensor | None, tau: Tensor,
@@ -473,23 +475,23 @@ class _RankMean(torch.autograd.Function):
         ctx.save_for_backward(*inputs[:5], *output)
 
     @staticmethod
+    @takes_batches
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         need = ctx.needs_input_grad
         if grad is None:
             return (None,) * len(need)
         again, group = torch.is_grad_enabled(), ctx.how[-1]
-        if group:  # every rank back-propagates its own copy
-            grad = all_reduce(grad, "sum", group)
         saved = ctx.saved_tensors  # once, or checkpoints object
-        g = saved[-1:]
-        if again or need[3] or need[4]:
-            run: Any = _RankMeanBackward.apply if again else _RankMeanBackward.forward
-            g = run(*saved, need[3], need[4], *ctx.how)  # again: someone will differentiate again
-        # Products outside of the function, where `is_grads_batched` keeps their graph.
-        rows = grad.unsqueeze(1)
-        return (rows * g[0] if need[0] else None, None, None,
-                (rows * g[1]).to(g[1].dtype) if need[3] else None,
-                grad * g[2] if need[4] else None, None, None, None, None, None)  # fmt: skip
+        if not (again or need[3] or need[4] or group):  # the usual case
+            return grad.unsqueeze(1) * saved[-1], *(None,) * (len(need) - 1)
+        run: Any = _RankMeanBackward.apply if again else _RankMeanBackward.forward
+        # again: someone will differentiate again
+        g_scores, g_weight, g_tau = run(*saved, need[3], need[4], *ctx.how)
+        grad = all_reduce_with_grad(grad, group)  # every rank back-propagates its own copy
+        each = grad.unsqueeze(1)
+        return (each * g_scores if need[0] else None, None, None,
+                (each * g_weight).to(saved[3].dtype) if need[3] else None,
+                grad * g_tau if need[4] else None, None, None, None, None, None)  # fmt: skip
 
 
 class _EagerMean(torch.autograd.Function):
@@ -507,17 +509,15 @@ class _EagerMean(torch.autograd.Function):
 class _RankMeanBackward(torch.autograd.Function):
     """Derivatives of the mean from what the forward left behind; once more in plain torch."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(
         scores: Tensor, pos: Tensor, valid: Tensor | None, weight: Tensor | None, tau: Tensor,
-        mean: Tensor, defined: Tensor, g: Tensor, need_weight: bool, need_tau: bool, phi: str,
-        rtol: float, method: str, group: str,
+        mean: Tensor, defined: Tensor, g: Tensor, need_weight: bool, need_tau: bool,
+        phi: str, rtol: float, method: str, group: str,
     ) -> Mean:  # fmt: skip
-        g_scores, g_weight, g_tau = g.clone(), scores.new_empty(0), tau.new_empty(0)
+        g_weight, g_tau = scores.new_empty(0), tau.new_empty(0)
         if not (need_weight or need_tau):
-            return g_scores, g_weight, g_tau
+            return g.clone(), g_weight, g_tau  # an input as it is would be a view
         scores = clean(scores, valid)
         groups = torch.stack([torch.ones_like(pos) if valid is None else valid, pos], 1)
         kinds = "value,stretch" if need_tau else "value"
@@ -531,12 +531,12 @@ class _RankMeanBackward(torch.autograd.Function):
         if need_weight:
             assert weight is not None
             lift = torch.where(counted, value - mean.double()[:, None], 0.0)
-            g_weight = (share * lift).to(weight.dtype)
+            g_weight = (share * lift).to(torch.promote_types(weight.dtype, scores.dtype))
         if need_tau:  # the sums depend on scores / tau alone
             stretch = sums[1].double()
             each = torch.where(counted, b * stretch[:, 0] + a * stretch[:, 1], 0.0)
             g_tau = -(share * own * each).sum(-1).to(tau.dtype) / tau
-        return g_scores, g_weight, g_tau
+        return g.clone(), g_weight, g_tau
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -544,23 +544,24 @@ class _RankMeanBackward(torch.autograd.Function):
         ctx.need, ctx.phi, ctx.group = (True, *inputs[8:10]), inputs[10], inputs[13]
 
     @staticmethod
+    @takes_batches
     def backward(ctx: Any, *v: Tensor) -> tuple[Tensor | None, ...]:
         _one_process_only(ctx.group)
         scores, pos, valid, weight, tau, defined = ctx.saved_tensors
-        even = weight is None
-        weight = pos.to(scores.dtype) if even else weight
+        given = pos if weight is None else weight
+        wide = given.to(torch.promote_types(given.dtype, scores.dtype))
 
-        def first(s: Tensor, w: Tensor, t: Tensor) -> tuple[Tensor, ...]:
-            mean, pull, *_ = torch.func.vjp(
-                lambda s, w, t: _plain(Lists(s, pos, valid, w), t, ctx.phi, defined), s, w, t
-            )
-            pulled: tuple[Tensor, ...] = pull(torch.ones_like(mean))
+        def total(s: Tensor, w: Tensor, t: Tensor) -> Tensor:
+            return _plain(Lists(s, pos, valid, w), t, ctx.phi, defined).sum()
+
+        def first(*args: Tensor) -> tuple[Tensor, ...]:
+            pulled = torch.func.grad(total, argnums=(0, 1, 2))(*args)
             return tuple(p for p, need in zip(pulled, ctx.need, strict=True) if need)
 
         cotangents = tuple(x for x, need in zip(v, ctx.need, strict=True) if need)
         with torch.autocast(scores.device.type, enabled=False):
-            s, w, t = torch.func.vjp(first, scores, weight, tau)[1](cotangents)
-        return s, None, None, None if even else w, t, *(None,) * 9
+            s, w, t = torch.func.vjp(first, scores, wide, tau)[1](cotangents)
+        return s, None, None, None if weight is None else w.to(weight.dtype), t, *(None,) * 9
 
 
 def _plain(pool: Lists, tau: Tensor, phi: str, defined: Tensor) -> Tensor:
@@ -568,9 +569,8 @@ def _plain(pool: Lists, tau: Tensor, phi: str, defined: Tensor) -> Tensor:
     scores, pos, valid, weight, *_ = pool
     assert weight is not None
     scores = clean(scores, valid)
-    k = torch.sigmoid(
-        (scores[:, None, :] - scores[:, :, None]) / tau.to(scores.dtype)[:, None, None]
-    )
+    unit = tau.to(scores.dtype)[:, None, None]
+    k = torch.sigmoid(in_widths(scores[:, None, :] - scores[:, :, None], unit))
     rank = (k if valid is None else torch.where(valid[:, None], k, 0.0)).sum(-1) + 0.5
     rank_pos = torch.where(pos[:, None], k, 0.0).sum(-1) + 0.5
     weight = torch.where(pos, weight, 0.0).to(scores.dtype)
@@ -582,9 +582,12 @@ def _plain(pool: Lists, tau: Tensor, phi: str, defined: Tensor) -> Tensor:
 # --- calls ----------------------------------------------------------------------------------------
 
 
-for _function in (
-    _SigmoidSums, _SigmoidSumsBackward, _SoftplusSums, _RankMean, _RankMeanBackward,
-):  # fmt: skip
+_TENSORS: dict[Any, int] = {  # first arguments of forward
+    _SigmoidSums: 4, _SigmoidSumsBackward: 6, _SoftplusSums: 4, _RankMean: 5, _RankMeanBackward: 8,
+}  # fmt: skip
+for _function, _count in _TENSORS.items():
+    # Not the rule that torch would make: the backward of that is not `takes_batches`.
+    _function.vmap = staticmethod(_folded(_function.apply, _count))
     # Autograd binds the arguments of forward at every call; a stored signature halves that.
     _forward: Any = _function.forward
     _forward.__signature__ = inspect.signature(_forward)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .._effects import LIBRARY
 from .._numerics import plainly_eager
+from ..distributed import takes_batches
 from . import op
 from .lists import Lists
 
@@ -129,6 +130,7 @@ class _WithGradient(torch.autograd.Function):
         return value.view(shape[:-1]), *flags
 
     @staticmethod
+    @takes_batches
     def backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         none = (None,) * (len(ctx.needs_input_grad) - 1)
         if grad is None:

@@ -1,6 +1,8 @@
-"""What the callbacks of all frameworks share: finding wrappers, and what to log of them."""
+"""What integrations share: finding wrappers, what to log of them, rows to validate on."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from torch import nn
 
@@ -63,3 +65,18 @@ def progress(wrappers: dict[str, LossWarmupWrapper], prefix: str) -> dict[str, f
         if temperature is not None:
             values[stem + "temperature"] = temperature
     return values
+
+
+def validates(X_val: Any, y_val: Any, sample_weight_val: Any = None) -> bool:
+    """Whether `fit` is given rows to validate on.
+
+    Raises:
+        ValueError: a part of them is missing.
+    """
+    if X_val is None:
+        for name, given in {"y_val": y_val, "sample_weight_val": sample_weight_val}.items():
+            if given is not None:
+                raise ValueError(f"{name} needs X_val, which is None")
+    elif y_val is None:
+        raise ValueError("X_val needs y_val, which is None")
+    return X_val is not None

@@ -37,6 +37,7 @@ from ._classes import (
     unit_rows,
     whitenings,
 )
+from ._common import validates
 
 EVERY = 20  # steps from one validation to the next
 _DTYPES = (np.float32, np.float64)
@@ -255,12 +256,8 @@ class LinearEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEsti
                 "expected y of two classes or more, one of them of two rows or more, "
                 f"got {len(sizes)} of at most {sizes.max()}"
             )
-        if X_val is None:
-            if y_val is not None:
-                raise ValueError("y_val needs X_val, which is None")
+        if not validates(X_val, y_val):
             return *hold_out(rows, self.validation_fraction, rng), rows if self.refit else None
-        if y_val is None:
-            raise ValueError("X_val needs y_val, which is None")
         held = self._labelled(X_val, y_val, reset=False)
         if not held.y.any():
             raise ValueError("expected y_val of two classes or more, got one")

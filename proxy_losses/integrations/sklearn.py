@@ -27,6 +27,7 @@ except ImportError as error:
         "proxy_losses.integrations.sklearn needs scikit-learn >= 1.6 and tqdm: "
         "pip install '.[sklearn]' in a clone of this library"
     ) from error
+from ._common import validates
 from ._rows import (
     Parts,
     Rows,
@@ -372,12 +373,8 @@ class LinearRanker(ClassifierMixin, BaseEstimator):
             )
         given = as_table(X)
         rows = weighted_rows(given, y == self.classes_[-1], weight, "sample_weight")
-        if X_val is None:
-            if y_val is not None or weight_val is not None:
-                raise ValueError("y_val and sample_weight_val need X_val, which is None")
+        if not validates(X_val, y_val, weight_val):
             return distinct(rows, self._sides(rows, y, weight)), TRAINED
-        if y_val is None:
-            raise ValueError("X_val needs y_val, which is None")
         X_val = validate_data(self, X_val, reset=False, dtype=np.float64, accept_sparse="csr")
         positive = positives(y_val, self.classes_, X_val, "y_val")
         held = weighted_rows(as_table(X_val), positive, weight_val, "sample_weight_val")

@@ -185,10 +185,11 @@ class ScheduledLoss(BatchLoss):
         """Temperature in units of the scores; writable, and saved with the queue.
 
         It lives in a buffer, on the device of the module: asking for it may wait for the device,
-        training does not. On the meta device, where there are no numbers, it is the constructor's.
-        A checkpoint that has none leaves it as it is.
+        training does not. On the meta device and inside FakeTensorMode, where there are no
+        numbers, it is the constructor's. A checkpoint that has none leaves it as it is.
         """
-        return self._first_temperature if self._tau.is_meta else float(self._tau)
+        unknown = self._tau.is_meta or isinstance(self._tau, FakeTensor)
+        return self._first_temperature if unknown else float(self._tau)
 
     @temperature.setter
     def temperature(self, value: float) -> None:

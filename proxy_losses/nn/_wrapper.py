@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from .. import _schedule
@@ -225,9 +226,15 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
             self._progress[place].fill_(number)  # to copy them would wait for the device
         self._see(progress)
 
-    def _move(self, state: ScheduleState, hook: int) -> None:
-        hooks = self._hooks | hook
-        self._write(int(state.epoch), int(state.step), int(state.switch_step), hooks)
+    def _move(
+        self, start: Callable[..., tuple[Tensor, ScheduleState]], now: int, hook: int
+    ) -> bool:
+        """Move on by `start_epoch` or `start_step`, and what that says."""
+        with unset_fake_temporarily():  # the numbers are there
+            flag, state = start(self._state, _number(now), self._sched, clock=self._clock)
+            said, numbers = bool(flag), [int(x) for x in state]
+        self._write(numbers[0], numbers[1], numbers[2], self._hooks | hook)
+        return said
 
     def _see(self, progress: Progress) -> None:
         """Remember what the buffer holds, and what follows from it."""
@@ -289,11 +296,10 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
         return self._blend_weight
 
     def _set_temperature(self) -> None:
-        state = self._state
-        if self._has_temperature and int(state.switch_step) >= 0:
-            self.main_loss.temperature = float(  # type: ignore[attr-defined]
-                _schedule.state_temp(state, self._sched)
-            )
+        if self._has_temperature and self._now().switch_step >= 0:
+            with unset_fake_temporarily():
+                temperature = float(_schedule.state_temp(self._state, self._sched))
+            self.main_loss.temperature = temperature  # type: ignore[attr-defined]
 
     def reset(self) -> None:
         """Start anew: the schedule at its start, and both losses reset if they have a `reset()`.
@@ -326,12 +332,14 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
     @property
     def in_warmup(self) -> bool:
         """Whether warmup_loss alone is in use."""
-        return bool(_schedule.in_warmup(_schedule.now(self._state, self._clock), self._sched))
+        with unset_fake_temporarily():
+            return bool(_schedule.in_warmup(_schedule.now(self._state, self._clock), self._sched))
 
     @property
     def in_blend(self) -> bool:
         """Whether the run is in the ramp from warmup_loss to main_loss."""
-        return bool(_schedule.in_blend(_schedule.now(self._state, self._clock), self._sched))
+        with unset_fake_temporarily():
+            return bool(_schedule.in_blend(_schedule.now(self._state, self._clock), self._sched))
 
     @property
     def main_weight(self) -> float:
@@ -353,10 +361,7 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
         """Call at the start of each epoch, before its first batch."""
         epoch = as_whole("epoch", epoch)
         check_int("epoch", epoch)
-        main, state = _schedule.start_epoch(
-            self._state, _number(epoch), self._sched, clock=self._clock
-        )
-        self._move(state, EPOCH_HOOK)
+        main = self._move(_schedule.start_epoch, epoch, EPOCH_HOOK)
         if self.reset_queue_each_epoch and main:
             self._reset_queue()
 
@@ -364,11 +369,7 @@ class LossWarmupWrapper(PublishedSchedule, StateModule):
         """Call before each training step with the number of steps taken so far."""
         global_step = as_whole("global_step", global_step)
         check_int("global_step", global_step)
-        switch, state = _schedule.start_step(
-            self._state, _number(global_step), self._sched, clock=self._clock
-        )
-        self._move(state, BATCH_HOOK)
-        if switch:
+        if self._move(_schedule.start_step, global_step, BATCH_HOOK):
             self._reset_queue()
         self._set_temperature()
 

@@ -126,6 +126,7 @@ def step_means(
         flat = counts & (bad == 0) & (upper - lower <= floor)
         counts &= flat == 0
         width *= tl.where(counts, upper - lower, 1.0).to(DT)
+        width = tl.where(width < TINY, TINY, width).to(DT)
     shown = bad | (width != width)
     broken = shown | odd
 
