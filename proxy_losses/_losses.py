@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import textwrap
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, cast
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -45,10 +45,7 @@ from ._old_names import takes_old_names
 from ._quantiles import spread_over_group
 from ._queue import QueueState, enqueue
 from ._ranks import How, Lists
-from .distributed import all_reduce, group_name
-
-if TYPE_CHECKING:
-    from .distributed import ProcessGroup
+from .distributed import ProcessGroup, all_reduce, group_name
 
 
 class Options(NamedTuple):

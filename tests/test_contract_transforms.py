@@ -97,27 +97,6 @@ def test_export(metric):
         torch.testing.assert_close(program(*some, tau), metric.fn(*some, tau), **TIGHT)
 
 
-@every_metric
-def test_batched_gradients_never_lie(metric):
-    """A right second derivative or an error: these do not see inside of a function of autograd."""
-    scores, pos = lists(19, 3, 7)
-    scores.requires_grad_()
-
-    def penalty(vectorize):
-        jac = torch.autograd.functional.jacobian(
-            lambda s: metric.fn(s, pos, TAU), scores, create_graph=True, vectorize=vectorize
-        )
-        return jac.square().sum()
-
-    try:
-        found = penalty(True)
-    except RuntimeError:
-        return
-    want = penalty(False)
-    torch.testing.assert_close(found, want, **TIGHT)
-    torch.testing.assert_close(*(torch.autograd.grad(x, scores)[0] for x in (found, want)), **TIGHT)
-
-
 @pytest.mark.parametrize("fn", [P.smooth_ap, P.partial_auc])
 @pytest.mark.parametrize("kind", [np.float32, np.int64])
 def test_a_number_of_numpy_is_a_temperature_in_compiled_code(fn, kind):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import typing
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ ROOT = Path(proxy_losses.__file__).parent
 # Floor of each room: two rooms on one floor never import each other.
 FLOORS = {
     "_effects": 0,
+    "_functions": 0,
     "_checks": 0,
     "_old_names": 1,
     "distributed": 1,
@@ -167,6 +169,14 @@ def test_public_names():
     }
     for name in proxy_losses.__all__:
         assert getattr(proxy_losses, name).__doc__
+
+
+def test_annotations_can_be_read():
+    """As tools do that make a command line or a form of a signature."""
+    public = [getattr(proxy_losses, name) for name in proxy_losses.__all__]
+    modules = [x for x in public if hasattr(x, "forward")]
+    for x in (*filter(callable, public), *(m.__init__ for m in modules)):
+        assert typing.get_type_hints(x).keys() >= x.__annotations__.keys()
 
 
 def test_version_matches_the_changelog():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,13 +11,10 @@ from torch import Tensor
 from .._checks import check_places
 from .._quantiles import between_places
 from .._ranks import How, Lists
-from ..distributed import all_reduce
+from ..distributed import ProcessGroup, all_reduce
 from ._record import THRESHOLD_GRAD, Found, Metric, Option, Settings, of_arguments
 from ._steps import Steps
 from .recall import recall_defined
-
-if TYPE_CHECKING:
-    from ..distributed import ProcessGroup
 
 
 def precision_at_k(

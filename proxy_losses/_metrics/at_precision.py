@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,13 +12,10 @@ from .._checks import check_precision
 from .._quantiles import at_precision
 from .._ranks import How, Lists
 from .._ranks.steps import lowest_at
-from ..distributed import all_reduce
+from ..distributed import ProcessGroup, all_reduce
 from ._record import THRESHOLD_GRAD, Found, Metric, Option, Settings, of_arguments
 from ._steps import Steps
 from .recall import recall_defined
-
-if TYPE_CHECKING:
-    from ..distributed import ProcessGroup
 
 
 def recall_at_precision(

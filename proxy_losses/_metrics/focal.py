@@ -23,7 +23,7 @@ from .._checks import (
     check_positive,
     check_real,
 )
-from ..distributed import takes_batches
+from .._functions import takes_batches
 
 SIGMOID_REDUCTIONS = ("none", "mean", "sum")
 SOFTMAX_REDUCTIONS = ("none", "mean", "mean_positive", "sum")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -25,11 +24,8 @@ from .._checks import (
 from .._quantiles import order_statistics, quantiles, spread_floor
 from .._ranks import How, Lists, pairs_won, sigmoid_sums
 from .._ranks import steps as kernels
-from ..distributed import all_reduce, group_name
+from ..distributed import ProcessGroup, all_reduce, group_name
 from ._record import THRESHOLD_GRAD, Found, Metric, Option, Settings, check_settings
-
-if TYPE_CHECKING:
-    from ..distributed import ProcessGroup
 
 
 def partial_auc(

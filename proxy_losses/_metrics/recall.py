@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
@@ -11,6 +9,7 @@ from .. import _numerics as num
 from .._checks import INTERPOLATIONS, check_defined, check_floating, check_quantile
 from .._quantiles import quantiles
 from .._ranks import How, Lists
+from ..distributed import ProcessGroup
 from ._record import (
     THRESHOLD_GRAD,
     Found,
@@ -20,9 +19,6 @@ from ._record import (
     of_arguments,
 )
 from ._steps import Steps
-
-if TYPE_CHECKING:
-    from ..distributed import ProcessGroup
 
 
 def recall_defined(

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from .. import _numerics as num
 from .._checks import check_defined, check_lists
 from .._ranks import PRECISION, How, Lists, rank_mean, rank_slopes
-from ..distributed import group_name
+from ..distributed import ProcessGroup, group_name
 from ._record import Found, Metric, Settings, has_both, of_arguments
-
-if TYPE_CHECKING:
-    from ..distributed import ProcessGroup
 
 
 def smooth_ap_defined(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,11 +10,8 @@ from torch import Tensor
 from .. import _numerics as num
 from .._checks import check_defined
 from .._ranks import How, Lists, pairs_won, rank_slopes, sigmoid_sums, softplus_sums
-from ..distributed import all_reduce, group_name
+from ..distributed import ProcessGroup, all_reduce, group_name
 from ._record import Found, Metric, Option, Settings, has_both, of_arguments
-
-if TYPE_CHECKING:
-    from ..distributed import ProcessGroup
 
 
 def smooth_auroc_defined(

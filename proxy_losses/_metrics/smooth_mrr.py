@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,11 +11,8 @@ from .. import _numerics as num
 from .._checks import check_defined
 from .._ranks import How, Lists
 from .._ranks.steps import first_rank, served
-from ..distributed import all_reduce, all_reduce_with_grad, group_name
+from ..distributed import ProcessGroup, all_reduce, all_reduce_with_grad, group_name
 from ._record import Found, Metric, Settings, has_both, of_arguments
-
-if TYPE_CHECKING:
-    from ..distributed import ProcessGroup
 
 
 def smooth_mrr_defined(

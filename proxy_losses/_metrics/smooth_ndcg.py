@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from .._quantiles import between_places
 from .._ranks import DISCOUNT, How, Lists, rank_mean, rank_slopes
 from .._ranks.steps import relative_gains, served
 from ..distributed import (
+    ProcessGroup,
     all_reduce_with_grad,
     gather_counts,
     gather_known,
@@ -22,9 +22,6 @@ from ..distributed import (
     rank_and_size,
 )
 from ._record import Found, Metric, Option, Settings, of_arguments
-
-if TYPE_CHECKING:
-    from ..distributed import ProcessGroup
 
 LIBRARY.define("sharded_places(Tensor gain, str group) -> Tensor")
 

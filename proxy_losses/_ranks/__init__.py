@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,13 +20,10 @@ from .._checks import (
     common_shape,
 )
 from .._numerics import lift, number
-from ..distributed import group_name
+from ..distributed import ProcessGroup, group_name
 from . import op, shard  # noqa: F401  shard registers its ops
 from .lists import METHODS, How, Lists, Pairs
 from .phi import DISCOUNT, OUTRANKED, PRECISION, Phi
-
-if TYPE_CHECKING:
-    from ..distributed import ProcessGroup
 
 __all__ = [
     "DISCOUNT", "PRECISION", "How", "Lists", "Phi", "SoftRanks", "default_rtol", "pairs_won",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from ..distributed import ProcessGroup
+from ..distributed import ProcessGroup
 
 METHODS = ("auto", "dense", "grid")
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .._checks import warn_user
 from .._effects import LIBRARY
+from .._functions import in_graph, takes_batches
 from .._numerics import (
     beside,
     clean,
@@ -27,7 +28,7 @@ from .._numerics import (
     plainly_eager,
     positive_weight,
 )
-from ..distributed import all_reduce, all_reduce_with_grad, average_grad, in_graph, takes_batches
+from ..distributed import all_reduce, all_reduce_with_grad, average_grad
 from . import dense, grid
 from .census import look
 from .lists import Lists, Pairs

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from .._effects import LIBRARY
+from .._functions import takes_batches
 from .._numerics import plainly_eager
-from ..distributed import takes_batches
 from . import op
 from .lists import Lists
 

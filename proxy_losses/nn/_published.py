@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,11 +10,8 @@ from torch import Tensor
 from .. import _queue as q
 from .._metrics.recall import recall_at_quantile, recall_defined
 from .._metrics.smooth_ap import smooth_ap, smooth_ap_defined
-from .._schedule import in_warmup, now
-
-if TYPE_CHECKING:
-    from .._schedule import Clock, Schedule, ScheduleState
-    from ._queue import MemoryQueue
+from .._schedule import Clock, Schedule, ScheduleState, in_warmup, now
+from ._queue import MemoryQueue
 
 
 class PublishedNames:

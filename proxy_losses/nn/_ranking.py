@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ from .._metrics._record import (
 )
 from .._numerics import lift
 from .._old_names import takes_old_names
-from ..distributed import default_group, group_name
+from ..distributed import ProcessGroup, default_group, group_name
 from . import _late
 from ._batch import ScheduledLoss, as_flags, as_floating, check_class_ids, judge_class_ids, readable
 from ._published import PublishedNames
@@ -54,9 +54,6 @@ from ._queue import (
 from ._ring import keeps
 from ._seal import AVERAGED
 from ._state import guard
-
-if TYPE_CHECKING:
-    from ..distributed import ProcessGroup
 
 LossOutput: TypeAlias = Tensor | tuple[Any, ...]
 STRAY = torch.iinfo(torch.int64).max  # a class id that no class has
