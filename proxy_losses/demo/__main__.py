@@ -7,12 +7,20 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import torch
 
 EPOCHS_VARIABLE = "PROXY_LOSSES_DEMO_EPOCHS"
 Flags: TypeAlias = dict[str, tuple[Any, Any, str]]  # type, default and help of each
+
+
+class Parser(argparse.ArgumentParser):
+    """One whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with the message, without the usage."""
+        self.exit(2, f"{self.prog}: error: {message}\n")
 
 
 def number(kind: type[int] | type[float], low: float, high: float) -> Callable[[str], float]:
@@ -89,9 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The console script: 0, or one line on stderr and exit code 2."""
     argv = list(sys.argv[1:] if argv is None else argv)
     command = argv.pop(0) if argv[:1] == ["retrieval"] else ""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         f"proxy-losses-demo {command}".strip(),
-        usage=argparse.SUPPRESS,  # an error is one line
+        usage="%(prog)s [flags]",
         epilog=f"{EPOCHS_VARIABLE}=N in the environment shortens any run to N epochs.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
