@@ -216,7 +216,10 @@ def temp_at(step: int | Tensor, sched: Schedule) -> Tensor:
         >>> [round(temp_at(k, sched).item(), 6) for k in (0, 50, 100, 1000)]
         [0.1, 0.01, 0.001, 0.001]
     """
-    clock = _checked(step, sched)
+    return _temp_at(_checked(step, sched), sched)
+
+
+def _temp_at(clock: Tensor, sched: Schedule) -> Tensor:
     start, end = _real(sched.temp_start, clock), _real(sched.temp_end, clock)
     elapsed = (clock - sched.warmup_steps).clamp(min=0)
     done = elapsed.to(torch.float64) / _real(sched.temp_decay_steps, clock)
@@ -330,10 +333,9 @@ def state_temp(state: ScheduleState, sched: Schedule) -> Tensor:
         0.01
     """
     check_state(state)
-    _checked(state.step, sched)
+    clock = _checked(state.step, sched)
     switched = sched._replace(warmup_steps=state.switch_step)
-    step = torch.where(state.switch_step < 0, state.switch_step, state.step)
-    return temp_at(step, switched)
+    return _temp_at(torch.where(state.switch_step < 0, state.switch_step, clock), switched)
 
 
 def state_weight(state: ScheduleState, sched: Schedule, *, clock: Clock = "step") -> Tensor:

@@ -275,11 +275,11 @@ def _one_list(
         if not grad:
             continue
         if part is not None:
-            a, b = a * part, b * part
+            b = b * part
         far = tile[1][:, mates:] if mates else tile[1]
         gone, near = _row_sums(far).mul_(b), None
         if mates:
-            e, slope = a + b, tile[1][:, :mates].double()
+            e, slope = (a if part is None else a * part) + b, tile[1][:, :mates].double()
             gone.add_(slope.sum(1).mul_(e))
             near = _weighted(e, slope)
         pulls.append((near, gone, _weighted(b, far)))
